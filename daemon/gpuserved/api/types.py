@@ -1,0 +1,233 @@
+"""Wire types of the control API. Units are in the names; a value nobody knows is null, never 0.
+
+Requests are closed (unknown fields are refused); answers are open (a newer daemon may add fields).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+PROTOCOL_VERSION = 1
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of answers."""
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of requests."""
+
+
+class SupervisorView(Answer, frozen=True, kw_only=True):
+    """The daemon itself."""
+
+    pid: int
+    version: str
+    uptime_s: float
+    degraded: str | None = None
+    """What does not work right now (state not saved, ...); None: all well."""
+
+
+class RouterView(Answer, frozen=True, kw_only=True):
+    """The data plane. Figures are None while no router answers."""
+
+    pids: list[int] = []
+    in_flight: int | None = None
+    queued: int | None = None
+    requests_total: int | None = None
+
+
+class GpuOwner(Answer, frozen=True, kw_only=True):
+    """Who holds memory on a GPU. `replica` None: not ours."""
+
+    replica: str | None
+    pid: int
+    memory_bytes: int | None = None
+
+
+class GpuView(Answer, frozen=True, kw_only=True):
+    """One GPU."""
+
+    index: int
+    uuid: str
+    name: str
+    memory_used_bytes: int | None = None
+    memory_total_bytes: int | None = None
+    utilization_pct: float | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+    state: str = "OK"
+    owners: list[GpuOwner] = []
+
+
+class ReplicaView(Answer, frozen=True, kw_only=True):
+    """One replica."""
+
+    id: str
+    profile: str
+    model: str
+    engine: str
+    state: str
+    rotation: str | None = None
+    """in / probation / ejected / out; None while no router answers."""
+    reason: str | None = None
+    pid: int | None = None
+    shim_pid: int | None = None
+    generation: int = 0
+    gpus: list[int] = []
+    in_flight: int | None = None
+    running: int | None = None
+    waiting: int | None = None
+    kv_cache_pct: float | None = None
+    restarts: int = 0
+    started_at: float | None = None
+    """Unix seconds of the present process's start."""
+    phase: str | None = None
+    """While STARTING: what the engine is doing, from its log."""
+
+
+class Status(Answer, frozen=True, kw_only=True):
+    """`gpuserve status --json`, and the body of a snapshot event."""
+
+    generation: int
+    """Of the desired state; mutations may carry it."""
+    version: str
+    endpoint: str | None
+    supervisor: SupervisorView
+    router: RouterView
+    gpus: list[GpuView] = []
+    replicas: list[ReplicaView] = []
+
+
+class VersionView(Answer, frozen=True, kw_only=True):
+    """`GET /v1/version`."""
+
+    version: str
+    protocol: int
+
+
+class ApplyRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Add or update profiles. `profiles` maps a name to its TOML text; `sources` to the path shown in errors.
+
+    :param prune: remove profiles that are not named here.
+    :param generation: refuse with `conflict` where the desired state has moved since.
+    """
+
+    profiles: dict[str, str]
+    sources: dict[str, str] = {}
+    prune: bool = False
+    dry_run: bool = False
+    generation: int | None = None
+
+
+class Change(Answer, frozen=True, kw_only=True):
+    """One thing `apply` does."""
+
+    replica: str
+    action: str
+    """start / stop / replace / keep"""
+    why: str
+
+
+class Placement(Answer, frozen=True, kw_only=True):
+    """Where one replica goes. Bytes are per GPU; None: not estimated."""
+
+    replica: str
+    gpus: list[int]
+    tensor_parallel_size: int
+    max_model_len: int | None = None
+    gpu_memory_utilization: float | None = None
+    weights_bytes: int | None = None
+    kv_cache_bytes: int | None = None
+    kv_cache_tokens: int | None = None
+    max_concurrency: float | None = None
+    command: list[str] = []
+    environment: dict[str, str] = {}
+
+
+class PlanWarning(Answer, frozen=True, kw_only=True):
+    """Something the operator should know."""
+
+    code: str
+    message: str
+
+
+class Refusal(Answer, frozen=True, kw_only=True):
+    """Why a plan does not fit, and the smallest change that would make it."""
+
+    code: str
+    message: str
+    hint: str
+
+
+class Plan(Answer, frozen=True, kw_only=True):
+    """`gpuserve plan --json`."""
+
+    fits: bool
+    placements: list[Placement] = []
+    warnings: list[PlanWarning] = []
+    refusal: Refusal | None = None
+
+
+class ApplyResult(Answer, frozen=True, kw_only=True):
+    """What `apply` did, or with `dry_run` would do."""
+
+    generation: int
+    changes: list[Change] = []
+    warnings: list[PlanWarning] = []
+
+
+class PlanRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One profile to plan; `inventory` as in `--inventory FILE`, else the daemon's own."""
+
+    name: str
+    text: str
+    source: str | None = None
+    inventory: dict[str, Any] | None = None
+
+
+class ReplicasRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Act on these replicas (ids, or profile names for all of theirs)."""
+
+    replicas: list[str]
+    generation: int | None = None
+
+
+class ScaleRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Change the number of replicas of a profile."""
+
+    profile: str
+    replicas: int
+    generation: int | None = None
+
+
+class ActionResult(Answer, frozen=True, kw_only=True):
+    """The replicas an action touched, with the state each is now in."""
+
+    generation: int
+    replicas: dict[str, str] = {}
+
+
+class LogChunk(Answer, frozen=True, kw_only=True):
+    """A piece of one replica's log. `next` continues it."""
+
+    lines: list[str]
+    next: str | None = None
+
+
+class FleetEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of `GET /v1/events`.
+
+    `kind`: `snapshot` (status set; the first line, and again after a resync), `replica` (a state change), `telemetry`
+    (status set, figures only; dropped first for a slow reader), `notice`.
+    """
+
+    seq: int
+    at: float
+    kind: str
+    status: Status | None = None
+    replica: ReplicaView | None = None
+    previous_state: str | None = None
+    message: str | None = None

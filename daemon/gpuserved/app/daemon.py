@@ -1,0 +1,262 @@
+"""The composition root: what starts in which order, and what ends in which."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gpuserved.api.errors import Conflict, GpuserveError
+from gpuserved.api.roots import Roots
+from gpuserved.api.types import ApplyRequest
+from gpuserved.app.main import BACKGROUND_ORPHAN_TTL_S
+from gpuserved.config.daemon import DaemonConfig, load_daemon_config, read_hf_token, read_keys
+from gpuserved.control.server import ControlServer
+from gpuserved.core.events import EventKind
+from gpuserved.core.state import State
+from gpuserved.fleet import adopt, store
+from gpuserved.fleet import apply as applying
+from gpuserved.fleet.desired import Wanted, arrange
+from gpuserved.fleet.fleet import Fleet
+from gpuserved.fleet.gpus import Gpus
+from gpuserved.host import listen, sdnotify
+from gpuserved.host.lock import DaemonLock
+from gpuserved.supervisor.owner import Owner
+from gpuserved.supervisor.router_link import RouterLink
+from gpuserved.telemetry.choose import choose
+
+log = logging.getLogger(__name__)
+
+STOP_POLL_S = 0.05
+LOOP_LAG_MAX_S = 1.0
+"""The watchdog is fed only while the loop answers within this."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """How everything is to be stopped."""
+
+    drain: bool
+    forget: bool
+    """Forget what was wanted: the next daemon starts empty."""
+
+
+async def serve(roots: Roots, config: DaemonConfig, args: argparse.Namespace, path: Path | None) -> int:
+    """Run the daemon.
+
+    :raises GpuserveError: it could not start; nothing was changed.
+    """
+    notify = sdnotify.take_socket()
+    watchdog_s = sdnotify.watchdog_interval_s()
+    lock = DaemonLock(roots.run / "daemon.lock")
+    end: asyncio.Future[Stop | None] = asyncio.get_running_loop().create_future()
+    fleet = await _assemble(roots, config, args)
+    _wire(fleet, args, path, end)
+    control = ControlServer(fleet, roots.control_socket)
+    try:
+        await _take_up(fleet)
+        fleet.router.begin()
+        fleet.gpus.begin(fleet.owners, fleet.telemetry)
+        await control.start()
+        sdnotify.notify(notify, "READY=1")
+        log.info("gpuserved PID %s serves %s", os.getpid(), fleet.endpoint)
+        if args.profiles:
+            await _apply_folder(fleet, Path(args.profiles))
+        watchdog = asyncio.ensure_future(_feed_watchdog(notify, watchdog_s))
+        how = await end
+        watchdog.cancel()
+        sdnotify.notify(notify, "STOPPING=1")
+        if how is not None:
+            await _stop_everything(fleet, how)
+    finally:
+        fleet.bus.close()
+        await control.stop()
+        for owner in list(fleet.owners.values()):
+            await owner.detach()
+        await fleet.router.detach()
+        fleet.gpus.close()
+        lock.release()
+    return 0
+
+
+async def _assemble(roots: Roots, config: DaemonConfig, args: argparse.Namespace) -> Fleet:
+    ttl = config.orphan_ttl_s
+    if ttl is None and args.background:
+        ttl = BACKGROUND_ORPHAN_TTL_S
+    gpus = Gpus(choose(os.environ, config.gpu_provider))
+    router = RouterLink(roots, lambda: None)
+    fleet = Fleet(roots, router, gpus, orphan_ttl_s=ttl)
+    _settings(fleet, config)
+    await _open_port(fleet, config, asked=args.listen is not None)
+    return fleet
+
+
+def _settings(fleet: Fleet, config: DaemonConfig) -> None:
+    """What can change while the daemon runs."""
+    fleet.keys = read_keys(config.keys_file) if config.keys_file else []
+    fleet.hf_token = read_hf_token(config.hf_token_file) if config.hf_token_file else None
+    fleet.hang_timeout_s = config.hang_timeout_s
+
+
+async def _open_port(fleet: Fleet, config: DaemonConfig, *, asked: bool) -> None:
+    """Adopt the router with its socket, or bind one.
+
+    :raises Conflict: a router serves another address than was asked for.
+    :raises Refused: the port is taken.
+    """
+    router = fleet.router
+    last = router.table_on_disk()
+    fleet.table_generation = last.generation if last is not None else 0
+    if await router.adopt():
+        assert router.listener is not None
+        host, port = router.listener.getsockname()[:2]
+        if asked and (port != config.port or host != config.host):
+            await router.detach()
+            raise Conflict(
+                f"the router of this root already serves {host}:{port}, and {config.listen} is asked for",
+                "run `gpuserve down` first, or leave --listen away",
+            )
+    else:
+        listener = listen.inherited() or listen.bind(config.listen)
+        if last is None or not last.models:
+            fleet.publish_routes(force=True)
+        await router.start(listener)
+    assert router.listener is not None
+    fleet.endpoint = listen.url_of(router.listener)
+
+
+def _wire(
+    fleet: Fleet, args: argparse.Namespace, path: Path | None, end: asyncio.Future[Stop | None]
+) -> None:
+    """Signals and the control API's two wishes that concern the daemon itself."""
+    loop = asyncio.get_running_loop()
+
+    def finish(how: Stop | None) -> None:
+        if not end.done():
+            end.set_result(how)
+        elif how is not None and not how.drain:
+            for owner in fleet.owners.values():
+                owner.post(EventKind.DRAIN_TIMEOUT)
+
+    def interrupted() -> None:
+        finish(Stop(drain=not end.done(), forget=False))
+
+    def reload_settings() -> None:
+        config = load_daemon_config(path) if path else DaemonConfig()
+        _settings(fleet, config.with_flags(keys_file=args.keys_file))
+
+    def hang_up() -> None:
+        task = asyncio.ensure_future(fleet.reload())
+        task.add_done_callback(_report_reload)
+
+    fleet.on_shutdown = lambda drain: finish(Stop(drain=drain, forget=True))
+    fleet.on_reload = reload_settings
+    loop.add_signal_handler(signal.SIGTERM, finish, None)
+    loop.add_signal_handler(signal.SIGINT, interrupted)
+    loop.add_signal_handler(signal.SIGHUP, hang_up)
+
+
+def _report_reload(task: asyncio.Task[object]) -> None:
+    error = task.exception()
+    if isinstance(error, GpuserveError):
+        log.error("reload refused, nothing has changed: %s", error.message)
+    elif error is not None:
+        log.error("reload failed", exc_info=error)
+
+
+async def _take_up(fleet: Fleet) -> None:
+    """Desired state from disk, live replicas from their shims."""
+    saved, problem = store.load(fleet.roots.state / "fleet.json")
+    fleet.degraded = problem
+    if problem:
+        log.error("%s", problem)
+    fleet.generation = saved.generation
+    fleet.wanted = _wanted(fleet, saved)
+    fleet.gpus.simulate([each.profile for each in fleet.wanted.values()])
+    records = {record.id: record for record in saved.replicas}
+    held = {name: record.gpu_uuids for name, record in records.items()}
+    found, unexplained = adopt.scan(fleet.roots.run)
+    notes = {each.note.replica: each.note.gpu_uuids for each in found}
+    arranged = arrange(fleet.wanted, await fleet.gpus.real_inventory(), {**held, **notes})
+    ours, strays = adopt.match(found, records, {each.replica for each in arranged.assignments})
+    for assignment in arranged.assignments:
+        owner = Owner(assignment, fleet)
+        fleet.owners[assignment.replica] = owner
+    for stray in strays:
+        log.warning("ending a replica that nobody wants: %s", adopt.describe(stray))
+    ends = [adopt.end_stray(s.folder, s.note.nonce) for s in strays]
+    await asyncio.gather(*ends, *(adopt.end_stray(folder, folder.name) for folder in unexplained))
+    for name, owner in fleet.owners.items():
+        if name in ours:
+            await adopt.take_over(owner, ours[name], records.get(name))
+        else:
+            adopt.resume_without_process(owner, records.get(name))
+        owner.begin()
+    fleet.publish_routes(force=True)
+    fleet.save_quietly()
+
+
+def _wanted(fleet: Fleet, saved: store.FleetRecord) -> dict[str, Wanted]:
+    found: dict[str, Wanted] = {}
+    for each in saved.wanted:
+        try:
+            profile = applying.read(fleet, each.name, each.text, each.source)
+        except GpuserveError as error:
+            fleet.degraded = f"profile {each.name} is not valid any more: {error.message}"
+            log.error("%s", fleet.degraded)  # noqa: TRY400 - the sentence says it all
+            continue
+        found[each.name] = Wanted(each.text, each.source, profile, each.scaled)
+    return found
+
+
+async def _apply_folder(fleet: Fleet, folder: Path) -> None:
+    """`--profiles DIR`: one apply of all of them; an error is logged and what ran goes on."""
+    paths = sorted(folder.glob("*.toml"))
+    if not paths:
+        log.warning("%s holds no profile", folder)
+        return
+    request = ApplyRequest(
+        profiles={path.stem: path.read_text("utf-8") for path in paths},
+        sources={path.stem: str(path.absolute()) for path in paths},
+    )
+    try:
+        await fleet.apply(request)
+    except GpuserveError as error:
+        fleet.degraded = error.message
+        log.error("%s: %s", folder, error.message)  # noqa: TRY400 - the operator's mistake, not ours
+
+
+async def _stop_everything(fleet: Fleet, how: Stop) -> None:
+    """Stop all replicas, then the router. What was wanted is forgotten only where the operator said `down`."""
+    log.info("stopping everything%s", "" if how.drain else " at once")
+    kept = {} if how.forget else dict(fleet.wanted)
+    fleet.wanted = {}
+    for owner in fleet.owners.values():
+        if not how.drain:
+            limits = replace(owner.assignment.profile.limits, drain_s=0.0)
+            profile = replace(owner.assignment.profile, limits=limits)
+            owner.assignment = replace(owner.assignment, profile=profile)
+        owner.post(EventKind.STOP)
+    while fleet.owners:  # each leaves the fleet once its tree is gone
+        await asyncio.sleep(STOP_POLL_S)
+    fleet.generation += 1
+    fleet.wanted = kept
+    fleet.save_quietly()
+    await fleet.router.stop()
+    (fleet.roots.run / "routing.json").unlink(missing_ok=True)
+
+
+async def _feed_watchdog(notify: str | None, interval_s: float | None) -> None:
+    """Ping systemd only while this loop is on time."""
+    if interval_s is None:
+        return
+    while True:
+        before = time.monotonic()
+        await asyncio.sleep(interval_s)
+        if time.monotonic() - before - interval_s < LOOP_LAG_MAX_S:
+            sdnotify.notify(notify, "WATCHDOG=1")

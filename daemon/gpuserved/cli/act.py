@@ -1,0 +1,52 @@
+"""start, stop, restart, drain, undrain, scale, reload."""
+
+from __future__ import annotations
+
+import argparse
+
+from gpuserved.api.types import ActionResult, ApplyResult, ReplicasRequest, ScaleRequest
+from gpuserved.cli.session import client_of, print_json, warn
+from gpuserved.host.logtail import clean
+
+
+def act(options: argparse.Namespace) -> int:
+    """One verb on some replicas."""
+    client = client_of(options)
+    return _shown(client.act(options.verb, ReplicasRequest(replicas=options.replicas)), as_json=options.json)
+
+
+def scale(options: argparse.Namespace) -> int:
+    """`gpuserve scale`."""
+    request = ScaleRequest(profile=options.profile, replicas=options.count)
+    return _shown(client_of(options).scale(request), as_json=options.json)
+
+
+def reload(options: argparse.Namespace) -> int:
+    """`gpuserve reload`."""
+    result = client_of(options).reload()
+    print_changes(result, as_json=options.json)
+    return 0
+
+
+def print_changes(result: ApplyResult, *, as_json: bool, would: bool = False) -> None:
+    """What `apply` and its like did."""
+    if as_json:
+        print_json(result)
+        return
+    for warning in result.warnings:
+        warn(f"warning: {clean(warning.message)}")
+    changes = [change for change in result.changes if change.action != "keep"]
+    for change in changes:
+        why = f"  ({clean(change.why)})" if change.why else ""
+        print(f"{'would ' if would else ''}{change.action} {clean(change.replica)}{why}")
+    if not changes:
+        print("nothing to change")
+
+
+def _shown(result: ActionResult, *, as_json: bool) -> int:
+    if as_json:
+        print_json(result)
+    else:
+        for replica, state in sorted(result.replicas.items()):
+            print(f"{clean(replica)}  {state}")
+    return 0

@@ -1,0 +1,72 @@
+"""down."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+
+from gpuserved.api.client import ControlClient
+from gpuserved.api.errors import GpuserveError, TimedOut, Unavailable
+from gpuserved.cli.session import client_of, on_terminal, warn
+
+_POLL_S = 0.1
+_EXIT_WAIT_S = 15.0
+"""From the control socket's end to the process's."""
+
+
+def down(options: argparse.Namespace) -> int:
+    """`gpuserve down`: returns once everything is gone."""
+    client = client_of(options)
+    status = client.status()
+    if not options.yes and on_terminal():
+        count = len(status.replicas)
+        print(
+            f"Stop {count} replica{'s' if count != 1 else ''} and the daemon at {status.endpoint}? [y/N] ",
+            end="",
+            flush=True,
+        )
+        if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+            warn("nothing was stopped")
+            return 1
+    client.shutdown(drain=not options.no_drain)
+    wait_gone(client, status.supervisor.pid, options.wait)
+    return 0
+
+
+def wait_gone(client: ControlClient, pid: int, limit_s: float) -> None:
+    """Wait until the daemon has stopped everything and itself.
+
+    :raises TimedOut: it goes on stopping.
+    """
+    deadline = time.monotonic() + limit_s
+    shown = -1
+    while True:
+        try:
+            left = sum(replica.state not in {"STOPPED", "FAILED"} for replica in client.status().replicas)
+        except Unavailable:
+            break
+        except GpuserveError:
+            left = shown
+        if left != shown and left > 0:
+            warn(f"stopping: {left} left")
+        shown = left
+        if time.monotonic() > deadline:
+            raise TimedOut(
+                f"not everything has stopped within {limit_s:g} s; it goes on", "look with gpuserve status"
+            )
+        time.sleep(_POLL_S)
+    deadline = time.monotonic() + _EXIT_WAIT_S
+    while _alive(pid) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+
+
+def _alive(pid: int) -> bool:
+    """True while the process runs; a zombie has ended."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            state = file.read().rpartition(b")")[2].split()[:1]
+    except OSError:
+        return False
+    return state != [b"Z"] and os.path.exists(f"/proc/{pid}")

@@ -1,0 +1,121 @@
+"""status, gpus, events, logs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+import msgspec
+
+from gpuserved.api.errors import Conflict, Invalid, TimedOut, Unavailable
+from gpuserved.api.types import FleetEvent, ReplicaView
+from gpuserved.cli.session import client_of, notice, print_json, warn, width
+from gpuserved.cli.text import gpu_lines, last_state, status_lines
+from gpuserved.host.logtail import clean
+
+_WATCH_S = 1.0
+_CLEAR = "\x1b[H\x1b[J"
+
+
+def status(options: argparse.Namespace) -> int:
+    """`gpuserve status`."""
+    client = client_of(options)
+    if options.watch:
+        return _watch(options)
+    found = client.status()
+    if options.json:
+        print_json(found)
+    else:
+        print("\n".join(status_lines(found, width())))
+    notice(client)
+    return 0
+
+
+def _watch(options: argparse.Namespace) -> int:
+    """Show it again and again; a daemon that restarts is waited for."""
+    terminal = sys.stdout.isatty()
+    client_of(options).status()  # a daemon that never was is an error, one that goes away later is news
+    try:
+        while True:
+            try:
+                found = client_of(options).status()
+            except (Unavailable, TimedOut) as error:
+                lines = [f"{error.message}; waiting for it"]
+            else:
+                lines = (
+                    [msgspec.json.encode(found).decode()] if options.json else status_lines(found, width())
+                )
+            clear = _CLEAR if terminal and not options.json else ""
+            print(clear + "\n".join(lines), flush=True)
+            time.sleep(_WATCH_S)
+    except KeyboardInterrupt:
+        return 0
+
+
+def gpus(options: argparse.Namespace) -> int:
+    """`gpuserve gpus`."""
+    found = client_of(options).status().gpus
+    if options.json:
+        print_json({"gpus": found})
+    elif found:
+        print("\n".join(gpu_lines(found, width())))
+    else:
+        print("no GPUs on this host, or none that the daemon may see")
+    return 0
+
+
+def events(options: argparse.Namespace) -> int:
+    """`gpuserve events`."""
+    stream = client_of(options).events()
+    try:
+        for event in stream:
+            if options.json:
+                print_json(event)
+            else:
+                for line in event_lines(event):
+                    print(line, flush=True)
+            if not options.follow:
+                return 0
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        stream.close()  # type: ignore[attr-defined]  # every Iterator here is a generator
+    warn("the daemon has gone")
+    return Unavailable.exit_code
+
+
+def event_lines(event: FleetEvent) -> list[str]:
+    """What a person wants to read of an event; telemetry is for screens."""
+    at = time.strftime("%H:%M:%S", time.localtime(event.at))
+    if event.kind == "snapshot" and event.status is not None:
+        return [f"{at}  {_state(replica)}" for replica in event.status.replicas] or [f"{at}  no replicas"]
+    if event.replica is not None:
+        return [f"{at}  {_state(event.replica, event.previous_state)}"]
+    return [f"{at}  {clean(event.message)}"] if event.message else []
+
+
+def _state(replica: ReplicaView, previous: str | None = None) -> str:
+    came = f"{previous} -> " if previous and previous != replica.state else ""
+    why = f"  {clean(replica.reason)}" if replica.reason else ""
+    return f"{clean(replica.id)}  {came}{replica.state}{why}"
+
+
+def logs(options: argparse.Namespace) -> int:
+    """`gpuserve logs`."""
+    if (options.replica is None) != options.daemon:
+        raise Invalid("name one replica, or --daemon", "gpuserve status lists the replicas")
+    if options.follow and options.previous:
+        raise Conflict("a log of the past cannot be followed", "use --previous or -f, not both")
+    lines = client_of(options).logs(
+        options.replica, lines=options.lines, previous=options.previous, follow=options.follow
+    )
+    try:
+        for line in lines:
+            shown = last_state(line)
+            print(
+                msgspec.json.encode({"line": shown}).decode() if options.json else shown, flush=options.follow
+            )
+    except KeyboardInterrupt:
+        return 0
+    return 0

@@ -1,0 +1,228 @@
+"""`gpuserved.toml`: flags beat it, it beats the defaults."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import stat
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gpuserved.api.errors import Invalid
+from gpuserved.api.roots import Roots
+from gpuserved.api.routing import ApiKey
+from gpuserved.config.document import Document, parse
+from gpuserved.config.fields import Number, Read, Text, boolean, read_table
+
+DEFAULT_LISTEN = ("127.0.0.1", 8000)
+_KEY_LINE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._@-]{0,63}):([0-9a-fA-F]{64})")
+_WEEK_S = 7 * 86_400.0
+_ROUTER: dict[str, Read] = {"listen": Text(), "keys_file": Text(), "insecure": boolean}
+_SUPERVISOR: dict[str, Read] = {
+    "orphan_ttl_s": Number(1, 52 * _WEEK_S),
+    "hang_timeout_s": Number(1, 86_400),
+    "hf_token_file": Text(),
+}
+_GPUS: dict[str, Read] = {"provider": Text()}
+
+
+@dataclass(frozen=True)
+class DaemonConfig:
+    """Everything of the daemon's own that an operator can set."""
+
+    host: str = DEFAULT_LISTEN[0]
+    port: int = DEFAULT_LISTEN[1]
+    routers: int = 1
+    keys_file: Path | None = None
+    insecure: bool = False
+    orphan_ttl_s: float | None = None
+    """None: replicas wait for a supervisor or router for ever."""
+    hang_timeout_s: float | None = None
+    """Beats the profiles' default; None: each profile's own."""
+    hf_token_file: Path | None = None
+    gpu_provider: str = "auto"
+    """auto, nvml, none, or the path of an inventory file."""
+
+    @property
+    def listen(self) -> str:
+        """`HOST:PORT`, an IPv6 host in brackets."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def with_flags(
+        self,
+        *,
+        listen: str | None = None,
+        keys_file: str | None = None,
+        insecure: bool = False,
+        orphan_ttl_s: float | None = None,
+    ) -> DaemonConfig:
+        """The same with what the command line says instead."""
+        config = self
+        if listen is not None:
+            host, port = parse_listen(listen)
+            config = replace(config, host=host, port=port)
+        if keys_file is not None:
+            config = replace(config, keys_file=Path(keys_file).expanduser().absolute())
+        if orphan_ttl_s is not None:
+            config = replace(config, orphan_ttl_s=orphan_ttl_s)
+        return replace(config, insecure=config.insecure or insecure)
+
+    def checked(self) -> DaemonConfig:
+        """The same, once it is safe to serve with it.
+
+        :raises Invalid: an address others can reach without a single key and without `insecure`.
+        """
+        if is_loopback(self.host) or self.insecure:
+            return self
+        if self.keys_file is None or not read_keys(self.keys_file):
+            raise Invalid(
+                f"{self.listen} can be reached from other machines, and no API keys are set",
+                "gpuserve up --listen ADDR --generate-key makes one; [router] keys_file names a file of them; "
+                "insecure = true serves everybody",
+            )
+        return self
+
+
+def find_config(roots: Roots) -> Path | None:
+    """The daemon's file where none is named; None: there is none, and the defaults count."""
+    path = roots.config / "gpuserved.toml"
+    return path if path.is_file() else None
+
+
+def load_daemon_config(path: Path | None) -> DaemonConfig:
+    """Read the daemon's file. Paths in it that are relative are beside it.
+
+    :param path: None: the defaults.
+    :raises Invalid: naming file, line and key.
+    """
+    if path is None:
+        return DaemonConfig()
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Invalid(f"{path}: cannot be read: {_reason(error)}", "check the path after --config") from None
+    return parse_daemon_config(text, path)
+
+
+def parse_daemon_config(text: str, path: Path) -> DaemonConfig:
+    """The same for text that stands, or would stand, in `path`."""
+    document = parse(text, str(path))
+    read_table(document, (), {}, also=("router", "supervisor", "gpus"))
+    router = read_table(document, ("router",), _ROUTER, also=("routers",))
+    supervisor = read_table(document, ("supervisor",), _SUPERVISOR)
+    gpus = read_table(document, ("gpus",), _GPUS)
+    _one_router(document)
+    folder = path.absolute().parent
+    host, port = DEFAULT_LISTEN
+    if "listen" in router:
+        try:
+            host, port = parse_listen(router["listen"])
+        except Invalid as error:
+            document.refuse(("router", "listen"), error.message, error.hint)
+    provider = gpus.get("provider", "auto")
+    return DaemonConfig(
+        host=host,
+        port=port,
+        keys_file=_beside(folder, router.get("keys_file")),
+        insecure=router.get("insecure", False),
+        orphan_ttl_s=supervisor.get("orphan_ttl_s"),
+        hang_timeout_s=supervisor.get("hang_timeout_s"),
+        hf_token_file=_beside(folder, supervisor.get("hf_token_file")),
+        gpu_provider=provider if provider in {"auto", "nvml", "none"} else str(_beside(folder, provider)),
+    )
+
+
+def _one_router(document: Document) -> None:
+    table = document.data.get("router", {})
+    given = table.get("routers", 1)
+    if given != "auto" and (type(given) is not int or given < 1):
+        document.refuse_value(("router", "routers"), '1 or "auto"', given)
+    if given not in {1, "auto"}:
+        document.refuse(("router", "routers"), f"{given} routers: this version runs one", 'use 1 or "auto"')
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """`HOST:PORT`, `[V6]:PORT` or `PORT` (this machine alone) as host and port.
+
+    :raises Invalid: anything else.
+    """
+    host, _, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+        good = ":" in host
+    else:
+        good = re.fullmatch(r"[A-Za-z0-9._-]*", host) is not None
+    if not good or not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
+        raise Invalid(
+            f"{text!r} is not an address to listen on",
+            "write HOST:PORT, as in 127.0.0.1:8000, 0.0.0.0:8000 or [::1]:8000",
+        )
+    return host or DEFAULT_LISTEN[0], int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """True where only this machine can connect."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def read_keys(path: Path) -> list[ApiKey]:
+    """The hashed keys in a keys file: `NAME:SHA256HEX` a line, blank lines and `#` lines between.
+
+    :raises Invalid: unreadable, or a line of another form (its text is not repeated: it may be a key).
+    """
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Invalid(f"{path}: the keys file cannot be read: {_reason(error)}", "check keys_file") from None
+    keys: list[ApiKey] = []
+    for number, line in enumerate(lines, start=1):
+        stripped = line.strip()
+        if not stripped or stripped.startswith("#"):
+            continue
+        found = _KEY_LINE.fullmatch(stripped)
+        if found is None:
+            raise Invalid(
+                f"{path}:{number}: expected NAME:SHA256, the hash as 64 hex digits",
+                "gpuserve up --generate-key writes such a line; printf %s KEY | sha256sum makes the hash",
+                {"file": str(path), "line": number},
+            )
+        if any(key.name == found[1] for key in keys):
+            raise Invalid(
+                f"{path}:{number}: the name {found[1]} is used twice", "give every key its own name"
+            )
+        keys.append(ApiKey(name=found[1], sha256=found[2].lower()))
+    return keys
+
+
+def read_hf_token(path: Path) -> str:
+    """The Hugging Face token in a file that only its owner, or its group, can read.
+
+    :raises Invalid: unreadable, empty, or readable by everybody.
+    """
+    try:
+        with open(path, "rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            text = file.read(4096).decode("ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Invalid(
+            f"{path}: hf_token_file cannot be read: {_reason(error)}", "check hf_token_file"
+        ) from None
+    if mode & stat.S_IROTH:
+        raise Invalid(f"{path}: everybody can read this token", f"chmod 600 {path}")
+    if not text or len(text.split()) != 1:
+        raise Invalid(f"{path}: expected one token and nothing else", "write the token alone into the file")
+    return text
+
+
+def _beside(folder: Path, written: str | None) -> Path | None:
+    return None if written is None else folder / Path(written).expanduser()
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else "not plain text"

@@ -1,0 +1,66 @@
+"""What the control server needs of the fleet. The fleet implements it; tests bring a small fleet of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from gpuserved.api.types import (
+    ActionResult,
+    ApplyRequest,
+    ApplyResult,
+    Plan,
+    PlanRequest,
+    ReplicasRequest,
+    ScaleRequest,
+    Status,
+)
+from gpuserved.fleet.bus import Subscription
+
+
+class FleetPort(Protocol):
+    """The fleet as the control API sees it.
+
+    Every method raises `api.errors.GpuserveError` for what an operator must be told; a mutation whose request carries a
+    generation raises `Conflict` where the desired state has moved since.
+    """
+
+    def status(self) -> Status:
+        """The whole state now, from memory: no I/O."""
+
+    async def apply(self, request: ApplyRequest) -> ApplyResult:
+        """Add or update profiles; with `dry_run` only say what would change."""
+
+    async def plan(self, request: PlanRequest) -> Plan:
+        """Place one profile on the given inventory, or on the host's, without changing anything."""
+
+    async def act(self, verb: str, request: ReplicasRequest) -> ActionResult:
+        """One of `VERBS` on these replicas. Returns once each has accepted it, not once it is done.
+
+        :raises NotFound: an unknown replica or profile; then none was touched.
+        :raises Conflict: a replica's state does not know the verb.
+        """
+
+    async def scale(self, request: ScaleRequest) -> ActionResult:
+        """Change the number of replicas of a profile."""
+
+    async def reload(self) -> ApplyResult:
+        """Read the daemon's file, the keys and the profiles again."""
+
+    async def shutdown(self, drain: bool) -> None:
+        """Begin to stop everything and the daemon; returns at once. The control socket goes when all is gone."""
+
+    def log_path(self, replica: str, previous: bool) -> list[Path]:
+        """The log of the present start, or of the one before: rotated segments, oldest first, then the live file.
+
+        :raises NotFound: no such replica, or no such start.
+        """
+
+    def daemon_log(self) -> list[Path]:
+        """The daemon's own log, oldest segment first."""
+
+    def subscribe(self) -> Subscription:
+        """A new reader of events: a snapshot first, then deltas."""
+
+
+VERBS = ("start", "stop", "restart", "drain", "undrain")

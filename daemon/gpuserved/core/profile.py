@@ -1,0 +1,142 @@
+"""A validated profile: what one `profiles/NAME.toml` asks for, with every default made explicit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Union
+
+AUTO = "auto"
+
+# A value of an engine flag as TOML can write it. Lists and tables become JSON on the command line.
+FlagValue = Union[str, int, float, bool, list["FlagValue"], dict[str, "FlagValue"]]  # noqa: UP007 - quoted names cannot be joined by | on 3.10
+
+
+class EngineName(str, Enum):
+    """The engines an adapter exists for."""
+
+    VLLM = "vllm"
+    LLAMACPP = "llamacpp"
+    COMMAND = "command"
+    SIM = "sim"
+
+
+class Policy(str, Enum):
+    """How the router chooses a replica."""
+
+    LEAST_INFLIGHT = "least_inflight"
+    ROUND_ROBIN = "round_robin"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Per-profile limits of the data plane."""
+
+    queue: int = 512
+    """Requests that may wait while no replica is ready; the next one gets 429."""
+    queue_timeout_s: float = 600.0
+    """How long one request waits for a ready replica before 503; covers one cold start of a large model."""
+    drain_s: float = 60.0
+    """How long a stop waits for requests in flight."""
+    term_grace_s: float = 10.0
+    """From SIGTERM to SIGKILL of the tree."""
+
+
+@dataclass(frozen=True)
+class RestartPolicy:
+    """When a crashed replica is started again. Defaults are DESIGN.md's; kubelet caps at the same 300 s."""
+
+    budget: int = 5
+    """Crashes in a row, without `stable_s` of READY between them, that end in FAILED."""
+    stable_s: float = 600.0
+    backoff_s: float = 1.0
+    """First delay; doubles with each crash in a row."""
+    backoff_max_s: float = 300.0
+    jitter: float = 0.2
+    """The delay is spread by this fraction to either side."""
+    retry_s: float = 300.0
+    """From FAILED: transient causes, and the last replica of a model, are tried again after this."""
+
+
+@dataclass(frozen=True)
+class HealthPolicy:
+    """Probes of one replica. All times in seconds."""
+
+    interval_s: float = 1.0
+    timeout_s: float = 5.0
+    failure_threshold: int = 3
+    """Failed liveness probes in a row that make a replica UNHEALTHY."""
+    startup_stall_s: float = 600.0
+    """A start without any progress (log, CPU time) for this long has failed; a slow one has not."""
+    hang_rotation_s: float = 30.0
+    """Engine busy and its step counter flat for this long: out of rotation."""
+    hang_timeout_s: float = 120.0
+    """The same for this long: killed and replaced."""
+
+
+@dataclass(frozen=True)
+class CommandSpec:
+    """The `command` engine: any OpenAI-compatible server."""
+
+    argv: tuple[str, ...]
+    """May hold `{socket}` or `{port}`, `{model}` and `{replica}`."""
+    health_path: str = "/health"
+    metrics_path: str | None = None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One model and how to serve it."""
+
+    name: str
+    model: str
+    """Folder or hub id."""
+    served_name: str
+    engine: EngineName = EngineName.VLLM
+    python: str | None = None
+    """Interpreter whose environment holds the engine; None: found through PATH."""
+    replicas: int | None = None
+    """None: automatic, one per GPU (or per group of `tensor_parallel_size` GPUs)."""
+    tensor_parallel_size: int | None = None
+    """None: automatic; this version takes 1."""
+    max_model_len: int | None = None
+    """None: `auto`."""
+    target_concurrency: int | None = None
+    gpus: tuple[str, ...] | None = None
+    """Indexes or UUIDs this profile may use; None: all."""
+    policy: Policy = Policy.LEAST_INFLIGHT
+    flags: dict[str, FlagValue] = field(default_factory=dict)
+    """The engine's own table (`[vllm]`, `[sim]`, `[llamacpp]`): flag name with underscores -> value."""
+    env: dict[str, str] = field(default_factory=dict)
+    command: CommandSpec | None = None
+    limits: Limits = field(default_factory=Limits)
+    restart: RestartPolicy = field(default_factory=RestartPolicy)
+    health: HealthPolicy = field(default_factory=HealthPolicy)
+
+    @property
+    def gpus_per_replica(self) -> int:
+        """GPUs that one replica occupies."""
+        return self.tensor_parallel_size or 1
+
+    def runs_like(self, other: Profile) -> bool:
+        """True where a replica started from `other` need not be restarted to obey this profile.
+
+        The router's and the supervisor's own settings (limits, restart, health, policy, the number of replicas) apply to
+        running replicas at once; everything else is part of the engine's command line.
+        """
+        return _engine_part(self) == _engine_part(other)
+
+
+def _engine_part(profile: Profile) -> tuple[object, ...]:
+    return (
+        profile.model,
+        profile.served_name,
+        profile.engine,
+        profile.python,
+        profile.tensor_parallel_size,
+        profile.max_model_len,
+        profile.gpus,
+        profile.flags,
+        profile.env,
+        profile.command,
+    )

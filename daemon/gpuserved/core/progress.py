@@ -1,0 +1,58 @@
+"""Hang detection by progress: an engine with running requests whose step counter stands still.
+
+A saturated engine is slow but its counter moves; a hung one answers /health and does nothing (vLLM checks only a flag there).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+
+
+class Verdict(str, Enum):
+    """What the observations so far allow to say."""
+
+    MOVING = "moving"
+    STALLED = "stalled"
+    HUNG = "hung"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What was last seen of one replica's engine. Times are monotonic seconds."""
+
+    steps: float | None = None
+    """The engine's step counter; None: never read."""
+    busy: bool = False
+    moved_at: float = 0.0
+    """When the counter last moved, or the engine was last seen idle."""
+
+    def observed(self, steps: float | None, running: float | None, in_flight: int, now: float) -> Progress:
+        """The state after one scrape.
+
+        :param steps: the step counter, None where this scrape failed.
+        :param running: requests in the engine's batch, None where this scrape failed.
+        :param in_flight: the router's own count for this replica.
+
+        A failed scrape is no sign of life: while the router has requests on it, the clock of a busy engine goes on from the last
+        good one, and that of an engine idle until then starts now. Without requests nothing is owed and the liveness probe
+        decides alone. An engine that answers with running = 0 is not hung (video decoding, grammar compilation): only a canary
+        may say so.
+        """
+        if steps is None or running is None:
+            if self.steps is None:
+                return replace(self, moved_at=now)
+            return self if self.busy and in_flight > 0 else replace(self, busy=in_flight > 0, moved_at=now)
+        moved = self.steps is None or steps != self.steps
+        if running <= 0 or moved:
+            return Progress(steps, running > 0, now)
+        return Progress(steps, True, self.moved_at if self.busy else now)
+
+    def verdict(self, now: float, *, rotation_s: float, kill_s: float) -> Verdict:
+        """STALLED after `rotation_s` without a step while busy, HUNG after `kill_s`."""
+        if not self.busy:
+            return Verdict.MOVING
+        flat = now - self.moved_at
+        if flat >= kill_s:
+            return Verdict.HUNG
+        return Verdict.STALLED if flat >= rotation_s else Verdict.MOVING

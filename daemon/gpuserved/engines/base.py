@@ -1,0 +1,86 @@
+"""What an engine adapter is: everything the rest of the daemon needs to know about one kind of server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from gpuserved.core.cause import Cause, ExitInfo
+from gpuserved.core.profile import Profile
+
+
+@dataclass(frozen=True)
+class LaunchContext:
+    """What a command line is made from."""
+
+    profile: Profile
+    replica: str
+    """`PROFILE-N`."""
+    generation: int
+    nonce: str
+    """Marks every process of this start, as GPUSERVE_NONCE in its environment."""
+    run_dir: Path
+    """The replica's own 0700 folder; sockets go here and their paths fit."""
+    cache_dir: Path
+    """The daemon's cache root."""
+    gpu_indexes: tuple[int, ...] = ()
+    gpu_uuids: tuple[str, ...] = ()
+    hf_token: str | None = field(default=None, repr=False)
+    port: int | None = None
+    """A loopback port, for engines without Unix sockets (`wants_port`)."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How to start one engine process, and where it will listen."""
+
+    argv: tuple[str, ...]
+    env: dict[str, str] = field(repr=False)
+    """The whole environment; nothing is inherited."""
+    address: str
+    """`unix:PATH` or `tcp:127.0.0.1:PORT`."""
+    cwd: str = "/"
+
+
+@dataclass(frozen=True)
+class MetricNames:
+    """Names in the engine's Prometheus text; None: the engine has no such figure."""
+
+    running: str | None = None
+    waiting: str | None = None
+    kv_cache_ratio: str | None = None
+    """0 to 1."""
+    steps: str | None = None
+    """A counter that moves with every engine step; without it there is no hang detection by progress."""
+
+
+class Engine(Protocol):
+    """An adapter. It holds no state of a replica; one object serves all."""
+
+    name: str
+    health_path: str
+    metrics_path: str | None
+    metrics: MetricNames
+
+    def check(self, profile: Profile) -> list[str]:
+        """Look for what would make every start fail, without starting anything. May read files; must not take seconds.
+
+        :returns: warnings.
+        :raises Invalid: bad flag, missing model folder, engine not installed; says the fix.
+        """
+
+    def wants_port(self, profile: Profile) -> bool:
+        """True where the engine cannot listen on a Unix socket."""
+
+    def launch(self, context: LaunchContext) -> Launch:
+        """The command line, the environment and the address."""
+
+    def phase(self, line: str) -> str | None:
+        """The loading phase that a log line announces (`loading weights`, `compiling`, ...), or None."""
+
+    def cause(self, info: ExitInfo | None, tail: list[str]) -> Cause:
+        """Why it ended: the exit status and the last lines of its log (control bytes already stripped)."""
+
+    def upstream_model(self, profile: Profile) -> str | None:
+        """The name the engine itself knows the model by, where it differs from `served_name`."""

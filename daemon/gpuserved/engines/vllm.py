@@ -1,0 +1,185 @@
+"""The `vllm` engine: `vllm serve` on a Unix socket, in its own environment. The daemon never imports vLLM."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from gpuserved.api.errors import Invalid
+from gpuserved.core.cause import Cause, ExitInfo
+from gpuserved.core.profile import Profile
+from gpuserved.engines import vllm_flags, vllm_log
+from gpuserved.engines.base import Launch, LaunchContext, MetricNames
+from gpuserved.engines.environment import child_environment, finish
+from gpuserved.engines.installed import Program, expand, find_program, looks_like_path, version_of
+
+SUPPORTED = ((0, 26), (0, 33))
+"""Lowest and highest minor version that the adapter was made for."""
+NO_MEDIA_DOMAIN = "media.invalid"
+"""`.invalid` never resolves (RFC 2606): with this allow-list vLLM fetches no media URL unless a profile names domains."""
+_TERM_MARGIN_S = 2.0
+"""vLLM's own shutdown limit ends this much before the supervisor's SIGKILL."""
+_NEVER_PASSED = frozenset({
+    "VLLM_SERVER_DEV_MODE",  # opens routes that pause and reset the engine
+    "VLLM_CPU_KVCACHE_SPACE",  # silently beats --kv-cache-memory-bytes
+    "VLLM_API_KEY",  # replicas would refuse the router; keys are the router's
+    "VLLM_PORT",  # every replica would try the same port
+    "VLLM_CACHE_ROOT",
+    "VLLM_RPC_BASE_PATH",
+})  # fmt: skip
+_PASSED = (
+    "VLLM_", "HF_HOME", "HF_HUB_", "HF_ENDPOINT", "HF_DATASETS_OFFLINE", "HF_XET_", "TRANSFORMERS_", "NCCL_", "CUDA_HOME", "OMP_",
+)  # fmt: skip
+
+
+class VllmEngine:
+    """Adapter for vLLM 0.26 to 0.33, on GPUs or in its CPU build."""
+
+    name = "vllm"
+    health_path = "/health"
+    metrics_path: str | None = "/metrics"
+    metrics = MetricNames(
+        running="vllm:num_requests_running",
+        waiting="vllm:num_requests_waiting",
+        kv_cache_ratio="vllm:kv_cache_usage_perc",
+        steps="vllm:iteration_tokens_total_count",
+    )
+
+    def __init__(self, cache_dir: Path, environ: Mapping[str, str] | None = None) -> None:
+        self._cache_dir = cache_dir
+        self._environ = os.environ if environ is None else environ
+
+    def program(self, profile: Profile) -> Program:
+        """The command of this profile's vLLM and its interpreter.
+
+        :raises Invalid: there is none.
+        """
+        if profile.python:
+            python = expand(profile.python)
+            if not os.access(python, os.X_OK) or os.path.isdir(python):
+                raise Invalid(
+                    f"{profile.name}: python = {profile.python!r} is not an interpreter that can be run",
+                    hint="give the bin/python of the environment that vLLM is installed in",
+                )
+            return Program("", python)
+        found = find_program("vllm", self._environ, beside=sys.executable)
+        if found is None:
+            raise Invalid(
+                f"{profile.name}: vLLM is not installed: no `vllm` in PATH",
+                hint="pip install vllm in an environment of its own and set python = '.../bin/python' in the profile, "
+                "or choose another engine",
+            )
+        return found
+
+    async def prepare(self, profile: Profile) -> None:
+        """Learn the installed version's flags, so that `check` and `launch` know them. Some ten seconds the first time."""
+        await vllm_flags.ensure_flag_table(self.program(profile).python, self._cache_dir)
+
+    def check(self, profile: Profile) -> list[str]:
+        """See `Engine.check`. Flags are compared with the installed version's own once `prepare` has run."""
+        python = self.program(profile).python
+        version = version_of(python, *vllm_flags.DISTRIBUTIONS)
+        if version is None:
+            raise Invalid(
+                f"{profile.name}: vLLM is not installed in the environment of {python}",
+                hint=f"{python} -m pip install vllm, or set python in the profile to the right environment",
+            )
+        vllm_flags.check(profile.flags, vllm_flags.cached(python, self._cache_dir), profile.name)
+        self._check_model(profile)
+        warnings = _version_warnings(version)
+        if profile.flags.get("disable_log_stats") is True:
+            warnings.append(
+                "disable_log_stats hides vLLM's figures: a hung engine cannot be told from a busy one"
+            )
+        return warnings
+
+    def _check_model(self, profile: Profile) -> None:
+        if not looks_like_path(profile.model):
+            return
+        folder = Path(expand(profile.model))
+        if not folder.is_dir():
+            raise Invalid(
+                f"{profile.name}: there is no model folder {folder}",
+                hint="correct model in the profile; a hub id has the form owner/name",
+            )
+        if not any((folder / name).is_file() for name in ("config.json", "params.json")):
+            raise Invalid(
+                f"{profile.name}: {folder} holds no config.json",
+                hint="point model at the folder of a Hugging Face model, the one with config.json and the weights",
+            )
+
+    def wants_port(self, profile: Profile) -> bool:
+        """Never: every supported version takes --uds."""
+        del profile
+        return False
+
+    def launch(self, context: LaunchContext) -> Launch:
+        """See `Engine.launch`."""
+        profile = context.profile
+        program = self.program(profile)
+        socket = context.run_dir / "engine.sock"
+        start = [program.path] if program.path else [program.python, "-m", "vllm.entrypoints.cli.main"]
+        model = expand(profile.model) if profile.model.startswith("~") else profile.model
+        if looks_like_path(model):
+            model = os.path.abspath(model)
+        argv = [
+            *start, "serve", model, "--uds", str(socket), "--served-model-name", profile.served_name,
+            "--max-model-len", str(profile.max_model_len or "auto"),
+        ]  # fmt: skip
+        if profile.gpus_per_replica > 1:
+            argv += ["--tensor-parallel-size", str(profile.gpus_per_replica)]
+        defaults: dict[str, str] = {
+            "shutdown_timeout": str(int(max(1.0, profile.limits.term_grace_s - _TERM_MARGIN_S))),
+            "allowed_media_domains": NO_MEDIA_DOMAIN,
+        }
+        given = {key.replace("-", "_") for key in profile.flags}
+        for key, value in defaults.items():
+            if key not in given:
+                argv += ["--" + key.replace("_", "-"), value]
+        if "disable_uvicorn_access_log" not in given:
+            argv.append("--disable-uvicorn-access-log")
+        argv += vllm_flags.arguments(profile.flags, vllm_flags.cached(program.python, self._cache_dir))
+        return Launch(tuple(argv), self._environment(context, program), f"unix:{socket}")
+
+    def _environment(self, context: LaunchContext, program: Program) -> dict[str, str]:
+        env = child_environment(
+            context,
+            self._environ,
+            pass_prefixes=_PASSED,
+            never=_NEVER_PASSED,
+            bin_dir=os.path.dirname(program.python),
+        )
+        env["VLLM_NO_USAGE_STATS"] = "1"
+        env["VLLM_CACHE_ROOT"] = str(self._cache_dir / "vllm")
+        env.setdefault("VLLM_MEDIA_URL_ALLOW_REDIRECTS", "0")  # a redirect would lead around the allow-list
+        env["NO_COLOR"] = "1"
+        if context.hf_token:
+            env["HF_TOKEN"] = context.hf_token
+        return finish(env, context)
+
+    def phase(self, line: str) -> str | None:
+        """See `Engine.phase`."""
+        return vllm_log.phase(line)
+
+    def cause(self, info: ExitInfo | None, tail: list[str]) -> Cause:
+        """See `Engine.cause`."""
+        return vllm_log.cause(info, tail)
+
+    def upstream_model(self, profile: Profile) -> str | None:
+        """None: vLLM is told the served name."""
+        del profile
+        return None
+
+
+def _version_warnings(version: str) -> list[str]:
+    found = re.match(r"(\d+)\.(\d+)", version)
+    if found is None:
+        return []
+    minor = (int(found[1]), int(found[2]))
+    low, high = SUPPORTED
+    if low <= minor <= high:
+        return []
+    return [f"vLLM {version} is outside {low[0]}.{low[1]} to {high[0]}.{high[1]}, which are supported"]

@@ -1,0 +1,146 @@
+"""After a restart of the daemon: find what runs, take over what is ours, end what nobody wants."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gpuserved.core.cause import Cause, CauseKind
+from gpuserved.core.events import EventKind
+from gpuserved.core.state import Goal, Replica, State
+from gpuserved.fleet.store import ReplicaRecord
+from gpuserved.host.shimclient import ShimConnection, ShimError, marked_by, read_identity, sweep_by_nonce
+from gpuserved.supervisor import start
+from gpuserved.supervisor.owner import Owner
+from gpuserved.supervisor.process import ReplicaProcess
+from gpuserved.supervisor.start import StartNote
+
+log = logging.getLogger(__name__)
+
+SWEEP_TRIES = 50
+SWEEP_EVERY_S = 0.1
+
+
+@dataclass(frozen=True)
+class Found:
+    """A run folder of a start that was under way or running when the last daemon ended."""
+
+    folder: Path
+    note: StartNote
+
+
+def scan(run: Path) -> tuple[list[Found], list[Path]]:
+    """The starts in `run/r`, and folders that no note explains."""
+    found: list[Found] = []
+    unexplained: list[Path] = []
+    folder = run / "r"
+    for each in sorted(folder.iterdir()) if folder.is_dir() else []:
+        note = start.read_note(each)
+        if note is None:
+            unexplained.append(each)
+        else:
+            found.append(Found(each, note))
+    return found, unexplained
+
+
+def match(
+    found: list[Found], records: Mapping[str, ReplicaRecord], wanted: set[str]
+) -> tuple[dict[str, Found], list[Found]]:
+    """The start that each wanted replica continues, and the strays: unknown, unwanted, or overtaken by a later start."""
+    ours: dict[str, Found] = {}
+    strays: list[Found] = []
+    for each in sorted(found, key=lambda f: f.note.generation, reverse=True):
+        record = records.get(each.note.replica)
+        known = record is None or each.note.generation >= record.generation
+        if each.note.replica in wanted and each.note.replica not in ours and known:
+            ours[each.note.replica] = each
+        else:
+            strays.append(each)
+    return ours, strays
+
+
+async def end_stray(folder: Path, nonce: str) -> None:
+    """Kill one start that nobody wants, wait until its tree is gone, remove its folder."""
+    try:
+        shim = await ShimConnection.connect(folder / "shim.sock")
+        await shim.kill()
+        await asyncio.wait_for(asyncio.shield(shim.closed), SWEEP_TRIES * SWEEP_EVERY_S)
+        shim.close()
+    except (ShimError, asyncio.TimeoutError):
+        log.info("no shim answers in %s; sweeping by its mark", folder)
+    for _ in range(SWEEP_TRIES):
+        if not sweep_by_nonce(nonce) and not marked_by(nonce):
+            break
+        await asyncio.sleep(SWEEP_EVERY_S)
+    else:
+        log.error("processes of %s cannot be killed: %s", folder, sorted(marked_by(nonce)))
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def resumed(record: ReplicaRecord | None, generation: int) -> Replica:
+    """Where an adopted replica stands: what was READY is taken to be READY, so that it never leaves rotation."""
+    if record is None:
+        return Replica(State.STARTING, Goal.SERVE, generation)
+    r = replace(record.replica(), generation=generation)
+    if r.state is State.DRAINING and r.goal is Goal.HOLD:
+        return r
+    if r.state in {State.READY, State.UNHEALTHY, State.DRAINING, State.STOPPING}:
+        return replace(r, state=State.READY, goal=Goal.SERVE)
+    return replace(r, state=State.STARTING, goal=Goal.SERVE)
+
+
+async def take_over(owner: Owner, found: Found, record: ReplicaRecord | None) -> None:
+    """Attach `owner` to a start that was found. One that died meanwhile is reported with its exit status."""
+    generation = found.note.generation
+    owner.r = resumed(record, generation)
+    dying, ended = owner.callbacks(generation)
+    process = ReplicaProcess(found.folder, found.note.nonce, dying, ended)
+    owner.adopt(process, found.note.address)
+    alive = await process.attach()
+    log.info("%s: %s generation %d", owner.id, "adopted" if alive else "found ended:", generation)
+    if (
+        record is not None
+        and record.state in {State.DRAINING, State.STOPPING}
+        and record.goal is not Goal.HOLD
+    ):
+        owner.post(EventKind.STOP if record.goal is Goal.STOP else EventKind.RESTART)
+
+
+def resume_without_process(owner: Owner, record: ReplicaRecord | None) -> None:
+    """Nothing of this replica runs: go on from what was saved."""
+    if record is None:
+        owner.post(EventKind.START)
+        return
+    # The generation goes on counting: logs of earlier starts exist under their numbers.
+    r = record.replica()
+    if r.state is State.STOPPED or (r.goal is Goal.STOP and r.state is not State.FAILED):
+        owner.r = replace(r, state=State.STOPPED, goal=Goal.STOP)
+    elif r.state in {State.FAILED, State.BACKOFF}:
+        owner.r = replace(r, state=State.BACKOFF, goal=Goal.SERVE)
+        if r.state is State.FAILED and r.cause is not None and r.cause.kind in _WAITING:
+            owner.r = r
+        else:
+            owner.post(EventKind.BACKOFF_ELAPSED, generation=r.generation)
+    else:
+        owner.r = replace(r, state=State.BACKOFF, goal=Goal.SERVE)
+        owner.post(EventKind.BACKOFF_ELAPSED, generation=r.generation)
+
+
+_WAITING = frozenset({CauseKind.BAD_FLAG, CauseKind.MODEL_MISSING, CauseKind.DOES_NOT_FIT})
+
+
+def describe(found: Found) -> str:
+    """For the log and the notice of a stray."""
+    identity = read_identity(found.folder)
+    pid = f", PID {identity.pid}" if identity else ""
+    return f"{found.note.replica} generation {found.note.generation}{pid}"
+
+
+def lost(message: str) -> Cause:
+    """The cause of a replica whose shim and folder are gone."""
+    return Cause(CauseKind.SHIM_LOST, message)

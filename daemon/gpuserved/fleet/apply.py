@@ -1,0 +1,177 @@
+"""Changing the desired state: everything is checked before anything is touched."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpuserved.api.errors import Invalid, NotFound
+from gpuserved.api.types import ActionResult, ApplyRequest, ApplyResult, Change, PlanWarning, ScaleRequest
+from gpuserved.config.profile import load_profile
+from gpuserved.core.events import EventKind
+from gpuserved.core.profile import HealthPolicy, Profile
+from gpuserved.core.state import State
+from gpuserved.engines.vllm import VllmEngine
+from gpuserved.fleet.desired import Arranged, Wanted, arrange, changes
+from gpuserved.supervisor import start
+from gpuserved.supervisor.owner import Owner
+
+if TYPE_CHECKING:
+    from gpuserved.fleet.fleet import Fleet
+
+log = logging.getLogger(__name__)
+
+
+async def apply(fleet: Fleet, request: ApplyRequest) -> ApplyResult:
+    """Carry out one apply, or with `dry_run` only say what it would do.
+
+    :raises GpuserveError: nothing has changed then.
+    """
+    fresh = {
+        name: Wanted(
+            text, request.sources.get(name, name), read(fleet, name, text, request.sources.get(name, name))
+        )
+        for name, text in request.profiles.items()
+    }
+    wanted = fresh if request.prune else {**fleet.wanted, **fresh}
+    _one_engine_config_per_name(wanted)
+    warnings = await check(fleet, [each.profile for each in fresh.values()])
+    arranged = await arranged_for(fleet, wanted)
+    before = {name: owner.next_assignment or owner.assignment for name, owner in fleet.owners.items()}
+    found = changes(before, arranged.assignments)
+    warnings += arranged.warnings
+    if not request.dry_run:
+        await carry_out(fleet, wanted, arranged, found)
+    return ApplyResult(generation=fleet.generation, changes=found, warnings=warnings)
+
+
+def read(fleet: Fleet, name: str, text: str, source: str) -> Profile:
+    """One profile with the daemon's defaults.
+
+    :raises Invalid: naming file, line and key.
+    """
+    profile = load_profile(text, source, name)
+    default = HealthPolicy()
+    if fleet.hang_timeout_s is not None and profile.health.hang_timeout_s == default.hang_timeout_s:
+        health = replace(profile.health, hang_timeout_s=fleet.hang_timeout_s)
+        return replace(profile, health=health)
+    return profile
+
+
+async def check(fleet: Fleet, profiles: list[Profile]) -> list[PlanWarning]:
+    """Ask each profile's adapter what would make every start fail.
+
+    :raises Invalid: something would.
+    """
+    found: list[PlanWarning] = []
+    for profile in profiles:
+        engine = fleet.engine(profile)
+        if isinstance(engine, VllmEngine):
+            await engine.prepare(profile)
+        found += [
+            PlanWarning(code="engine", message=f"{profile.name}: {text}") for text in engine.check(profile)
+        ]
+    return found
+
+
+async def arranged_for(fleet: Fleet, wanted: dict[str, Wanted]) -> Arranged:
+    """Place `wanted`; replicas stay where they are where they can."""
+    held = {name: (o.next_assignment or o.assignment).gpu_uuids for name, o in fleet.owners.items()}
+    return arrange(wanted, await fleet.gpus.real_inventory(), held)
+
+
+async def carry_out(fleet: Fleet, wanted: dict[str, Wanted], arranged: Arranged, found: list[Change]) -> None:
+    """Make it so: assignments first, then one event per replica."""
+    fleet.generation += 1
+    fleet.wanted = wanted
+    fleet.gpus.simulate([each.profile for each in wanted.values()])
+    by_name = {each.replica: each for each in arranged.assignments}
+    for change in found:
+        owner = fleet.owners.get(change.replica)
+        if change.action == "stop" and owner is not None:
+            owner.post(EventKind.STOP)
+        elif change.action == "start" and owner is None:
+            owner = Owner(by_name[change.replica], fleet)
+            past = start.generations(fleet.roots, change.replica)
+            owner.forgive_generation(past[-1] if past else 0)
+            fleet.owners[change.replica] = owner
+            owner.begin()
+            owner.post(EventKind.START)
+        elif owner is not None:
+            owner.assign(by_name[change.replica])
+            if change.action == "replace":
+                owner.post(EventKind.RESTART)
+            elif change.action == "keep":
+                _revive(owner)
+        log.info("apply: %s %s (%s)", change.action, change.replica, change.why)
+    fleet.publish_routes(force=True)
+    fleet.save_quietly()
+
+
+def _revive(owner: Owner) -> None:
+    """Start what is wanted and down. One that waits to be started again waits no longer; its crash still counts."""
+    if owner.r.state is State.BACKOFF:
+        owner.post(EventKind.BACKOFF_ELAPSED, generation=owner.r.generation)
+    elif owner.r.state in {State.STOPPED, State.FAILED}:
+        owner.post(EventKind.START)
+
+
+def _one_engine_config_per_name(wanted: dict[str, Wanted]) -> None:
+    """Two profiles may serve one name; their models must then be the same, or answers would depend on chance."""
+    models: dict[str, tuple[str, str]] = {}
+    for name, each in wanted.items():
+        served, model = each.profile.served_name, each.profile.model
+        other = models.setdefault(served, (name, model))
+        if other[1] != model:
+            raise Invalid(
+                f"profiles {other[0]} and {name} both serve {served!r}, with different models",
+                "give one of them another served_name",
+            )
+
+
+async def scale(fleet: Fleet, request: ScaleRequest) -> ActionResult:
+    """Change a profile's number of replicas until it is applied again.
+
+    :raises NotFound: no such profile.
+    """
+    if request.profile not in fleet.wanted:
+        known = ", ".join(sorted(fleet.wanted)) or "none"
+        raise NotFound(f"no profile is called {request.profile!r}", f"profiles: {known}")
+    if request.replicas < 0:
+        raise Invalid(f"{request.replicas} replicas are not possible", "use 0 or more")
+    wanted = {
+        **fleet.wanted,
+        request.profile: replace(fleet.wanted[request.profile], scaled=request.replicas),
+    }
+    arranged = await arranged_for(fleet, wanted)
+    before = {name: owner.next_assignment or owner.assignment for name, owner in fleet.owners.items()}
+    found = [each for each in changes(before, arranged.assignments) if each.action != "keep"]
+    await carry_out(fleet, wanted, arranged, found)
+    states = {c.replica: fleet.owners[c.replica].r.state.value for c in found if c.replica in fleet.owners}
+    return ActionResult(generation=fleet.generation, replicas=states)
+
+
+def from_sources(fleet: Fleet) -> ApplyRequest:
+    """An apply of the same profiles as their files are now; one whose file is gone stays as it is."""
+    texts: dict[str, str] = {}
+    for name, each in fleet.wanted.items():
+        path = Path(each.source)
+        try:
+            texts[name] = path.read_text("utf-8") if path.is_absolute() else each.text
+        except FileNotFoundError:
+            texts[name] = each.text
+        except (OSError, UnicodeDecodeError) as error:
+            raise Invalid(f"{path}: cannot be read: {error}", "fix the file, or remove it") from None
+    return ApplyRequest(profiles=texts, sources={name: each.source for name, each in fleet.wanted.items()})
+
+
+def is_wanted(fleet: Fleet, replica: str) -> bool:
+    """True while the replica belongs to the desired state."""
+    profile, _, number = replica.rpartition("-")
+    wanted = fleet.wanted.get(profile)
+    if wanted is None or not number.isdigit():
+        return False
+    count = wanted.effective.replicas
+    return count is None or int(number) < count

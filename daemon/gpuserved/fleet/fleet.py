@@ -1,0 +1,282 @@
+"""The fleet: desired state, one owner per replica, and what the control API may ask of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import gpuserved
+from gpuserved.api.errors import Conflict, NotFound
+from gpuserved.api.roots import Roots
+from gpuserved.api.routing import ApiKey, RoutingTable
+from gpuserved.api.types import (
+    ActionResult,
+    ApplyRequest,
+    ApplyResult,
+    Plan,
+    PlanRequest,
+    ReplicasRequest,
+    ScaleRequest,
+    Status,
+    SupervisorView,
+)
+from gpuserved.core.events import EventKind
+from gpuserved.core.profile import Profile
+from gpuserved.core.state import NotAllowed, State
+from gpuserved.engines import registry
+from gpuserved.engines.base import Engine
+from gpuserved.fleet import apply as applying
+from gpuserved.fleet import planning, store, views
+from gpuserved.fleet.bus import Bus, Subscription
+from gpuserved.fleet.desired import Wanted
+from gpuserved.fleet.gpus import Gpus
+from gpuserved.host.logtail import segments
+from gpuserved.supervisor import start
+from gpuserved.supervisor.gate import StartGate
+from gpuserved.supervisor.owner import Owner
+from gpuserved.supervisor.router_link import RouterLink
+
+log = logging.getLogger(__name__)
+
+SAVE_DELAY_S = 0.05
+"""Changes within this time are saved together; a start is saved before it happens whatever the delay."""
+_MAY_COME_BACK = frozenset(
+    {State.STARTING, State.READY, State.UNHEALTHY, State.DRAINING, State.STOPPING, State.BACKOFF}
+)
+
+
+class Fleet:
+    """Implements `control.port.FleetPort` and `supervisor.surroundings.Surroundings`."""
+
+    def __init__(self, roots: Roots, router: RouterLink, gpus: Gpus, *, orphan_ttl_s: float | None) -> None:
+        self.roots = roots
+        self.gate = StartGate()
+        self.router = router
+        self.gpus = gpus
+        self.orphan_ttl_s = orphan_ttl_s
+        self.hf_token: str | None = None
+        self.hang_timeout_s: float | None = None
+        self.keys: list[ApiKey] = []
+        self.endpoint: str | None = None
+        self.degraded: str | None = None
+        self.wanted: dict[str, Wanted] = {}
+        self.owners: dict[str, Owner] = {}
+        self.generation = 0
+        self.table_generation = 0
+        self.mutations = asyncio.Lock()
+        self.bus = Bus(self.status, time.time)
+        self.on_shutdown: Callable[[bool], None] = lambda _drain: None
+        self.on_reload: Callable[[], None] = lambda: None
+        self._began = time.monotonic()
+        self._engines: dict[str, Engine] = {}
+        self._saving: asyncio.TimerHandle | None = None
+        self._routes: list[object] = []
+
+    # --- what an owner needs (Surroundings) ---
+
+    def engine(self, profile: Profile) -> Engine:
+        """See `Surroundings`."""
+        name = profile.engine.value
+        if name not in self._engines:
+            self._engines[name] = registry.get(profile.engine, self.roots.cache)
+        return self._engines[name]
+
+    def last_of_model(self, replica: str) -> bool:
+        """See `Surroundings`."""
+        model = self.owners[replica].assignment.profile.served_name if replica in self.owners else None
+        others = (
+            o
+            for name, o in self.owners.items()
+            if name != replica and o.assignment.profile.served_name == model
+        )
+        return not any(other.r.state in _MAY_COME_BACK for other in others)
+
+    def in_flight(self, replica: str, generation: int) -> int | None:
+        """See `Surroundings`."""
+        return self.router.in_flight(replica, generation)
+
+    def changed(self, replica: str, previous_state: str) -> None:
+        """See `Surroundings`."""
+        self.publish_routes()
+        owner = self.owners.get(replica)
+        if owner is not None:
+            view = views.replica_view(owner, self.router.stats)
+            self.bus.publish("replica", replica=view, previous_state=previous_state)
+            if owner.moved_away() and not applying.is_wanted(self, replica):
+                del self.owners[replica]
+                _end_soon(owner)
+                self.publish_routes()
+        self.router.fast = any(o.r.state is State.DRAINING for o in self.owners.values())
+        if self._saving is None:
+            self._saving = asyncio.get_running_loop().call_later(SAVE_DELAY_S, self.save_quietly)
+
+    def record_intent(self) -> None:
+        """See `Surroundings`."""
+        if self._saving is not None:
+            self._saving.cancel()
+            self._saving = None
+        store.save(self.roots.state / "fleet.json", self._record())
+        self.degraded = None
+
+    def save_quietly(self) -> None:
+        """Save; where the disk refuses, say so in `status` and go on."""
+        self._saving = None
+        try:
+            self.record_intent()
+        except OSError as error:
+            self.degraded = f"state not saved: {error.strerror}"
+            log.error("the state could not be saved: %s", error)  # noqa: TRY400 - the reason is in the error
+
+    def _record(self) -> store.FleetRecord:
+        return store.FleetRecord(
+            generation=self.generation,
+            wanted=[
+                store.WantedRecord(name=name, text=each.text, source=each.source, scaled=each.scaled)
+                for name, each in self.wanted.items()
+            ],
+            replicas=[
+                store.record(o.id, o.assignment.profile.name, o.assignment.gpu_uuids, o.r)
+                for o in self.owners.values()
+            ],
+        )
+
+    def publish_routes(self, *, force: bool = False) -> None:
+        """Tell the routers, where something they look at has changed."""
+        models = views.model_routes(self.owners.values())
+        fresh: list[object] = [models, self.keys]
+        if fresh == self._routes and not force:
+            return
+        self._routes = fresh
+        self.table_generation += 1
+        self.router.push(RoutingTable(generation=self.table_generation, models=models, keys=self.keys))
+
+    # --- what the control API asks (FleetPort) ---
+
+    def status(self) -> Status:
+        """See `FleetPort`."""
+        supervisor = SupervisorView(
+            pid=os.getpid(),
+            version=gpuserved.__version__,
+            uptime_s=time.monotonic() - self._began,
+            degraded=self.degraded,
+        )
+        return Status(
+            generation=self.generation,
+            version=gpuserved.__version__,
+            endpoint=self.endpoint,
+            supervisor=supervisor,
+            router=views.router_view(self.router.pids, self.router.stats),
+            gpus=self.gpus.views(),
+            replicas=[
+                views.replica_view(self.owners[name], self.router.stats)
+                for name in sorted(self.owners, key=_order)
+            ],
+        )
+
+    def telemetry(self) -> None:
+        """One round of figures to whoever reads events."""
+        if self.bus.readers:
+            self.bus.publish("telemetry", status=self.status())
+
+    def expect(self, generation: int | None) -> None:
+        """Refuse a mutation decided on an older state.
+
+        :raises Conflict: it is older.
+        """
+        if generation is not None and generation != self.generation:
+            raise Conflict(
+                f"the fleet has moved on: generation {self.generation}, and this was decided on {generation}",
+                "look again with `gpuserve status`, then repeat",
+            )
+
+    async def apply(self, request: ApplyRequest) -> ApplyResult:
+        """See `FleetPort`."""
+        async with self.mutations:
+            self.expect(request.generation)
+            return await applying.apply(self, request)
+
+    async def plan(self, request: PlanRequest) -> Plan:
+        """See `FleetPort`."""
+        return await planning.plan(self, request)
+
+    async def scale(self, request: ScaleRequest) -> ActionResult:
+        """See `FleetPort`."""
+        async with self.mutations:
+            self.expect(request.generation)
+            return await applying.scale(self, request)
+
+    async def reload(self) -> ApplyResult:
+        """See `FleetPort`."""
+        async with self.mutations:
+            self.on_reload()
+            return await applying.apply(self, applying.from_sources(self))
+
+    async def act(self, verb: str, request: ReplicasRequest) -> ActionResult:
+        """See `FleetPort`."""
+        async with self.mutations:
+            self.expect(request.generation)
+            owners = [owner for name in request.replicas for owner in self.named(name)]
+            self.generation += 1
+            states: dict[str, str] = {}
+            for owner in dict.fromkeys(owners):
+                try:
+                    states[owner.id] = (await owner.ask(EventKind(verb))).value
+                except NotAllowed as error:
+                    raise Conflict(f"{owner.id}: {error}", "see `gpuserve status`") from None
+            return ActionResult(generation=self.generation, replicas=states)
+
+    def named(self, name: str) -> list[Owner]:
+        """One replica by id, or all of a profile.
+
+        :raises NotFound: there is neither.
+        """
+        if name in self.owners:
+            return [self.owners[name]]
+        found = [o for o in self.owners.values() if o.assignment.profile.name == name]
+        if not found:
+            known = ", ".join(sorted(self.owners, key=_order)) or "none"
+            raise NotFound(f"no replica or profile is called {name!r}", f"replicas: {known}")
+        return sorted(found, key=lambda o: _order(o.id))
+
+    async def shutdown(self, drain: bool) -> None:
+        """See `FleetPort`."""
+        self.on_shutdown(drain)
+
+    def log_path(self, replica: str, previous: bool) -> list[Path]:
+        """See `FleetPort`."""
+        if replica not in self.owners:
+            self.named(replica)
+            raise NotFound(f"{replica} is a profile", f"name one replica, for example {replica}-0")
+        past = [g for g in start.generations(self.roots, replica) if g <= self.owners[replica].r.generation]
+        wanted = past[-2:-1] if previous else past[-1:]
+        if not wanted:
+            what = "an earlier start" if previous else "a start"
+            raise NotFound(f"{replica} has no log of {what}", "see `gpuserve status` for its state")
+        return segments(start.log_path(self.roots, replica, wanted[0]))
+
+    def daemon_log(self) -> list[Path]:
+        """See `FleetPort`."""
+        return segments(self.roots.log / "daemon.log")
+
+    def subscribe(self) -> Subscription:
+        """See `FleetPort`."""
+        return self.bus.subscribe()
+
+
+def _order(replica: str) -> tuple[str, int]:
+    profile, _, number = replica.rpartition("-")
+    return profile, int(number) if number.isdigit() else 0
+
+
+_ending: set[asyncio.Task[None]] = set()
+
+
+def _end_soon(owner: Owner) -> None:
+    """An owner that reports its own end cannot be awaited by itself; the loop keeps only weak references to tasks."""
+    task = asyncio.ensure_future(owner.detach())
+    _ending.add(task)
+    task.add_done_callback(_ending.discard)

@@ -1,0 +1,128 @@
+"""GPU telemetry for the fleet: sampled once, however many look."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+
+from gpuserved.api.types import GpuView
+from gpuserved.core.placement import SIM_DEFAULT_GIB, Gpu
+from gpuserved.core.profile import EngineName, Profile
+from gpuserved.host import procfs
+from gpuserved.supervisor.owner import Owner
+from gpuserved.telemetry.attribution import views
+from gpuserved.telemetry.provider import Combined, GpuInfo, GpuProvider, GpuSample
+from gpuserved.telemetry.sampler import Sampler
+from gpuserved.telemetry.sim import Claim, SimProvider
+
+log = logging.getLogger(__name__)
+
+SAMPLE_S = 1.0
+GIB = 1024**3
+SIM_UTILIZATION = 0.92
+"""vLLM's default share of a card."""
+
+
+class Gpus:
+    """The host's GPUs and those that sim profiles add."""
+
+    def __init__(self, provider: GpuProvider) -> None:
+        self._real = Sampler(provider)
+        self._sim: SimProvider | None = None
+        self._infos: list[GpuInfo] = []
+        self._samples: list[GpuSample] = []
+        self._views: list[GpuView] = []
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def reason(self) -> str | None:
+        """Why there is nothing to see."""
+        return self._real.reason
+
+    async def real_inventory(self) -> list[Gpu]:
+        """The host's own GPUs."""
+        return [
+            Gpu(info.index, info.uuid, info.name, info.memory_total_bytes, None, info.nvlink, info.numa_node)
+            for info in await self._real.inventory()
+        ]
+
+    def simulate(self, profiles: list[Profile]) -> None:
+        """Make the simulated GPUs those that these profiles ask for."""
+        asking = [p for p in profiles if p.engine is EngineName.SIM and isinstance(p.flags.get("gpus"), int)]
+        count = max((int(str(p.flags["gpus"])) for p in asking), default=0)
+        gib = max((float(str(p.flags.get("gpu_memory_gib", SIM_DEFAULT_GIB))) for p in asking), default=0.0)
+        self._sim = SimProvider(count, int(gib * GIB)) if count else None
+
+    def begin(self, owners: Mapping[str, Owner], on_sample: Callable[[], None]) -> None:
+        """Sample from now on."""
+        self._task = asyncio.ensure_future(self._run(owners, on_sample))
+
+    async def _run(self, owners: Mapping[str, Owner], on_sample: Callable[[], None]) -> None:
+        while True:
+            try:
+                await self._sample(owners)
+                on_sample()
+            except Exception:
+                log.exception("GPUs could not be sampled")
+            await asyncio.sleep(SAMPLE_S)
+
+    async def _sample(self, owners: Mapping[str, Owner]) -> None:
+        infos = await self._real.inventory()
+        samples = await self._real.sample() if infos else []
+        trees = _trees(owners) if infos else {}
+        if self._sim is not None:
+            self._sim.claim(_claims(owners))
+            both = Combined([_Known(infos, samples), self._sim])
+            infos, samples = both.inventory(), both.sample()
+            for name, owner in owners.items():
+                if owner.process is not None and owner.process.pid is not None:
+                    trees.setdefault(name, set()).add(owner.process.pid)
+        self._views = views(infos, samples, trees)
+
+    def views(self) -> list[GpuView]:
+        """As of the last sample."""
+        return self._views
+
+    def close(self) -> None:
+        """Stop sampling."""
+        if self._task is not None:
+            self._task.cancel()
+        self._real.close()
+
+
+class _Known:
+    """What was just read, as a provider."""
+
+    name = "known"
+    reason: str | None = None
+
+    def __init__(self, infos: list[GpuInfo], samples: list[GpuSample]) -> None:
+        self._infos = infos
+        self._samples = samples
+
+    def inventory(self) -> list[GpuInfo]:
+        """See `GpuProvider`."""
+        return self._infos
+
+    def sample(self) -> list[GpuSample]:
+        """See `GpuProvider`."""
+        return self._samples
+
+
+def _trees(owners: Mapping[str, Owner]) -> dict[str, set[int]]:
+    table = procfs.processes()
+    roots = {name: owner.process.shim_pid for name, owner in owners.items() if owner.process is not None}
+    return {name: procfs.tree(pid, table) for name, pid in roots.items() if pid is not None}
+
+
+def _claims(owners: Mapping[str, Owner]) -> list[Claim]:
+    found: list[Claim] = []
+    for owner in owners.values():
+        profile, process = owner.assignment.profile, owner.process
+        if profile.engine is not EngineName.SIM or process is None or process.pid is None:
+            continue
+        share = float(str(profile.flags.get("gpu_memory_utilization", SIM_UTILIZATION)))
+        gib = float(str(profile.flags.get("gpu_memory_gib", SIM_DEFAULT_GIB)))
+        found += [Claim(uuid, process.pid, int(gib * share * GIB)) for uuid in owner.assignment.gpu_uuids]
+    return found

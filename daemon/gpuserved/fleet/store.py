@@ -1,0 +1,81 @@
+"""The durable state: what is wanted, and what each replica's past says. A cache of the truth, which is in the live shims."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from gpuserved.core.cause import Cause
+from gpuserved.core.restart import RestartHistory
+from gpuserved.core.state import Goal, Replica, State
+from gpuserved.host import statefile
+
+log = logging.getLogger(__name__)
+
+SCHEMA = 1
+
+
+class WantedRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One profile as it was applied."""
+
+    name: str
+    text: str
+    source: str
+    scaled: int | None = None
+
+
+class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One replica."""
+
+    id: str
+    profile: str
+    gpu_uuids: tuple[str, ...] = ()
+    state: State
+    goal: Goal
+    generation: int
+    reason: str = ""
+    cause: Cause | None = None
+    history: RestartHistory = RestartHistory()
+
+    def replica(self) -> Replica:
+        """Its place in the lifecycle as it was saved."""
+        return Replica(self.state, self.goal, self.generation, self.history, self.cause, self.reason)
+
+
+class FleetRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole file."""
+
+    generation: int = 0
+    wanted: list[WantedRecord] = []
+    replicas: list[ReplicaRecord] = []
+
+
+def record(replica: str, profile: str, gpu_uuids: tuple[str, ...], r: Replica) -> ReplicaRecord:
+    """The record of one replica now."""
+    return ReplicaRecord(
+        id=replica, profile=profile, gpu_uuids=gpu_uuids, state=r.state, goal=r.goal, generation=r.generation,
+        reason=r.reason, cause=r.cause, history=r.history,
+    )  # fmt: skip
+
+
+def save(path: Path, fleet: FleetRecord) -> None:
+    """Write the file.
+
+    :raises OSError: the file before it is untouched.
+    """
+    data: dict[str, Any] = msgspec.to_builtins(fleet)
+    statefile.save(path, data, version=SCHEMA)
+
+
+def load(path: Path) -> tuple[FleetRecord, str | None]:
+    """The record, and what was wrong with the file (then an older one, or nothing, was taken)."""
+    found = statefile.load(path, version=SCHEMA)
+    if found.data is None:
+        return FleetRecord(), found.problem
+    try:
+        return msgspec.convert(found.data, FleetRecord), found.problem
+    except msgspec.ValidationError as error:
+        return FleetRecord(), f"{path} makes no sense ({error}); starting without it"

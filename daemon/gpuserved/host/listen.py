@@ -1,0 +1,103 @@
+"""The public port: one listening socket that outlives supervisors and routers."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import psutil
+
+from gpuserved.api.errors import Invalid, Refused
+
+BACKLOG = 4096
+"""Connections the kernel queues while a new router starts; somaxconn's default on current kernels."""
+_FIRST_SYSTEMD_FD = 3
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """`HOST:PORT`, `[V6]:PORT` or `PORT` (loopback).
+
+    :raises Invalid: anything else.
+    """
+    host, _, port = text.rpartition(":")
+    host = host.strip("[]") or "127.0.0.1"
+    if not port.isdigit() or int(port) > 65535:
+        raise Invalid(
+            f"{text!r} is not an address to listen on", hint="write HOST:PORT, for example 127.0.0.1:8000"
+        )
+    return host, int(port)
+
+
+def bind(address: str) -> socket.socket:
+    """Bind and listen.
+
+    :raises Refused: the port is taken; says by whom where this user may know.
+    """
+    host, port = parse_address(address)
+    try:
+        family, kind, proto, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror as error:
+        raise Invalid(
+            f"cannot listen on {address}: {error.strerror}", hint="use an address of this machine"
+        ) from None
+    listener = socket.socket(family, kind, proto)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(where)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise Refused(
+            f"cannot listen on {address}: {error.strerror}{_held_by(port)}",
+            hint="stop that program, or choose another port with --listen HOST:PORT",
+        ) from None
+    listener.setblocking(False)
+    return listener
+
+
+def _held_by(port: int) -> str:
+    """` (held by PID 12, python3 -m http.server)`, or nothing where this user cannot see it."""
+    try:
+        connections = psutil.net_connections("tcp")
+    except (psutil.Error, OSError):
+        return ""
+    for connection in connections:
+        if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port:
+            return f" (held by {_describe(connection.pid)})"
+    return ""
+
+
+def _describe(pid: int | None) -> str:
+    if pid is None:
+        return "a process of another user"
+    try:
+        command = " ".join(psutil.Process(pid).cmdline())[:80]
+    except psutil.Error:
+        return f"PID {pid}"
+    return f"PID {pid}: {command}"
+
+
+def inherited() -> socket.socket | None:
+    """The socket systemd passed (sd_listen_fds(3)), or None. The variables are taken out of the environment."""
+    count = os.environ.pop("LISTEN_FDS", "0")
+    pid = os.environ.pop("LISTEN_PID", "")
+    os.environ.pop("LISTEN_FDNAMES", None)
+    if pid != str(os.getpid()) or not count.isdigit() or int(count) < 1:
+        return None
+    listener = socket.socket(fileno=_FIRST_SYSTEMD_FD)
+    os.set_inheritable(listener.fileno(), False)
+    listener.setblocking(False)
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """`http://HOST:PORT` a client on this machine can use; a wildcard address is shown as loopback."""
+    host, port = listener.getsockname()[:2]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+    return f"http://{shown}:{port}"
+
+
+def is_public(listener: socket.socket) -> bool:
+    """True where others than this machine can reach it."""
+    host = str(listener.getsockname()[0])
+    return not (host.startswith("127.") or host == "::1")

@@ -1,0 +1,162 @@
+"""NVML behind typed calls that answer None where a card, a driver or a permission has no answer. The only use of pynvml."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+MIG_ENABLED = 1
+
+
+class NvmlUnavailable(Exception):
+    """No NVML on this host; the text says why."""
+
+
+class GpuLost(Exception):
+    """The GPU has fallen off the bus, or needs a reset."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Device memory in bytes."""
+
+    used_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process that holds a context on a GPU. `memory_bytes` None: not told (no permission, MIG)."""
+
+    pid: int
+    memory_bytes: int | None
+
+
+class Nvml:
+    """An open NVML. Every call may block for as long as the driver does: never call it on an event loop."""
+
+    def __init__(self) -> None:
+        """:raises NvmlUnavailable: no library, no driver, or they do not match."""
+        try:
+            import pynvml
+        except ImportError as error:
+            raise NvmlUnavailable(f"the nvidia-ml-py package does not load: {error}") from error
+        self._lib: Any = pynvml
+        try:
+            pynvml.nvmlInit()
+        except Exception as error:
+            raise NvmlUnavailable(f"NVML does not start: {_text(error)}") from error
+
+    def close(self) -> None:
+        """Let go of the driver."""
+        self._ask("nvmlShutdown")
+
+    def driver_version(self) -> str | None:
+        """As `nvidia-smi` shows it."""
+        return _string(self._ask("nvmlSystemGetDriverVersion"))
+
+    def count(self) -> int:
+        """Number of GPUs that the driver shows to this process."""
+        return int(self._ask("nvmlDeviceGetCount") or 0)
+
+    def handle(self, index: int) -> Any | None:
+        """The device at an index in PCI order."""
+        return self._ask("nvmlDeviceGetHandleByIndex", index)
+
+    def uuid(self, handle: Any) -> str | None:
+        """`GPU-...` or `MIG-...`."""
+        return _string(self._ask("nvmlDeviceGetUUID", handle))
+
+    def name(self, handle: Any) -> str | None:
+        """The product's name."""
+        return _string(self._ask("nvmlDeviceGetName", handle))
+
+    def memory(self, handle: Any) -> Memory | None:
+        """Used (with the driver's own reserve) and total bytes."""
+        found = self._ask("nvmlDeviceGetMemoryInfo", handle)
+        return Memory(int(found.used), int(found.total)) if found is not None else None
+
+    def utilization_pct(self, handle: Any) -> float | None:
+        """Share of the last sample period in which a kernel ran."""
+        found = self._ask("nvmlDeviceGetUtilizationRates", handle)
+        return float(found.gpu) if found is not None else None
+
+    def temperature_c(self, handle: Any) -> float | None:
+        """Of the die."""
+        found = self._ask("nvmlDeviceGetTemperature", handle, 0)  # 0: NVML_TEMPERATURE_GPU
+        return float(found) if found is not None else None
+
+    def power_w(self, handle: Any) -> float | None:
+        """Present draw; NVML tells milliwatts."""
+        found = self._ask("nvmlDeviceGetPowerUsage", handle)
+        return found / 1000.0 if found is not None else None
+
+    def processes(self, handle: Any) -> list[Process] | None:
+        """Compute and graphics processes; None where the driver does not tell."""
+        compute = self._ask("nvmlDeviceGetComputeRunningProcesses", handle)
+        graphics = self._ask("nvmlDeviceGetGraphicsRunningProcesses", handle)
+        if compute is None and graphics is None:
+            return None
+        found: dict[int, int | None] = {}
+        for each in [*(compute or []), *(graphics or [])]:
+            memory = getattr(each, "usedGpuMemory", None)
+            if found.get(int(each.pid)) is None:
+                found[int(each.pid)] = int(memory) if memory is not None else None
+        return [Process(pid, memory) for pid, memory in sorted(found.items())]
+
+    def compute_capability(self, handle: Any) -> str | None:
+        """As in `9.0`."""
+        found = self._ask("nvmlDeviceGetCudaComputeCapability", handle)
+        return f"{found[0]}.{found[1]}" if found is not None else None
+
+    def numa_node(self, handle: Any) -> int | None:
+        """The host memory it is nearest to."""
+        found = self._ask("nvmlDeviceGetNumaNodeId", handle)
+        return int(found) if isinstance(found, int) and found >= 0 else None
+
+    def linked(self, handle: Any, other: Any) -> bool:
+        """True where NVLink joins the two, directly or by a switch."""
+        lib = self._lib
+        index = getattr(lib, "NVML_P2P_CAPS_INDEX_NVLINK", None)
+        if index is None:
+            return False
+        return bool(self._ask("nvmlDeviceGetP2PStatus", handle, other, index) == lib.NVML_P2P_STATUS_OK)
+
+    def mig_devices(self, handle: Any) -> list[Any] | None:
+        """The MIG devices of a GPU in MIG mode; None: it is not in MIG mode."""
+        mode = self._ask("nvmlDeviceGetMigMode", handle)
+        if not mode or mode[0] != MIG_ENABLED:
+            return None
+        slots = int(self._ask("nvmlDeviceGetMaxMigDeviceCount", handle) or 0)
+        found = (self._ask("nvmlDeviceGetMigDeviceHandleByIndex", handle, slot) for slot in range(slots))
+        return [each for each in found if each is not None]
+
+    def _ask(self, function: str, *args: Any) -> Any:
+        """One query. None where it is not supported, not permitted or not known to this driver.
+
+        :raises GpuLost: the device does not answer any more.
+        """
+        lib = self._lib
+        call = getattr(lib, function, None)
+        if call is None:
+            return None
+        try:
+            return call(*args)
+        except lib.NVMLError as error:
+            lost = {
+                getattr(lib, name, None) for name in ("NVML_ERROR_GPU_IS_LOST", "NVML_ERROR_RESET_REQUIRED")
+            }
+            if getattr(error, "value", None) in lost - {None}:
+                raise GpuLost(_text(error)) from error
+            return None
+
+
+def _string(value: Any) -> str | None:
+    if isinstance(value, bytes):  # older bindings
+        value = value.decode(errors="replace")
+    # Names come from firmware and end up on terminals.
+    return "".join(c for c in value if c.isprintable()) if isinstance(value, str) else None
+
+
+def _text(error: Exception) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,97 @@
+"""A small JSON document on disk that survives a crash at any instant, and says so when it did not survive the disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpuserved.api.errors import Invalid
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What `load` found. `problem` names what was set aside; None: all well."""
+
+    data: dict[str, Any] | None
+    problem: str | None = None
+
+
+def write_atomically(path: Path, content: bytes, *, mode: int = 0o600) -> None:
+    """Replace `path` so that a reader sees the old bytes or the new ones, also after a power cut.
+
+    :raises OSError: the old file is then untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def save(path: Path, data: dict[str, Any], *, version: int) -> None:
+    """Write `data` with its checksum and schema version; the file before it stays as `.prev`."""
+    body = json.dumps(data, sort_keys=True, separators=(",", ":"))
+    head = json.dumps({"version": version, "crc32": zlib.crc32(body.encode())})
+    if path.exists():
+        previous = path.with_name(path.name + ".prev")
+        previous.unlink(missing_ok=True)
+        os.link(path, previous)
+    write_atomically(path, f"{head}\n{body}\n".encode())
+
+
+def load(path: Path, *, version: int) -> Loaded:
+    """Read what `save` wrote; a damaged file is set aside as `.damaged` and its `.prev` is taken.
+
+    :raises Invalid: the file was written by a newer version: nothing is touched.
+    """
+    problem = None
+    for candidate in (path, path.with_name(path.name + ".prev")):
+        try:
+            fd = os.open(candidate, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            problem = problem or f"{candidate} cannot be read: {error.strerror}"
+            continue
+        with os.fdopen(fd, "rb") as file:
+            raw = file.read()
+        try:
+            return Loaded(_parse(raw, candidate, version), problem)
+        except ValueError as error:
+            problem = problem or f"{candidate} is damaged ({error}); set aside as {candidate.name}.damaged"
+            os.replace(candidate, candidate.with_name(candidate.name + ".damaged"))
+    return Loaded(None, problem)
+
+
+def _parse(raw: bytes, path: Path, version: int) -> dict[str, Any]:
+    first, _, rest = raw.partition(b"\n")
+    body = rest.rstrip(b"\n")
+    head = json.loads(first)
+    if not isinstance(head, dict) or not isinstance(head.get("version"), int):
+        raise ValueError("no header")
+    if head.get("crc32") != zlib.crc32(body):
+        raise ValueError("checksum")
+    if head["version"] > version:
+        raise Invalid(
+            f"{path} was written by a newer gpuserve (schema {head['version']}, this one knows {version})",
+            hint="start the newer version again, or move the file away: running replicas are found without it",
+        )
+    data = json.loads(body)
+    if not isinstance(data, dict):
+        raise ValueError("not an object")  # noqa: TRY004 - a damaged file, not a caller's type error
+    return data

@@ -1,0 +1,87 @@
+"""What every request of one router shares."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections import OrderedDict
+
+from gpuserved.core.replay import RetryBudget
+from gpuserved.router.edge import RequestHead, valid_request_id
+from gpuserved.router.metrics import Metrics
+from gpuserved.router.replica import Replica
+from gpuserved.router.tables import Fleet, Model
+
+RESPONSES_MAX = 16384
+"""Response ids that are remembered; the oldest are forgotten."""
+
+
+class ResponseMap:
+    """Which replica made which stored response."""
+
+    def __init__(self) -> None:
+        self._made: OrderedDict[str, tuple[str, Replica]] = OrderedDict()
+
+    def learn(self, identity: str, model: Model, replica: Replica) -> None:
+        """`replica` made it."""
+        self._made[identity] = (model.name, replica)
+        self._made.move_to_end(identity)
+        while len(self._made) > RESPONSES_MAX:
+            self._made.popitem(last=False)
+
+    def find(self, identity: str) -> tuple[str, Replica] | None:
+        """(model, replica), if it is remembered."""
+        return self._made.get(identity)
+
+
+class RequestIds:
+    """Ids of requests in flight: an engine may fail on two requests with one id (vllm#15041)."""
+
+    def __init__(self) -> None:
+        self._live: set[bytes] = set()
+
+    def mint(self, head: RequestHead) -> bytes:
+        """The client's id if it is valid and not in flight already, else one of our own."""
+        wanted = head.get(b"x-request-id")
+        if wanted is None or not valid_request_id(wanted):
+            wanted = secrets.token_hex(16).encode()
+        elif wanted in self._live:
+            wanted = wanted[:111] + b"-" + secrets.token_hex(8).encode()
+        self._live.add(wanted)
+        return wanted
+
+    def forget(self, identity: bytes) -> None:
+        """The request is over."""
+        self._live.discard(identity)
+
+
+class Context:
+    """One router's shared state."""
+
+    def __init__(self, fleet: Fleet, metrics: Metrics, budget: RetryBudget) -> None:
+        self.fleet = fleet
+        self.metrics = metrics
+        self.budget = budget
+        self.responses = ResponseMap()
+        self.request_ids = RequestIds()
+        self.draining = False
+        self.started_at = 0
+        """Unix seconds; `created` of the models."""
+
+    def has_key(self, head: RequestHead) -> bool:
+        """Does the request carry one of the keys (or are none set)? Every key is compared, in constant time."""
+        keys = self.fleet.table.keys
+        if not keys:
+            return True
+        presented = head.get(b"x-api-key")
+        scheme, _, token = (head.get(b"authorization") or b"").partition(b" ")
+        if scheme.lower() == b"bearer":
+            presented = token.strip(b" ")
+        if not presented:
+            return False
+        digest = hashlib.sha256(presented).hexdigest()
+        found = False
+        for key in keys:
+            found |= hmac.compare_digest(digest, key.sha256.lower())
+        return found

@@ -1,0 +1,127 @@
+"""The few fields of a request the router looks at, and the one it may rewrite: `model`."""
+
+from __future__ import annotations
+
+import mmap
+import re
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
+
+import msgspec
+
+from gpuserved.router import errors
+
+MULTIPART_LOOK_BYTES = 64 * 1024
+_BOUNDARY = re.compile(
+    rb"(?i)^multipart/form-data\s*;.*?boundary=(?:\"([^\"\r\n]{1,200})\"|([^\s;\"]{1,200}))"
+)
+_NAME = re.compile(
+    rb"(?i)^content-disposition:[^\r\n]*;\s*name=(?:\"model\"|model(?=[;\r\n]|$))", re.MULTILINE
+)
+
+Buffer = bytes | mmap.mmap
+
+
+class _Fields(msgspec.Struct):
+    """Typed `Any`: a wrong type in a field that is not ours is the engine's to refuse."""
+
+    model: Any = None
+    stream: Any = None
+    background: Any = None
+    store: Any = None
+    previous_response_id: Any = None
+
+
+_DECODER = msgspec.json.Decoder(_Fields)
+_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """What the router knows of a request's content."""
+
+    model: str
+    stored: bool = False
+    """The client asked the engine to keep a result: such a request is never sent twice."""
+    previous_response_id: str | None = None
+    span: tuple[int, int] | None = None
+    """Multipart: where the model's name is."""
+
+
+def _named(model: Any) -> str:
+    if not isinstance(model, str) or not model:
+        raise errors.bad_request("`model` must be a string that names a model.", "model_required")
+    return model
+
+
+def read_json(body: Buffer) -> Envelope:
+    """The envelope of a JSON body.
+
+    :raises HttpError: 400: not JSON, not an object, or no model.
+    """
+    try:
+        fields = _DECODER.decode(body)
+    except msgspec.ValidationError:
+        raise errors.bad_request("The body must be a JSON object.", "invalid_json") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise errors.bad_request(f"The body is not valid JSON: {error}.", "invalid_json") from None
+    except RecursionError:
+        raise errors.bad_request("The body's JSON is nested too deeply.", "invalid_json") from None
+    previous = fields.previous_response_id
+    return Envelope(
+        model=_named(fields.model),
+        stored=fields.store is True or fields.background is True,
+        previous_response_id=previous if isinstance(previous, str) else None,
+    )
+
+
+def read_multipart(body: Buffer, content_type: bytes) -> Envelope:
+    """The envelope of a form; `model` must lie in its first 64 KiB.
+
+    :raises HttpError: 400.
+    """
+    found = _BOUNDARY.match(content_type)
+    if found is None:
+        raise errors.bad_request("A multipart/form-data body with a boundary is expected.", "invalid_form")
+    delimiter = b"\r\n--" + (found[1] or found[2])
+    look = b"\r\n" + bytes(body[:MULTIPART_LOOK_BYTES])
+    at = look.find(delimiter)
+    while at >= 0:
+        start = at + len(delimiter) + 2
+        head_end = look.find(b"\r\n\r\n", start)
+        at = look.find(delimiter, start)
+        if head_end < 0 or (0 <= at < head_end):
+            continue
+        if at > 0 and _NAME.search(look[start:head_end]):
+            value = look[head_end + 4 : at]
+            text = value.decode("utf-8", "replace").strip()
+            return Envelope(model=_named(text), span=(head_end + 2, at - 2))
+    raise errors.bad_request(
+        "`model` must be a field in the first 64 KiB of the form; put it before the file.", "model_required"
+    )
+
+
+def read_query(query: str) -> Envelope:
+    """The envelope of an upgrade request.
+
+    :raises HttpError: 400.
+    """
+    values = [value for name, value in parse_qsl(query, max_num_fields=100) if name == "model"]
+    return Envelope(model=_named(values[0] if values else None))
+
+
+def with_model(body: Buffer, envelope: Envelope, model: str) -> bytes:
+    """The same body for an engine that knows the model by another name; everything else stays as it is."""
+    if envelope.span is not None:
+        start, end = envelope.span
+        return b"".join((body[:start], model.encode(), body[end:]))
+    fields = _OBJECT.decode(body)
+    fields["model"] = msgspec.Raw(msgspec.json.encode(model))
+    return msgspec.json.encode(fields)
+
+
+def query_with_model(query: str, model: str) -> str:
+    """The same query with another model."""
+    pairs = parse_qsl(query, keep_blank_values=True, max_num_fields=100)
+    return urlencode([(name, model if name == "model" else value) for name, value in pairs])

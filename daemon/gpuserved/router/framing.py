@@ -1,0 +1,117 @@
+"""Where a body ends: by length, by chunks, or with the connection. The same decoders read clients and replicas."""
+
+from __future__ import annotations
+
+import re
+
+_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t -~\x80-\xff]*)?\r\n")
+_LINE_MAX_BYTES = 1024
+_TRAILER_MAX_BYTES = 8 * 1024
+_SIZE_LINE, _DATA, _DATA_END, _TRAILER = range(4)
+
+
+class FramingError(Exception):
+    """The chunks are malformed."""
+
+
+class LengthDecoder:
+    """A body of known length."""
+
+    __slots__ = ("_left", "done")
+
+    def __init__(self, length: int) -> None:
+        self._left = length
+        self.done = length == 0
+
+    def feed(self, data: bytes) -> tuple[bytes, int]:
+        """(payload, bytes used of `data`)."""
+        payload = data if len(data) <= self._left else data[: self._left]
+        self._left -= len(payload)
+        self.done = self._left == 0
+        return payload, len(payload)
+
+
+class EofDecoder:
+    """A body that lasts until the connection ends."""
+
+    __slots__ = ()
+    done = False
+
+    def feed(self, data: bytes) -> tuple[bytes, int]:
+        """(payload, bytes used of `data`)."""
+        return data, len(data)
+
+
+class ChunkedDecoder:
+    """Chunked coding, strict: CRLF everywhere, hexadecimal sizes only, extensions and trailers dropped."""
+
+    __slots__ = ("_left", "_line", "_state", "_trailer_bytes", "done")
+
+    def __init__(self) -> None:
+        self._state = _SIZE_LINE
+        self._left = 0
+        self._line = b""
+        self._trailer_bytes = 0
+        self.done = False
+
+    def feed(self, data: bytes) -> tuple[bytes, int]:
+        """(payload, bytes used of `data`).
+
+        :raises FramingError: not chunked coding as we trust it.
+        """
+        out: list[bytes] = []
+        at = 0
+        size = len(data)
+        while at < size and not self.done:
+            if self._state == _DATA:
+                piece = data[at : at + self._left]
+                out.append(piece)
+                at += len(piece)
+                self._left -= len(piece)
+                if self._left == 0:
+                    self._state = _DATA_END
+                continue
+            end = data.find(b"\n", at)
+            stop = size if end < 0 else end + 1
+            line = self._line + data[at:stop]
+            at = stop
+            if len(line) > _LINE_MAX_BYTES:
+                raise FramingError("a chunk's line is too long")
+            if end < 0:
+                self._check_partial(line)
+                self._line = line
+                break
+            self._line = b""
+            self._take_line(line)
+        return out[0] if len(out) == 1 else b"".join(out), at
+
+    def _check_partial(self, line: bytes) -> None:
+        if self._state == _DATA_END and line != b"\r":
+            raise FramingError("a chunk is longer than it says")
+
+    def _take_line(self, line: bytes) -> None:
+        if self._state == _SIZE_LINE:
+            found = _SIZE.fullmatch(line)
+            if found is None:
+                raise FramingError("a chunk's size is malformed")
+            self._left = int(found[1], 16)
+            self._state = _DATA if self._left else _TRAILER
+        elif self._state == _DATA_END:
+            if line != b"\r\n":
+                raise FramingError("a chunk is longer than it says")
+            self._state = _SIZE_LINE
+        else:
+            self._trailer_bytes += len(line)
+            if not line.endswith(b"\r\n") or self._trailer_bytes > _TRAILER_MAX_BYTES:
+                raise FramingError("the trailer is malformed")
+            self.done = line == b"\r\n"
+
+
+Decoder = LengthDecoder | ChunkedDecoder | EofDecoder
+
+
+def decoder_for(content_length: int | None, *, chunked: bool) -> Decoder:
+    """The decoder of a response's body."""
+    if chunked:
+        return ChunkedDecoder()
+    return EofDecoder() if content_length is None else LengthDecoder(content_length)

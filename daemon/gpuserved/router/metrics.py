@@ -1,0 +1,131 @@
+"""The router's figures in Prometheus text format (exposition format 0.0.4), written by hand: a few counters."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+
+from gpuserved.router.replica import Replica
+from gpuserved.router.tables import Fleet
+
+FIRST_BYTE_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+_P = "gpuserve_router_"
+
+
+class Histogram:
+    """Cumulative when written, plain counts inside."""
+
+    __slots__ = ("counts", "total_s")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(FIRST_BYTE_BUCKETS_S) + 1)
+        self.total_s = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """One more."""
+        self.counts[bisect_left(FIRST_BYTE_BUCKETS_S, seconds)] += 1
+        self.total_s += seconds
+
+
+class Metrics:
+    """All counters of one router."""
+
+    def __init__(self) -> None:
+        self.requests: Counter[tuple[str, int]] = Counter()
+        self.replays: Counter[tuple[str, str]] = Counter()
+        self.cuts: Counter[str] = Counter()
+        self.first_byte: defaultdict[str, Histogram] = defaultdict(Histogram)
+        self.in_flight = 0
+        self.connections = 0
+        self.connections_refused = 0
+
+    def request(self, model: str, code: int) -> None:
+        """A request ended. `model` is a served name or empty; 499: its client left first."""
+        self.requests[model, code] += 1
+
+    @property
+    def requests_total(self) -> int:
+        """All that ended."""
+        return sum(self.requests.values())
+
+    @property
+    def rejected_total(self) -> int:
+        """429 and 503."""
+        return sum(n for (_, code), n in self.requests.items() if code in {429, 503})
+
+
+def _label(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def _family(name: str, kind: str, what: str, rows: Iterable[tuple[str, float]]) -> Iterator[str]:
+    yield f"# HELP {_P}{name} {what}"
+    yield f"# TYPE {_P}{name} {kind}"
+    for labels, value in rows:
+        yield f"{_P}{name}{labels} {value}"
+
+
+def _histogram(metrics: Metrics) -> Iterator[str]:
+    name = f"{_P}first_byte_seconds"
+    yield f"# HELP {name} From a whole request to the first byte of its answer."
+    yield f"# TYPE {name} histogram"
+    for model, histogram in metrics.first_byte.items():
+        label = f'model="{_label(model)}"'
+        running = 0
+        for bound, count in zip(FIRST_BYTE_BUCKETS_S, histogram.counts, strict=False):
+            running += count
+            yield f'{name}_bucket{{{label},le="{bound:g}"}} {running}'
+        running += histogram.counts[-1]
+        yield f'{name}_bucket{{{label},le="+Inf"}} {running}'
+        yield f"{name}_sum{{{label}}} {histogram.total_s}"
+        yield f"{name}_count{{{label}}} {running}"
+
+
+def _of(replica: Replica) -> str:
+    return f'{{replica="{_label(replica.id)}",generation="{replica.generation}"}}'
+
+
+def render(metrics: Metrics, fleet: Fleet) -> bytes:
+    """The page `/metrics` answers with."""
+    replicas = list(fleet.replicas())
+    lines = [
+        *_family("connections", "gauge", "Client connections.", [("", metrics.connections)]),
+        *_family(
+            "connections_refused_total", "counter", "Connections over the cap.",
+            [("", metrics.connections_refused)],
+        ),
+        *_family(
+            "in_flight", "gauge", "Requests in flight on a replica.", [(_of(r), r.in_flight) for r in replicas]
+        ),
+        *_family(
+            "replica_requests_total", "counter", "Tries sent to a replica.",
+            [(_of(r), r.requests_total) for r in replicas],
+        ),
+        *_family(
+            "replica_failures_total", "counter", "Failures of a replica as seen by the router.",
+            [(_of(r), r.failures_total) for r in replicas],
+        ),
+        *_family(
+            "replica_in_rotation", "gauge", "1: takes requests.",
+            [(_of(r), int(r.rotation.value == "in")) for r in replicas],
+        ),
+        *_family(
+            "requests_total", "counter", "Requests that ended, by status code; 499: the client left first.",
+            [(f'{{model="{_label(m)}",code="{c}"}}', n) for (m, c), n in metrics.requests.items()],
+        ),
+        *_family(
+            "replays_total", "counter", "Requests sent again, by cause.",
+            [(f'{{model="{_label(m)}",cause="{c}"}}', n) for (m, c), n in metrics.replays.items()],
+        ),
+        *_family(
+            "cut_streams_total", "counter", "Begun answers whose replica died.",
+            [(f'{{model="{_label(m)}"}}', n) for m, n in metrics.cuts.items()],
+        ),
+        *_family(
+            "queued", "gauge", "Requests that wait for a replica.",
+            [(f'{{model="{_label(m.name)}"}}', len(m.waiters)) for m in fleet.models.values()],
+        ),
+        *_histogram(metrics),
+    ]  # fmt: skip
+    return ("\n".join(lines) + "\n").encode()

@@ -1,0 +1,265 @@
+"""One client connection: heads checked, bodies gathered, requests handed over one at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import struct
+from typing import Protocol, cast
+
+from gpuserved.core.routes import Match
+from gpuserved.router import errors
+from gpuserved.router.body import Body
+from gpuserved.router.edge import Headers, RequestHead, own_response
+from gpuserved.router.errors import HttpError
+from gpuserved.router.request_reader import RequestReader, Screen
+
+IDLE_S = 75.0
+WRITE_STALL_S = 300.0
+"""A client that takes nothing of its answer for this long is gone."""
+LINGER_S = 2.0
+AHEAD_MAX_BYTES = 64 * 1024
+"""Pipelined bytes that are read while a request is served; reading goes on so that a client's leaving is seen."""
+_READING, _BUSY, _TUNNEL, _LINGER, _CLOSED = range(5)
+
+log = logging.getLogger(__name__)
+
+
+class FlowControlled(Protocol):
+    """Who writes to the client is told when to wait."""
+
+    def client_full(self) -> None:
+        """The client reads too slowly."""
+
+    def client_ready(self) -> None:
+        """The client takes more."""
+
+
+class Tunnelled(FlowControlled, Protocol):
+    """Who takes a client's bytes after 101."""
+
+    def client_data(self, data: bytes) -> None:
+        """Bytes of the tunnel."""
+
+
+class Front(Screen, Protocol):
+    """What a connection needs of its router."""
+
+    def begin(self, client: ClientConnection, head: RequestHead, body: Body, found: Match) -> None:
+        """A whole request."""
+
+    def opened(self, client: ClientConnection) -> bool:
+        """False: over the cap."""
+
+    def closed(self, client: ClientConnection) -> None:
+        """Gone."""
+
+    def refused(self, status: int) -> None:
+        """A request was refused before it was whole."""
+
+    def keeps_alive(self) -> bool:
+        """False while draining."""
+
+
+class ClientConnection(asyncio.Protocol):
+    """The protocol of one connection."""
+
+    def __init__(self, front: Front) -> None:
+        self._front = front
+        self._loop = asyncio.get_running_loop()
+        self._phase = _READING
+        self._reader = RequestReader(front)
+        self._keep = True
+        self._reading_paused = False
+        self._transport: asyncio.Transport | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.flow: FlowControlled | None = None
+        self.tunnel: Tunnelled | None = None
+        self.peer = "unknown"
+        self.deadline = self._loop.time() + IDLE_S
+        """Loop time at which `expire` is due; 0: never."""
+        self.began = False
+        """A byte of the present answer was written."""
+
+    # The transport's side.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Accepted."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's are none by inheritance
+        peer = transport.get_extra_info("peername")
+        if isinstance(peer, tuple) and peer:
+            self.peer = str(peer[0])
+        if not self._front.opened(self):
+            self._refuse_and_close(errors.overloaded())
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        """The client is gone: whatever runs for it stops now."""
+        self._phase = _CLOSED
+        self._front.closed(self)
+        self._reader.clear()
+        if self.task is not None:
+            self.task.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of the client. An error of ours costs this connection alone."""
+        try:
+            if self._phase == _TUNNEL and self.tunnel is not None:
+                self.tunnel.client_data(data)
+            elif self._phase < _TUNNEL:
+                self._reader.feed(data)
+                if self._phase == _READING:
+                    self._advance()
+                elif self._reader.buffered_bytes > AHEAD_MAX_BYTES:
+                    self.pause_reading()
+        except HttpError as error:
+            self._refuse_and_close(error)
+        except Exception:
+            log.exception("a client connection failed in the router")
+            self.abort()
+
+    def pause_writing(self) -> None:
+        """The client reads too slowly."""
+        self.deadline = self._loop.time() + WRITE_STALL_S
+        if self.flow is not None:
+            self.flow.client_full()
+
+    def resume_writing(self) -> None:
+        """The client takes more."""
+        if self._phase in {_BUSY, _TUNNEL}:
+            self.deadline = 0.0
+        if self.flow is not None:
+            self.flow.client_ready()
+
+    def expire(self) -> None:
+        """The deadline has passed."""
+        self.deadline = 0.0
+        if self._phase != _READING:
+            self.abort()
+        elif self._reader.deadline is None:
+            self.close()
+        else:
+            self._refuse_and_close(errors.slow("head" if self._reader.within_head else "body"))
+
+    def _advance(self) -> None:
+        """Read on; hand over a request that is whole."""
+        whole = self._reader.advance(self._loop.time())
+        if self._reader.wants_continue:
+            self._reader.wants_continue = False
+            self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if whole is None:
+            self.deadline = self._reader.deadline or self.deadline
+            return
+        self._phase = _BUSY
+        self.deadline = 0.0
+        self.began = False
+        self._keep = whole.head.keep_alive
+        if whole.match is not None:
+            self._front.begin(self, whole.head, whole.body, whole.match)
+            return
+        whole.body.close()
+        error = whole.refusal or errors.internal()
+        self._front.refused(error.status)
+        self.refuse(error)
+
+    # Writing answers.
+
+    def _write(self, data: bytes) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    def write(self, data: bytes) -> None:
+        """Bytes of the present answer."""
+        self.began = True
+        self._write(data)
+
+    def respond(self, status: int, headers: Headers, body: bytes) -> None:
+        """A whole answer of the router itself."""
+        keep = self._keep and self._front.keeps_alive()
+        self.write(own_response(status, headers, body, close=not keep))
+        self.finished(keep_alive=keep)
+
+    def refuse(self, error: HttpError, request_id: bytes | None = None) -> None:
+        """The present request ends with this error; where its answer has begun, with an abort."""
+        if self.began:
+            self.abort()
+            return
+        headers = [(b"content-type", b"application/json"), *error.headers()]
+        if request_id is not None:
+            headers.append((b"x-request-id", request_id))
+        self.respond(error.status, headers, error.body())
+
+    def finished(self, *, keep_alive: bool) -> None:
+        """The present answer is whole: on to the next request, or the end."""
+        self.flow = None
+        self.task = None
+        if self._phase != _BUSY:
+            return
+        if not keep_alive or not self._front.keeps_alive():
+            self._linger()
+            return
+        self._phase = _READING
+        self.deadline = self._loop.time() + IDLE_S
+        self.resume_reading()
+        if self._reader.buffered_bytes:
+            self._loop.call_soon(self.data_received, b"")
+
+    def start_tunnel(self, tunnel: Tunnelled) -> None:
+        """After 101: bytes go to `tunnel`."""
+        self._phase = _TUNNEL
+        self.tunnel = tunnel
+        self.flow = tunnel
+        ahead = self._reader.take_rest()
+        if ahead:
+            tunnel.client_data(ahead)
+
+    def _refuse_and_close(self, error: HttpError) -> None:
+        """Answer what could not be understood, and end."""
+        self._front.refused(error.status)
+        headers = [(b"content-type", b"application/json"), *error.headers()]
+        self._write(own_response(error.status, headers, error.body(), close=True))
+        self._linger()
+
+    def _linger(self) -> None:
+        """Stop writing, read on for a moment: closing with unread bytes would reset the connection under our answer."""
+        if self._phase == _CLOSED or self._transport is None:
+            return
+        self._phase = _LINGER
+        self._reader.clear()
+        self.resume_reading()
+        self.deadline = self._loop.time() + LINGER_S
+        if not self._transport.is_closing() and self._transport.can_write_eof():
+            self._transport.write_eof()
+
+    def idle(self) -> bool:
+        """No request is being read or served."""
+        return self._phase == _READING and self._reader.within_head and not self._reader.buffered_bytes
+
+    def pause_reading(self) -> None:
+        """Leave what the client sends in its socket."""
+        if self._transport is not None and not self._reading_paused and not self._transport.is_closing():
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read on."""
+        if self._transport is not None and self._reading_paused and not self._transport.is_closing():
+            self._reading_paused = False
+            self._transport.resume_reading()
+
+    def close(self) -> None:
+        """Close once what is written has gone."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close with a reset, so that nobody takes what came for all there is."""
+        if self._transport is None:
+            return
+        raw: socket.socket | None = self._transport.get_extra_info("socket")
+        if raw is not None and raw.family != socket.AF_UNIX:
+            try:
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            except OSError:
+                log.debug("connection already gone")
+        self._transport.abort()

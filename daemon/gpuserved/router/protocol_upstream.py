@@ -1,0 +1,204 @@
+"""One connection to a replica: writes a request with back-pressure, reads one answer at a time for its sink."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol, cast
+
+from gpuserved.router.body import SLICE_BYTES, Body
+from gpuserved.router.edge import RESPONSE_HEAD_MAX_BYTES, BadAnswer, ResponseHead, parse_response
+from gpuserved.router.framing import Decoder, EofDecoder, FramingError, decoder_for
+
+
+class Sink(Protocol):
+    """Who is told what arrives. After `upstream_end` or `upstream_lost` nothing more comes."""
+
+    def upstream_head(self, head: ResponseHead) -> None:
+        """The final head (1xx are skipped, but for 101)."""
+
+    def upstream_body(self, data: bytes) -> None:
+        """A piece of the body."""
+
+    def upstream_end(self) -> None:
+        """The body is whole."""
+
+    def upstream_lost(self, why: str | None) -> None:
+        """The connection ended early; `why` is set where the answer was malformed."""
+
+    def upstream_full(self) -> None:
+        """After 101: the replica takes no more for now."""
+
+    def upstream_ready(self) -> None:
+        """After 101: the replica takes more."""
+
+
+class Upstream(asyncio.Protocol):
+    """The protocol of one connection."""
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport | None = None
+        self.sink: Sink | None = None
+        self.closed = False
+        self.reused = False
+        self.read_any = False
+        """A byte of the present answer was read."""
+        self.spent = False
+        """A request was not sent to its end: carries no other."""
+        self.idle_since = 0.0
+        self._head: ResponseHead | None = None
+        self._head_bytes = b""
+        self._decoder: Decoder | None = None
+        self._tunnel = False
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._reading_paused = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Connected."""
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's are none by inheritance
+
+    def begin(self, sink: Sink) -> None:
+        """Expect one answer, for `sink`."""
+        self.sink = sink
+        self.read_any = False
+        self._head = None
+        self._head_bytes = b""
+        self._decoder = None
+
+    def detach(self) -> None:
+        """The sink has gone: hear nothing more of this answer."""
+        self.sink = None
+
+    @property
+    def reusable(self) -> bool:
+        """May carry another request."""
+        whole = self._head is not None and self._head.keep_alive and self.sink is None
+        return whole and not self.closed and not self.spent
+
+    def write(self, data: bytes) -> None:
+        """Write without waiting; for heads and tunnels."""
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.write(data)
+
+    async def send(self, head: bytes, body: Body) -> None:
+        """Write a request. Returns early where the connection ends: its sink hears of that."""
+        size = body.size
+        if size <= SLICE_BYTES:
+            self.write(head + body.view()[:size] if size else head)
+            return
+        self.write(head)
+        view = body.view()
+        for start in range(0, size, SLICE_BYTES):
+            await self._writable.wait()
+            if self.closed:
+                return
+            self.write(view[start : start + SLICE_BYTES])
+
+    def pause_writing(self) -> None:
+        """The transport is full."""
+        self._writable.clear()
+        if self._tunnel and self.sink is not None:
+            self.sink.upstream_full()
+
+    def resume_writing(self) -> None:
+        """The transport takes more."""
+        self._writable.set()
+        if self._tunnel and self.sink is not None:
+            self.sink.upstream_ready()
+
+    def pause_reading(self) -> None:
+        """The client takes no more for now."""
+        if self.transport is not None and not self._reading_paused and not self.closed:
+            self._reading_paused = True
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """The client takes more."""
+        if self.transport is not None and self._reading_paused and not self.closed:
+            self._reading_paused = False
+            self.transport.resume_reading()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of the answer."""
+        if self.sink is None:
+            self.abort()
+            return
+        self.read_any = True
+        try:
+            if self._tunnel:
+                self.sink.upstream_body(data)
+            elif self._decoder is None:
+                self._read_head(self._head_bytes + data)
+            else:
+                self._read_body(data)
+        except (BadAnswer, FramingError) as error:
+            self._lose(str(error))
+
+    def _read_head(self, data: bytes) -> None:
+        end = data.find(b"\r\n\r\n")
+        if end < 0 or end > RESPONSE_HEAD_MAX_BYTES:
+            if len(data) > RESPONSE_HEAD_MAX_BYTES:
+                raise BadAnswer("its head is too large")
+            if not b"HTTP/1."[: len(data)] == data[:7]:
+                raise BadAnswer("no status line")
+            self._head_bytes = data
+            return
+        head = parse_response(data[: end + 4])
+        rest = data[end + 4 :]
+        if head.status < 200 and head.status != 101:
+            self._head_bytes = b""
+            if rest:
+                self._read_head(rest)
+            return
+        assert self.sink is not None
+        self._head = head
+        self._head_bytes = b""
+        if head.status == 101:
+            self._tunnel = True
+            self._decoder = EofDecoder()
+            self.sink.upstream_head(head)
+            if rest:
+                self.sink.upstream_body(rest)
+            return
+        self._decoder = decoder_for(head.content_length, chunked=head.chunked)
+        self.sink.upstream_head(head)
+        if rest or self._decoder.done:
+            self._read_body(rest)
+
+    def _read_body(self, data: bytes) -> None:
+        decoder = self._decoder
+        assert decoder is not None
+        payload, used = decoder.feed(data)
+        if payload and self.sink is not None:
+            self.sink.upstream_body(payload)
+        if decoder.done:
+            sink, self.sink = self.sink, None
+            if used < len(data):
+                self.abort()
+            if sink is not None:
+                sink.upstream_end()
+
+    def _lose(self, why: str | None) -> None:
+        sink, self.sink = self.sink, None
+        self.abort()
+        if sink is not None:
+            sink.upstream_lost(why)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone, by either side."""
+        self.closed = True
+        self._writable.set()
+        sink, self.sink = self.sink, None
+        if sink is None:
+            return
+        if exc is None and isinstance(self._decoder, EofDecoder):
+            sink.upstream_end()
+        else:
+            sink.upstream_lost(None)
+
+    def abort(self) -> None:
+        """Close at once; an engine that was working for this connection stops."""
+        self.closed = True
+        self._writable.set()
+        if self.transport is not None:
+            self.transport.abort()

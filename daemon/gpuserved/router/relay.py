@@ -1,0 +1,110 @@
+"""The answer on its way to the client: head rewritten, body framed anew, back-pressure by the two transports."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from gpuserved.core.routes import Sse
+from gpuserved.router.edge import ResponseHead, client_response
+from gpuserved.router.protocol_client import ClientConnection
+from gpuserved.router.sse import EventGate, death_notice
+
+_RESPONSE_ID = re.compile(rb"\"id\": ?\"(resp_[A-Za-z0-9_-]{1,200})\"")
+_RESPONSE_ID_LOOK_BYTES = 4096
+
+
+class IdTap:
+    """Reads the id of a response from the first bytes of its body."""
+
+    __slots__ = ("_learn", "_seen")
+
+    def __init__(self, learn: Callable[[str], None]) -> None:
+        self._seen = b""
+        self._learn: Callable[[str], None] | None = learn
+
+    def feed(self, data: bytes) -> None:
+        """A piece of the body passes."""
+        if self._learn is None:
+            return
+        self._seen += data[:_RESPONSE_ID_LOOK_BYTES]
+        found = _RESPONSE_ID.search(self._seen)
+        if found is not None:
+            self._learn(found[1].decode())
+        if found is not None or len(self._seen) >= _RESPONSE_ID_LOOK_BYTES:
+            self._learn = None
+            self._seen = b""
+
+
+class Relay:
+    """One committed answer."""
+
+    __slots__ = ("_chunked", "_client", "_close", "_gate", "_head", "_style", "_tap")
+
+    def __init__(
+        self,
+        client: ClientConnection,
+        head: ResponseHead,
+        *,
+        http10: bool,
+        close: bool,
+        style: Sse,
+        tap: IdTap | None,
+    ) -> None:
+        self._client = client
+        self._head = head
+        self._chunked = head.content_length is None and not http10
+        self._close = close or (head.content_length is None and http10)
+        self._gate = EventGate() if head.sse and head.content_length is None else None
+        self._style = style
+        self._tap = tap
+
+    def start(self, held: bytes, *, request_id: bytes, replica: bytes) -> None:
+        """Write the head and what came of the body so far."""
+        framing = b""
+        if self._head.content_length is not None:
+            framing = b"content-length: %d\r\n" % self._head.content_length
+        elif self._chunked:
+            framing = b"transfer-encoding: chunked\r\n"
+        if self._head.status in {204, 304}:
+            framing = b""
+        head = client_response(
+            self._head, framing=framing, request_id=request_id, replica=replica, close=self._close
+        )
+        self._client.write(head + self._framed(held))
+
+    def _framed(self, data: bytes) -> bytes:
+        if data and self._tap is not None:
+            self._tap.feed(data)
+        if self._gate is not None:
+            data = self._gate.feed(data)
+        if not data or not self._chunked:
+            return data
+        return b"%x\r\n%b\r\n" % (len(data), data)
+
+    def body(self, data: bytes) -> None:
+        """A piece of the body."""
+        framed = self._framed(data)
+        if framed:
+            self._client.write(framed)
+
+    def finish(self) -> None:
+        """The body is whole."""
+        rest = self._gate.rest() if self._gate is not None else b""
+        self._end(rest)
+
+    def cut(self) -> None:
+        """The replica is gone in the middle: a stream ends with an error event, anything else is aborted, so that
+        nobody takes half an answer for a whole one.
+        """
+        if self._gate is None:
+            self._client.abort()
+        else:
+            self._end(death_notice(self._style, mid_event=self._gate.mid_event))
+
+    def _end(self, last: bytes) -> None:
+        if self._chunked:
+            last = (b"%x\r\n%b\r\n" % (len(last), last) if last else b"") + b"0\r\n\r\n"
+        if last:
+            self._client.write(last)
+        self._client.finished(keep_alive=not self._close)

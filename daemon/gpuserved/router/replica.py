@@ -1,0 +1,161 @@
+"""The router's view of one start of one replica: in-flight count, rotation, proof of death."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from gpuserved.api.routing import ReplicaRoute, RouteStats
+from gpuserved.core.balance import Rotation, RotationRow, Signal, rotate
+from gpuserved.router.pool import Pool
+from gpuserved.router.probe import Health, check
+from gpuserved.router.shimwatch import ShimWatch
+
+PROOF_S = 2.0
+"""How long a doubtful failure waits for proof of death; vLLM's API server outlives its engine by about 1.3 s."""
+_PROOF_STEP_S = 0.2
+_ALIVE_TWICE = 2
+"""Health checks answered 200 that count as alive: the first may come before the engine's death is noticed."""
+
+log = logging.getLogger(__name__)
+
+
+class Replica:
+    """One (id, generation). Shared by every model that lists it."""
+
+    def __init__(
+        self,
+        route: ReplicaRoute,
+        *,
+        on_change: Callable[[Replica], None],
+        on_failed: Callable[[Replica, str], None],
+        is_last: Callable[[Replica], bool],
+    ) -> None:
+        self.id = route.id
+        self.generation = route.generation
+        self.address = route.address
+        self.health_path = route.health_path
+        self.shim_path = route.shim
+        self.admit = route.admit
+        self.row = RotationRow()
+        self.in_flight = 0
+        self.requests_total = 0
+        self.failures_total = 0
+        self.dead = False
+        """Its shim said so: only a new generation comes back."""
+        self.pool = Pool(route.address)
+        self._on_change = on_change
+        self._on_failed = on_failed
+        self._is_last = is_last
+        self._proof: asyncio.Task[bool] | None = None
+        self._died = asyncio.Event()
+        self.shim = ShimWatch(route.shim, self._shim_says_dead) if route.shim else None
+
+    @property
+    def rotation(self) -> Rotation:
+        """As the choice sees it."""
+        return self.row.state if self.admit else Rotation.OUT
+
+    def set_admit(self, admit: bool) -> None:
+        """The supervisor admits it, or no longer does."""
+        if self.admit != admit:
+            self.admit = admit
+            self._on_change(self)
+
+    def signal(self, signal: Signal) -> None:
+        """Feed the rotation machine; tells whoever waits for a replica."""
+        before = self.row.state
+        needs_last = signal in {Signal.UNREACHABLE, Signal.CUT, Signal.SERVER_ERROR}
+        self.row = rotate(self.row, signal, last=needs_last and self._is_last(self))
+        if self.row.state is not before:
+            log.warning(
+                "replica %s generation %d: %s -> %s (%s)",
+                self.id, self.generation, before.value, self.row.state.value, signal.value,
+            )  # fmt: skip
+            if self.row.state is Rotation.EJECTED:
+                self.pool.close()
+                self.pool = Pool(self.address)
+            self._on_change(self)
+
+    def failed(self, signal: Signal, kind: str) -> None:
+        """A failure of the replica: counted, told to the supervisor. `kind` as in the control socket's event."""
+        self.failures_total += 1
+        told = self.row.state is Rotation.EJECTED
+        self.signal(signal)
+        if not told:
+            self._on_failed(self, kind)
+
+    def answered(self) -> None:
+        """It answered something that is not a 5xx."""
+        if self.row.state is Rotation.PROBATION or self.row.server_errors:
+            self.signal(Signal.SUCCESS)
+
+    def closed_early(self) -> None:
+        """It ended a connection in the middle: out at once, unless it is the last; proof of death is looked for."""
+        self.failed(Signal.CUT, "eof")
+        self._start_proof()
+
+    def _start_proof(self) -> asyncio.Task[bool]:
+        if self._proof is None or self._proof.done():
+            self._proof = asyncio.get_running_loop().create_task(self._prove())
+        return self._proof
+
+    def _shim_says_dead(self) -> None:
+        if self.dead:
+            return
+        self.dead = True
+        self._died.set()
+        self.signal(Signal.DEAD)
+        self._on_failed(self, "death")
+
+    async def prove_dead(self) -> bool:
+        """Was that failure a death? Asks its health check, listens to its shim, for up to `PROOF_S`; shared by all
+        requests that failed together.
+        """
+        if self.dead:
+            return True
+        return await asyncio.shield(self._start_proof())
+
+    async def _prove(self) -> bool:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + PROOF_S
+        alive = 0
+        while not self._died.is_set() and loop.time() < end:
+            health = await check(self.address, self.health_path, min(1.0, PROOF_S / 2))
+            if self._died.is_set():
+                break
+            if health in {Health.REFUSED, Health.FAILING}:
+                self.signal(Signal.DEAD)
+                return True
+            alive += health is Health.OK
+            if alive >= _ALIVE_TWICE:
+                return False
+            try:
+                await asyncio.wait_for(self._died.wait(), _PROOF_STEP_S)
+            except (asyncio.TimeoutError, TimeoutError):
+                continue
+        return self._died.is_set()
+
+    async def probe(self) -> None:
+        """An ejected, admitted replica that is alive and healthy comes back on probation."""
+        if self.dead or not self.admit or self.row.state is not Rotation.EJECTED:
+            return
+        if self.shim is not None and not self.shim.connected:
+            return
+        if await check(self.address, self.health_path, 1.0) is Health.OK and not self.dead:
+            self.signal(Signal.PROBE_OK)
+
+    def stats(self) -> RouteStats:
+        """The wire form."""
+        return RouteStats(
+            id=self.id, generation=self.generation, in_flight=self.in_flight, rotation=self.rotation.value,
+            requests_total=self.requests_total, failures_total=self.failures_total,
+        )  # fmt: skip
+
+    def retire(self) -> None:
+        """Gone from the table: no new request; those in flight go on."""
+        self.admit = False
+        self.pool.close()
+        if self.shim is not None:
+            self.shim.close()

@@ -1,0 +1,153 @@
+"""Bytes of a client to whole requests, one at a time. Knows nothing of transports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from gpuserved.core.routes import Match
+from gpuserved.router import errors
+from gpuserved.router.body import MEMORY_MAX_BYTES, Body
+from gpuserved.router.edge import HEAD_MAX_BYTES, RequestHead, parse_request
+from gpuserved.router.errors import HttpError
+from gpuserved.router.framing import ChunkedDecoder, FramingError, LengthDecoder
+
+HEADER_S = 10.0
+"""Absolute, from a head's first byte to its end; trickling bytes do not stretch it."""
+BODY_STALL_S = 30.0
+
+
+class Screen(Protocol):
+    """Who judges a request by its head."""
+
+    def screen(self, head: RequestHead) -> Match:
+        """:raises HttpError: refused by its head alone."""
+
+    def body_max_bytes(self) -> int:
+        """Longest body."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole request: to be served where `match` is set, else refused."""
+
+    head: RequestHead
+    body: Body
+    match: Match | None
+    refusal: HttpError | None
+
+
+class RequestReader:
+    """`feed` bytes, `advance` to the next whole request."""
+
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
+        self._buffer = bytearray()
+        self._head: RequestHead | None = None
+        self._match: Match | None = None
+        self._refusal: HttpError | None = None
+        self._body = Body()
+        self._decoder: ChunkedDecoder | LengthDecoder | None = None
+        self._body_max = 0
+        self._clock_runs = False
+        self.deadline: float | None = None
+        """Loop time at which what has begun must have advanced; None: nothing has begun."""
+        self.wants_continue = False
+        """The client waits for 100 Continue; whoever answers it clears this."""
+
+    def feed(self, data: bytes) -> None:
+        """More bytes."""
+        self._buffer += data
+
+    @property
+    def buffered_bytes(self) -> int:
+        """What is not yet part of a request."""
+        return len(self._buffer)
+
+    @property
+    def within_head(self) -> bool:
+        """The head is not whole yet."""
+        return self._head is None
+
+    def clear(self) -> None:
+        """Nothing of this matters any more."""
+        self._buffer.clear()
+        self._body.close()
+
+    def take_rest(self) -> bytes:
+        """The bytes after an upgrade's head."""
+        rest = bytes(self._buffer)
+        self._buffer.clear()
+        return rest
+
+    def advance(self, now: float) -> Whole | None:
+        """The next whole request; None: more bytes are needed.
+
+        :raises HttpError: not a request as we trust it, too large, or refused by its head.
+        """
+        if self._head is None and not self._read_head(now):
+            return None
+        if not self._read_body(now):
+            return None
+        assert self._head is not None
+        whole = Whole(self._head, self._body, self._match, self._refusal)
+        self._head = None
+        self._body = Body()
+        self.deadline = None
+        return whole
+
+    def _read_head(self, now: float) -> bool:
+        buffer = self._buffer
+        while buffer.startswith(b"\r\n"):
+            del buffer[:2]
+        if not buffer:
+            return False
+        end = buffer.find(b"\r\n\r\n")
+        if end < 0 or end + 4 > HEAD_MAX_BYTES:
+            if len(buffer) > HEAD_MAX_BYTES:
+                raise errors.head_too_large()
+            if b"\n" in buffer.replace(b"\r\n", b""):
+                raise errors.bad_request("Malformed request: a line end is not CRLF.", "malformed_request")
+            if not self._clock_runs:
+                self._clock_runs = True
+                self.deadline = now + HEADER_S
+            return False
+        self._clock_runs = False
+        raw = bytes(buffer[: end + 4])
+        del buffer[: end + 4]
+        self._start_body(parse_request(raw))
+        return True
+
+    def _start_body(self, head: RequestHead) -> None:
+        self._refusal = self._match = None
+        self._body_max = self._screen.body_max_bytes()
+        length = head.content_length or 0
+        try:
+            self._match = self._screen.screen(head)
+        except HttpError as error:
+            # A small body is read, so that the connection lives on and the answer is not lost to a reset.
+            if head.chunked or head.expects_continue or length > MEMORY_MAX_BYTES:
+                raise
+            self._refusal = error
+        self._head = head
+        self._decoder = ChunkedDecoder() if head.chunked else LengthDecoder(length)
+        self.wants_continue = head.expects_continue and not self._decoder.done and not self._buffer
+
+    def _read_body(self, now: float) -> bool:
+        decoder = self._decoder
+        assert decoder is not None
+        if self._buffer and not decoder.done:
+            try:
+                payload, used = decoder.feed(bytes(self._buffer))
+            except FramingError as error:
+                raise errors.bad_request(f"Malformed request: {error}.", "malformed_request") from None
+            del self._buffer[:used]
+            if self._body.size + len(payload) > self._body_max:
+                raise errors.too_large(self._body_max)
+            try:
+                self._body.append(payload)
+            except OSError:
+                raise errors.no_room() from None
+        if not decoder.done:
+            self.deadline = now + BODY_STALL_S
+        return decoder.done

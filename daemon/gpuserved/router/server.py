@@ -1,0 +1,246 @@
+"""The router: one listening socket, the clients on it, and the clockwork around them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import resource
+import socket
+import time
+from pathlib import Path
+
+from gpuserved.api.routing import RouterStats, RoutingTable
+from gpuserved.core import routes
+from gpuserved.core.replay import RetryBudget
+from gpuserved.core.routes import Kind, Match
+from gpuserved.router import admission, dispatch, errors, local
+from gpuserved.router.body import Body
+from gpuserved.router.context import Context
+from gpuserved.router.control import Control, decode_table
+from gpuserved.router.edge import RequestHead
+from gpuserved.router.errors import HttpError
+from gpuserved.router.exchange import Exchange
+from gpuserved.router.metrics import Metrics
+from gpuserved.router.protocol_client import ClientConnection
+from gpuserved.router.replica import Replica
+from gpuserved.router.tables import Fleet
+from gpuserved.router.tunnel import Tunnel
+
+TICK_S = 0.5
+PROBE_S = 1.0
+DRAIN_S = 30.0
+_FDS_RESERVED = 128
+_FDS_PER_CONNECTION = 3
+"""The client's, the replica's, and a spooled body's."""
+
+log = logging.getLogger(__name__)
+
+
+class Router:
+    """Everything of one router process. `ClientConnection`'s front."""
+
+    def __init__(self, sock: socket.socket, table_path: Path, control_path: str) -> None:
+        self._sock = sock
+        self._table_path = table_path
+        self._table_seen: tuple[int, int, int] | None = None
+        self._from_socket = False
+        self._clients: set[ClientConnection] = set()
+        self._server: asyncio.AbstractServer | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._fds = _raise_fd_limit()
+        self.control = Control(control_path, apply=self.apply, stats=self.stats)
+        self.context = Context(
+            Fleet(dispatch.pump, self._replica_failed),
+            Metrics(),
+            RetryBudget(asyncio.get_running_loop().time()),
+        )
+        self.context.started_at = int(time.time())
+
+    # ClientConnection's front.
+
+    def screen(self, head: RequestHead) -> Match:
+        """Key, route and length, from the head alone.
+
+        :raises HttpError: 401, 404 or 413.
+        """
+        found = routes.match(head.method, head.path)
+        if not (found is not None and found.route.open) and not self.context.has_key(head):
+            raise errors.unauthorized()
+        if found is None:
+            raise errors.no_route(head.method, head.path)
+        if (head.content_length or 0) > self.body_max_bytes():
+            raise errors.too_large(self.body_max_bytes())
+        return found
+
+    def body_max_bytes(self) -> int:
+        """Longest body."""
+        return self.context.fleet.table.body_max_bytes
+
+    def begin(self, client: ClientConnection, head: RequestHead, body: Body, found: Match) -> None:
+        """A whole request: answered here, or served by a replica in a task of its own."""
+        try:
+            own = local.answer(self.context, found)
+            if own is not None:
+                body.close()
+                client.respond(*own)
+                return
+            if found.route.kind is Kind.UPGRADE:
+                body.close()
+                tunnel = Tunnel(self.context, client, head, admission.read(self.context, head, body, found))
+                client.task = self._spawn(tunnel)
+                return
+        except HttpError as error:
+            self.refused(error.status)
+            client.refuse(error)
+            return
+        exchange = Exchange(self.context, client, head, body, found)
+        client.flow = exchange
+        client.task = self._spawn(exchange)
+
+    def _spawn(self, work: Exchange | Tunnel) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work.run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def opened(self, client: ClientConnection) -> bool:
+        """Counts a connection; False: over the cap, which keeps file descriptors for what already runs."""
+        self._clients.add(client)
+        self.context.metrics.connections = len(self._clients)
+        cap = min(
+            self.context.fleet.table.max_connections, (self._fds - _FDS_RESERVED) // _FDS_PER_CONNECTION
+        )
+        if len(self._clients) <= cap:
+            return True
+        self.context.metrics.connections_refused += 1
+        return False
+
+    def closed(self, client: ClientConnection) -> None:
+        """A connection is gone."""
+        self._clients.discard(client)
+        self.context.metrics.connections = len(self._clients)
+
+    def refused(self, status: int) -> None:
+        """A request was refused by its head."""
+        self.context.metrics.request("", status)
+
+    def keeps_alive(self) -> bool:
+        """False while draining."""
+        return not self.context.draining
+
+    # Tables.
+
+    def apply(self, table: RoutingTable) -> None:
+        """The supervisor's word, by socket."""
+        self._from_socket = True
+        self._apply(table)
+
+    def _apply(self, table: RoutingTable) -> None:
+        self.context.fleet.apply(table)
+        log.info("table generation %d: %d models", table.generation, len(table.models))
+
+    def read_table_file(self) -> None:
+        """Take the file if it changed, unless the socket brought something newer."""
+        try:
+            found = os.stat(self._table_path)
+            seen = (found.st_ino, found.st_mtime_ns, found.st_size)
+            if seen == self._table_seen:
+                return
+            table = decode_table(self._table_path.read_bytes())
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError) as error:
+            log.warning("%s not read: %s", self._table_path, error)
+            return
+        self._table_seen = seen
+        if self._from_socket and table.generation <= self.context.fleet.table.generation:
+            return
+        self._apply(table)
+
+    def _replica_failed(self, replica: Replica, kind: str) -> None:
+        self.control.push(
+            {"event": "replica_failed", "id": replica.id, "generation": replica.generation, "kind": kind}
+        )
+
+    def stats(self) -> RouterStats:
+        """The wire form of our figures."""
+        fleet, metrics = self.context.fleet, self.context.metrics
+        queued = {model.name: len(model.waiters) for model in fleet.models.values()}
+        return RouterStats(
+            pid=os.getpid(), table_generation=fleet.table.generation, in_flight=metrics.in_flight,
+            queued=sum(queued.values()), requests_total=metrics.requests_total,
+            replayed_total=sum(metrics.replays.values()), cut_total=sum(metrics.cuts.values()),
+            rejected_total=metrics.rejected_total, connections=len(self._clients), queued_by_model=queued,
+            replicas=[replica.stats() for replica in fleet.replicas()],
+        )  # fmt: skip
+
+    # Life.
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until `stop`, then finish what is in flight, for `DRAIN_S` at most."""
+        loop = asyncio.get_running_loop()
+        self.read_table_file()
+        await self.control.start()
+        self._server = await loop.create_server(lambda: ClientConnection(self), sock=self._sock, backlog=4096)
+        clockwork = [loop.create_task(self._tick()), loop.create_task(self._probe())]
+        log.info("router %d serves %s", os.getpid(), self._sock.getsockname())
+        await stop.wait()
+        self.context.draining = True
+        self._server.close()
+        for client in [c for c in self._clients if c.idle()]:
+            client.close()
+        if self._tasks:
+            log.info("draining %d requests", len(self._tasks))
+            await asyncio.wait(self._tasks, timeout=DRAIN_S)
+        for task in (*self._tasks, *clockwork):
+            task.cancel()
+        await asyncio.sleep(0)
+        self.control.close()
+        self.context.fleet.close()
+        await self._flushed(loop.time() + 2 * TICK_S)
+
+    async def _flushed(self, until: float) -> None:
+        """Let the last bytes of the last answers leave."""
+        loop = asyncio.get_running_loop()
+        while self._clients and loop.time() < until:
+            await asyncio.sleep(0.02)
+        for client in list(self._clients):
+            client.close()
+
+    async def _tick(self) -> None:
+        """Deadlines of clients, idle connections to replicas, the table's file."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = loop.time()
+            try:
+                for client in [c for c in self._clients if 0.0 < c.deadline < now]:
+                    client.expire()
+                for replica in self.context.fleet.replicas():
+                    replica.pool.sweep(now)
+                self.read_table_file()
+            except Exception:
+                log.exception("the clockwork failed")
+
+    async def _probe(self) -> None:
+        """Ask ejected replicas whether they are back."""
+        while True:
+            await asyncio.sleep(PROBE_S)
+            outcomes = await asyncio.gather(
+                *(replica.probe() for replica in self.context.fleet.replicas()), return_exceptions=True
+            )
+            for outcome in outcomes:
+                if isinstance(outcome, Exception):
+                    log.error("a probe failed: %r", outcome)
+
+
+def _raise_fd_limit() -> int:
+    """All file descriptors we may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (OSError, ValueError):
+            return soft
+    return hard

@@ -1,0 +1,121 @@
+"""The routing table come alive: models, their replicas, and who waits for one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from gpuserved.api.routing import ModelRoute, RoutingTable
+from gpuserved.core.balance import Rotation
+from gpuserved.router.replica import Replica
+
+
+@dataclass(eq=False)
+class Entry:
+    """A replica as one model lists it."""
+
+    replica: Replica
+    upstream_model: str | None
+
+
+@dataclass(eq=False)
+class Waiter:
+    """A request in the queue."""
+
+    future: asyncio.Future[Entry]
+    avoid: frozenset[Replica]
+
+
+@dataclass(eq=False)
+class Model:
+    """One served name; profiles that share it are merged."""
+
+    name: str
+    policy: str = "least_inflight"
+    queue_max: int = 512
+    queue_timeout_s: float = 600.0
+    entries: list[Entry] = field(default_factory=list)
+    waiters: deque[Waiter] = field(default_factory=deque)
+    cursor: int = 0
+    suspects: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by the one suspect of a second crash that may run."""
+
+    def usable(self) -> bool:
+        """Could a request go somewhere now?"""
+        return any(e.replica.rotation in {Rotation.IN, Rotation.PROBATION} for e in self.entries)
+
+
+class Fleet:
+    """All models and replicas. `apply` replaces the table without touching what is in flight."""
+
+    def __init__(self, on_change: Callable[[Model], None], on_failed: Callable[[Replica, str], None]) -> None:
+        self.table = RoutingTable()
+        self.models: dict[str, Model] = {}
+        self._replicas: dict[tuple[str, int, str], Replica] = {}
+        self._on_change = on_change
+        self._on_failed = on_failed
+
+    def replicas(self) -> Iterator[Replica]:
+        """Those of the present table."""
+        return iter(self._replicas.values())
+
+    def apply(self, table: RoutingTable) -> None:
+        """Make `table` the present one."""
+        merged: dict[str, list[ModelRoute]] = {}
+        for route in table.models:
+            merged.setdefault(route.name, []).append(route)
+        known: dict[tuple[str, int, str], Replica] = {}
+        admitted: list[tuple[Replica, bool]] = []
+        models: dict[str, Model] = {}
+        for name, routes in merged.items():
+            model = self.models.get(name) or Model(name)
+            model.policy = routes[0].policy
+            model.queue_max = max(r.queue for r in routes)
+            model.queue_timeout_s = max(r.queue_timeout_s for r in routes)
+            model.entries = []
+            for wanted in (r for route in routes for r in route.replicas):
+                key = (wanted.id, wanted.generation, wanted.address)
+                replica = known.get(key) or self._replicas.get(key)
+                if replica is None:
+                    replica = Replica(
+                        wanted,
+                        on_change=self._changed,
+                        on_failed=self._on_failed,
+                        is_last=self._is_last,
+                    )
+                known[key] = replica
+                admitted.append((replica, wanted.admit))
+                model.entries.append(Entry(replica, wanted.upstream_model))
+            models[name] = model
+        gone = [replica for key, replica in self._replicas.items() if key not in known]
+        removed = [model for name, model in self.models.items() if name not in models]
+        self.table, self.models, self._replicas = table, models, known
+        for replica, admit in admitted:
+            replica.set_admit(admit)
+        for replica in gone:
+            replica.retire()
+        for model in removed:
+            model.entries = []
+        for model in models.values():
+            self._on_change(model)
+
+    def _changed(self, replica: Replica) -> None:
+        for model in self.models.values():
+            if any(entry.replica is replica for entry in model.entries):
+                self._on_change(model)
+
+    def _is_last(self, replica: Replica) -> bool:
+        """Is there a model this replica alone could serve now?"""
+        usable = {Rotation.IN, Rotation.PROBATION}
+        return any(
+            any(e.replica is replica for e in model.entries)
+            and not any(e.replica is not replica and e.replica.rotation in usable for e in model.entries)
+            for model in self.models.values()
+        )
+
+    def close(self) -> None:
+        """Let go of everything."""
+        for replica in self._replicas.values():
+            replica.retire()

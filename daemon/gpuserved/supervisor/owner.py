@@ -1,0 +1,215 @@
+"""The one task that owns a replica. Events come in through a queue, `core.replica.step` decides, effects go out here."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+from gpuserved.core import events as ev
+from gpuserved.core.cause import Cause, CauseKind, ExitInfo, from_exit
+from gpuserved.core.events import Effect, Event, EventKind, Timer
+from gpuserved.core.replica import step
+from gpuserved.core.state import Context, Goal, NotAllowed, Replica, State
+from gpuserved.host.logtail import last_lines
+from gpuserved.supervisor import evidence, start
+from gpuserved.supervisor.process import Ended, ReplicaProcess
+from gpuserved.supervisor.surroundings import Assignment, Surroundings
+from gpuserved.supervisor.watch import Watch
+
+log = logging.getLogger(__name__)
+
+CAUSE_LINES = 400
+"""Log lines looked at for the first cause: vLLM's traceback echoes through three processes are about a hundred."""
+
+
+class Owner:
+    """Owns one replica. Everybody else posts events and reads `r`; a read never decides a mutation."""
+
+    def __init__(self, assignment: Assignment, around: Surroundings, r: Replica | None = None) -> None:
+        self.assignment = assignment
+        self.around = around
+        self.r = r or Replica()
+        self.process: ReplicaProcess | None = None
+        self.address: str | None = None
+        self.admit = False
+        self.watch = Watch(self)
+        self.next_assignment: Assignment | None = None
+        self._inbox: asyncio.Queue[tuple[Event, asyncio.Future[State] | None]] = asyncio.Queue()
+        self._timers: dict[Timer, asyncio.TimerHandle] = {}
+        self._starting: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def id(self) -> str:
+        """`PROFILE-N`."""
+        return self.assignment.replica
+
+    def begin(self) -> None:
+        """Start the owner's task."""
+        self._task = asyncio.ensure_future(self._run())
+
+    def post(self, kind: EventKind, *, generation: int | None = None, cause: Cause | None = None) -> None:
+        """Tell the owner something. Never blocks."""
+        self._inbox.put_nowait((Event(kind, generation, cause), None))
+
+    async def ask(self, kind: EventKind) -> State:
+        """An operator's wish; returns the state it led to.
+
+        :raises NotAllowed: the present state does not know it.
+        """
+        answer: asyncio.Future[State] = asyncio.get_running_loop().create_future()
+        self._inbox.put_nowait((Event(kind), answer))
+        return await answer
+
+    def adopt(self, process: ReplicaProcess, address: str) -> None:
+        """Take over a start that was found running; `r` says what is known of it. Call before `begin`."""
+        self.process = process
+        self.address = address
+        self.admit = self.r.state is State.READY
+        self.watch.begin()
+        if self.r.state is State.READY:
+            self._arm(Timer.STABLE, self.assignment.profile.restart.stable_s)
+        elif self.r.state is State.STARTING:
+            self._arm(Timer.START_STALL, self.assignment.profile.health.startup_stall_s)
+
+    def callbacks(self, generation: int) -> tuple[Callable[[ExitInfo | None], None], Callable[[Ended], None]]:
+        """What a `ReplicaProcess` of this generation calls."""
+
+        def dying(info: ExitInfo | None) -> None:
+            cause = from_exit(info) if info is not None else Cause(CauseKind.SHIM_LOST, "its shim was killed")
+            self.post(EventKind.DYING, generation=generation, cause=cause)
+
+        def ended(end: Ended) -> None:
+            self.post(EventKind.EXITED, generation=generation, cause=self._cause_of(end, generation))
+
+        return dying, ended
+
+    def _cause_of(self, end: Ended, generation: int) -> Cause:
+        if end.shim_lost:
+            return Cause(CauseKind.SHIM_LOST, "its shim was killed, and its processes with it")
+        tail = last_lines(start.log_path(self.around.roots, self.id, generation), CAUSE_LINES)
+        return self.around.engine(self.assignment.profile).cause(end.info, tail)
+
+    async def _run(self) -> None:
+        while True:
+            event, answer = await self._inbox.get()
+            try:
+                await self._handle(event)
+            except NotAllowed as error:
+                if answer is not None and not answer.done():
+                    answer.set_exception(error)
+                continue
+            except Exception:
+                log.exception("%s: event %s could not be handled", self.id, event.kind.value)
+            if answer is not None and not answer.done():
+                answer.set_result(self.r.state)
+
+    def context(self) -> Context:
+        """What the next decision may look at."""
+        profile = self.assignment.profile
+        return Context(
+            profile.limits, profile.restart, profile.health,
+            last_of_model=self.around.last_of_model(self.id), jitter=random.uniform(-1, 1),
+        )  # fmt: skip
+
+    async def _handle(self, event: Event) -> None:
+        before = self.r
+        decided, effects = step(before, event, self.context())
+        if event.kind is EventKind.EXITED and event.generation == before.generation:
+            self._process_gone()
+        self.r = decided
+        if decided.state is not State.STARTING:
+            self.around.gate.leave(self.id)
+        if decided.state is State.READY and before.state is not State.READY:
+            self.around.gate.warmed(start.model_key(self.assignment.profile))
+        for effect in effects:
+            await self._perform(effect)
+        if decided != before or effects:
+            if decided.state is not before.state:
+                log.info("%s: %s -> %s %s", self.id, before.state.value, decided.state.value, decided.reason)
+            self.around.changed(self.id, before.state.value)
+
+    def _process_gone(self) -> None:
+        self.watch.end()
+        if self.process is not None:
+            self.process.detach()
+            self.process.forget()
+        self.process = None
+        self.address = None
+
+    async def _perform(self, effect: Effect) -> None:
+        if isinstance(effect, ev.CancelTimers):
+            for timer in self._timers.values():
+                timer.cancel()
+            self._timers.clear()
+        elif isinstance(effect, ev.ArmTimer):
+            self._arm(effect.timer, effect.delay_s)
+        elif isinstance(effect, ev.SetRotation):
+            self.admit = effect.admit
+        elif isinstance(effect, ev.SaveEvidence):
+            await evidence.save(self, effect.cause)
+        elif isinstance(effect, ev.Spawn):
+            self.assignment, self.next_assignment = self.next_assignment or self.assignment, None
+            self._starting = asyncio.ensure_future(start.run(self, effect.generation))
+        else:
+            await self._end(kill=isinstance(effect, ev.KillTree))
+
+    def _arm(self, timer: Timer, delay_s: float) -> None:
+        self.disarm(timer)
+        loop = asyncio.get_running_loop()
+        kind, generation = ev.TIMER_EVENTS[timer], self.r.generation
+        self._timers[timer] = loop.call_later(delay_s, lambda: self.post(kind, generation=generation))
+
+    def disarm(self, timer: Timer) -> None:
+        """Stop one timer, if it runs."""
+        running = self._timers.pop(timer, None)
+        if running is not None:
+            running.cancel()
+
+    def progress_at_start(self) -> None:
+        """The start moves on: its stall deadline begins anew."""
+        if self.r.state is State.STARTING:
+            self._arm(Timer.START_STALL, self.assignment.profile.health.startup_stall_s)
+
+    async def _end(self, *, kill: bool) -> None:
+        if self.process is not None:
+            await (self.process.kill() if kill else self.process.terminate())
+        elif self._starting is not None and not self._starting.done():
+            # Waiting for its turn, or about to fork: `start.run` gives up at its next step and posts EXITED.
+            self._starting.cancel()
+        else:
+            self.post(EventKind.EXITED, generation=self.r.generation)
+
+    def assign(self, assignment: Assignment) -> None:
+        """What the next start runs; settings that need no new process apply at once."""
+        if (
+            assignment.profile.runs_like(self.assignment.profile)
+            and assignment.gpu_uuids == self.assignment.gpu_uuids
+        ):
+            self.assignment = assignment
+            self.next_assignment = None
+        else:
+            self.next_assignment = assignment
+
+    def moved_away(self) -> bool:
+        """True where nothing of this replica runs and nothing is meant to."""
+        return self.r.state is State.STOPPED and self.process is None and self.r.goal is Goal.STOP
+
+    async def detach(self) -> None:
+        """End this task; the replica goes on and can be adopted."""
+        for timer in self._timers.values():
+            timer.cancel()
+        self.watch.end()
+        for task in (self._task, self._starting):
+            if task is not None:
+                task.cancel()
+        if self.process is not None:
+            self.process.detach()
+        await self.watch.closed()
+
+    def forgive_generation(self, generation: int) -> None:
+        """Continue numbering after `generation`: a log of that number exists."""
+        self.r = replace(self.r, generation=max(self.r.generation, generation))

@@ -1,0 +1,91 @@
+"""Questions to one engine: is it up, and does it move."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import aiohttp
+
+from gpuserved.engines.base import Engine, MetricNames
+from gpuserved.telemetry.metrics_text import CAP_BYTES, read
+
+
+@dataclass(frozen=True)
+class EngineFigures:
+    """One scrape; None: the engine does not say."""
+
+    running: float | None = None
+    waiting: float | None = None
+    kv_cache_pct: float | None = None
+    steps: float | None = None
+
+
+class Prober:
+    """Probes one address. Each answer is read to its end, within a deadline and a size."""
+
+    def __init__(self, address: str, engine: Engine, timeout_s: float) -> None:
+        scheme, _, rest = address.partition(":")
+        if scheme == "unix":
+            connector: aiohttp.BaseConnector = aiohttp.UnixConnector(rest, limit=4)
+            self._base = "http://localhost"
+        else:
+            connector = aiohttp.TCPConnector(limit=4, use_dns_cache=False)
+            self._base = f"http://{rest}"
+        self._engine = engine
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            timeout=aiohttp.ClientTimeout(total=timeout_s),
+            trust_env=False,
+            auto_decompress=False,
+            max_line_size=16_384,
+        )
+
+    async def healthy(self) -> bool:
+        """True where the health route answers 200 in time."""
+        try:
+            async with self._session.get(self._base + self._engine.health_path) as answer:
+                await answer.content.read(4096)
+                return answer.status == 200
+        except (aiohttp.ClientError, OSError, asyncio.TimeoutError):
+            return False
+
+    async def figures(self) -> EngineFigures | None:
+        """One scrape, or None where there was no good one."""
+        if self._engine.metrics_path is None:
+            return None
+        try:
+            async with self._session.get(self._base + self._engine.metrics_path) as answer:
+                if answer.status != 200:
+                    return None
+                text = await _bounded(answer.content)
+        except (aiohttp.ClientError, OSError, asyncio.TimeoutError):
+            return None
+        return _figures(text, self._engine.metrics)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._session.close()
+
+
+async def _bounded(content: aiohttp.StreamReader) -> bytes:
+    parts: list[bytes] = []
+    left = CAP_BYTES
+    while left > 0 and (part := await content.readany()):
+        parts.append(part[:left])
+        left -= len(part)
+    return b"".join(parts)
+
+
+def _figures(text: bytes, names: MetricNames) -> EngineFigures:
+    wanted = frozenset(
+        name for name in (names.running, names.waiting, names.kv_cache_ratio, names.steps) if name is not None
+    )
+    found = read(text, wanted)
+    ratio = found.get(names.kv_cache_ratio or "")
+    return EngineFigures(
+        running=found.get(names.running or ""),
+        waiting=found.get(names.waiting or ""),
+        kv_cache_pct=None if ratio is None else ratio * 100,
+        steps=found.get(names.steps or ""),
+    )

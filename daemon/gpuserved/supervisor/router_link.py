@@ -1,0 +1,230 @@
+"""The supervisor's hold on the data plane: the router shim that keeps the port, and the router's control socket."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+import gpuserved
+from gpuserved.api.roots import Roots
+from gpuserved.api.routing import RouterStats, RoutingTable
+from gpuserved.host.shimclient import ShimConnection, ShimError, launch, router_spec
+from gpuserved.host.statefile import write_atomically
+from gpuserved.supervisor.surroundings import LOG_KEEP, LOG_MAX_BYTES
+
+log = logging.getLogger(__name__)
+
+POLL_S = 1.0
+FAST_POLL_S = 0.1
+RECONNECT_S = 0.1
+ANSWER_S = 5.0
+STOP_GRACE_S = 30.0
+LINE_MAX_BYTES = 4 * 1024 * 1024
+
+
+class RouterLink:
+    """Keeps one router running and told. Calls `on_stats` after each answer."""
+
+    def __init__(self, roots: Roots, on_stats: Callable[[], None]) -> None:
+        self.stats: RouterStats | None = None
+        self.listener: socket.socket | None = None
+        self.pids: list[int] = []
+        self.fast = False
+        """Poll ten times a second: somebody drains."""
+        self._roots = roots
+        self._folder = roots.run / "router"
+        self._on_stats = on_stats
+        self._table = RoutingTable()
+        self._pushed = asyncio.Event()
+        self._shim: ShimConnection | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stopping = False
+
+    def table_on_disk(self) -> RoutingTable | None:
+        """What the last supervisor wrote."""
+        try:
+            return msgspec.json.decode((self._roots.run / "routing.json").read_bytes(), type=RoutingTable)
+        except (OSError, msgspec.DecodeError):
+            return None
+
+    async def adopt(self) -> bool:
+        """Take over a router shim that runs already, with its socket. False: there is none."""
+        try:
+            self._shim = await ShimConnection.connect(self._folder / "shim.sock")
+            hello = await self._shim.hello("supervisor")
+            self.listener = await self._shim.listen_fd()
+        except ShimError:
+            self._shim = None
+            return False
+        self.pids = [hello.pid]
+        self.listener.setblocking(False)
+        log.info("adopted the router shim (PID %s, router PID %s)", hello.shim_pid, hello.pid)
+        return True
+
+    async def start(self, listener: socket.socket) -> None:
+        """Start a router on this socket.
+
+        :raises ShimError: it could not be started.
+        """
+        self.listener = listener
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (self._folder / "shim.sock").unlink(missing_ok=True)
+        program = [sys.executable, "-m", "gpuserved.router", "--fd", "3"]
+        files = [
+            "--table",
+            str(self._roots.run / "routing.json"),
+            "--control",
+            str(self._folder / "ctl.sock"),
+        ]
+        spec = router_spec(
+            name="router-0",
+            nonce=secrets.token_hex(6),
+            folder=self._folder,
+            argv=(*program, *files),
+            env=_environment(),
+            cwd="/",
+            log_path=self._roots.log / "router.log",
+            log_max_bytes=LOG_MAX_BYTES,
+            log_keep=LOG_KEEP,
+            listen_fd=listener.fileno(),
+        )
+        started = await launch(spec, pass_fds=(listener.fileno(),))
+        self._shim = await ShimConnection.connect(self._folder / "shim.sock")
+        await self._shim.hello("supervisor")
+        self.pids = [started.pid]
+
+    def begin(self) -> None:
+        """Keep in touch from now on."""
+        self._tasks = [asyncio.ensure_future(self._keep_shim()), asyncio.ensure_future(self._keep_told())]
+
+    def push(self, table: RoutingTable) -> None:
+        """Make `table` the routers' table: on disk now, by socket as soon as one listens."""
+        self._table = table
+        try:
+            write_atomically(self._roots.run / "routing.json", msgspec.json.encode(table))
+        except OSError as error:
+            log.error("routing.json could not be written: %s", error)  # noqa: TRY400 - the reason is in the error
+        self._pushed.set()
+
+    def in_flight(self, replica: str, generation: int) -> int | None:
+        """Requests of one start, as of the table pushed last; None until the router has said so."""
+        stats = self.stats
+        if stats is None or stats.table_generation != self._table.generation:
+            return None
+        for route in stats.replicas:
+            if route.id == replica and route.generation == generation:
+                return route.in_flight
+        return 0
+
+    async def _keep_shim(self) -> None:
+        while True:
+            if self._shim is not None:
+                await asyncio.shield(self._shim.closed)
+            if self._stopping:
+                return
+            log.error("the router shim is gone; starting another on the same socket")
+            self.stats = None
+            try:
+                assert self.listener is not None
+                await self.start(self.listener)
+            except (ShimError, OSError):
+                log.exception("the router could not be started; trying again")
+                self._shim = None
+                await asyncio.sleep(POLL_S)
+
+    async def _keep_told(self) -> None:
+        while True:
+            try:
+                reader, writer = await asyncio.open_unix_connection(
+                    self._folder / "ctl.sock", limit=LINE_MAX_BYTES
+                )
+            except OSError:
+                self.stats = None
+                await asyncio.sleep(RECONNECT_S)
+                continue
+            try:
+                await self._converse(reader, writer)
+            except (
+                OSError,
+                asyncio.TimeoutError,
+                ValueError,
+                msgspec.MsgspecError,
+                ConnectionError,
+            ) as error:
+                log.info("the router's control connection ended: %s", error or type(error).__name__)
+            finally:
+                self.stats = None
+                writer.close()
+            await asyncio.sleep(RECONNECT_S)
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._pushed.set()
+        while True:
+            if self._pushed.is_set():
+                self._pushed.clear()
+                await _ask(reader, writer, {"op": "table", "table": msgspec.to_builtins(self._table)})
+            answer = await _ask(reader, writer, {"op": "stats"})
+            self.stats = msgspec.convert(answer["stats"], RouterStats)
+            self.pids = [self.stats.pid]
+            self._on_stats()
+            try:
+                await asyncio.wait_for(self._pushed.wait(), FAST_POLL_S if self.fast else POLL_S)
+            except asyncio.TimeoutError:
+                continue
+
+    async def stop(self) -> None:
+        """End the router after its requests, and its shim; the port is free then."""
+        self._stopping = True
+        if self._shim is not None and not self._shim.closed.done():
+            try:
+                await self._shim.stop(STOP_GRACE_S)
+                await asyncio.wait_for(asyncio.shield(self._shim.closed), STOP_GRACE_S + 5)
+            except (ShimError, asyncio.TimeoutError) as error:
+                log.warning("the router shim did not end: %s", error)
+            else:
+                # A router leaves its path to its successor; here there is none.
+                (self._folder / "ctl.sock").unlink(missing_ok=True)
+        await self.detach()
+
+    async def detach(self) -> None:
+        """Hang up; the router goes on."""
+        self._stopping = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._shim is not None:
+            self._shim.close()
+        if self.listener is not None:
+            self.listener.close()
+
+
+async def _ask(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: dict[str, Any]
+) -> dict[str, Any]:
+    writer.write(msgspec.json.encode(request) + b"\n")
+    line = await asyncio.wait_for(reader.readline(), ANSWER_S)
+    if not line:
+        raise ConnectionError("end of stream")
+    answer: dict[str, Any] = msgspec.json.decode(line)
+    if answer.get("ok") is not True:
+        raise ValueError(f"the router refused {request['op']}: {answer.get('error')}")
+    return answer
+
+
+def _environment() -> dict[str, str]:
+    """What the router's interpreter needs to find itself; nothing else of ours, no secret."""
+    kept = {
+        name: os.environ[name]
+        for name in ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "TMPDIR")
+        if name in os.environ
+    }
+    source = os.path.dirname(os.path.dirname(gpuserved.__file__))
+    return {**kept, "PYTHONPATH": os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH", "")]))}

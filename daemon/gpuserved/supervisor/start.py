@@ -1,0 +1,190 @@
+"""One start: wait for the turn, write the intent, fork the shim, attach to it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import secrets
+import shutil
+import socket
+from collections.abc import Hashable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from gpuserved.api.errors import GpuserveError
+from gpuserved.api.roots import Roots
+from gpuserved.core.cause import Cause, CauseKind
+from gpuserved.core.events import EventKind
+from gpuserved.core.profile import Profile
+from gpuserved.core.state import State
+from gpuserved.engines.base import Launch, LaunchContext
+from gpuserved.host.shimclient import launch, replica_spec
+from gpuserved.host.statefile import write_atomically
+from gpuserved.supervisor.process import ReplicaProcess
+from gpuserved.supervisor.surroundings import LOG_KEEP, LOG_MAX_BYTES
+
+if TYPE_CHECKING:
+    from gpuserved.supervisor.owner import Owner
+
+log = logging.getLogger(__name__)
+
+NOTE = "start.json"
+KEPT_STARTS = 5
+"""Logs of this many starts stay: the present one, the one that `--previous` shows, and some history of a crash loop."""
+
+
+class StartNote(msgspec.Struct, frozen=True):
+    """What a run folder was made for; adoption reads it."""
+
+    replica: str
+    profile: str
+    generation: int
+    nonce: str
+    address: str
+    gpu_uuids: tuple[str, ...] = ()
+
+
+def model_key(profile: Profile) -> Hashable:
+    """Starts with the same key share caches."""
+    return (profile.engine.value, profile.model, profile.python, profile.tensor_parallel_size)
+
+
+def log_folder(roots: Roots, replica: str) -> Path:
+    """One file per start, named by its generation."""
+    return roots.log / "replicas" / replica
+
+
+def log_path(roots: Roots, replica: str, generation: int) -> Path:
+    """The log of one start."""
+    return log_folder(roots, replica) / f"{generation}.log"
+
+
+def generations(roots: Roots, replica: str) -> list[int]:
+    """The starts that logs exist of, oldest first."""
+    folder = log_folder(roots, replica)
+    names = os.listdir(folder) if folder.is_dir() else []
+    return sorted(
+        int(name[: -len(".log")]) for name in names if name.endswith(".log") and name[:-4].isdigit()
+    )
+
+
+async def run(owner: Owner, generation: int) -> None:
+    """Start `generation`; the outcome is posted to the owner. Cancelled before the fork: nothing was started."""
+    around, assignment = owner.around, owner.assignment
+    try:
+        await around.gate.enter(owner.id, assignment.gpu_uuids, model_key(assignment.profile))
+    except asyncio.CancelledError:
+        owner.post(EventKind.EXITED, generation=generation)
+        return
+    try:
+        process, address = await asyncio.shield(_fork(owner, generation))
+    except asyncio.CancelledError:
+        # The fork cannot be called back. It ends by itself, and its process is then the owner's to terminate.
+        return
+    except (GpuserveError, OSError) as error:
+        message = error.message if isinstance(error, GpuserveError) else (error.strerror or str(error))
+        owner.post(EventKind.SPAWN_FAILED, generation=generation, cause=_spawn_cause(message, error))
+        return
+    log.info("%s: generation %d started as PID %s at %s", owner.id, generation, process.pid, address)
+
+
+def _spawn_cause(message: str, error: GpuserveError | OSError) -> Cause:
+    number = getattr(error, "errno", None)
+    transient = number in {errno.EAGAIN, errno.ENOMEM, errno.ENOSPC}
+    kind = CauseKind.OUT_OF_MEMORY if transient else CauseKind.SPAWN_FAILED
+    return Cause(kind, f"could not be started: {message}")
+
+
+async def _fork(owner: Owner, generation: int) -> tuple[ReplicaProcess, str]:
+    around, profile = owner.around, owner.assignment.profile
+    nonce = secrets.token_hex(6)
+    folder = around.roots.run / "r" / nonce
+    folder.mkdir(mode=0o700, parents=True)
+    made = _command(owner, generation, nonce, folder)
+    path = log_path(around.roots, owner.id, generation)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _prune_logs(around.roots, owner.id)
+    owner.address = made.address
+    note = StartNote(owner.id, profile.name, generation, nonce, made.address, assignment_uuids(owner))
+    write_note(folder, note)
+    around.record_intent()
+    spec = replica_spec(
+        replica=owner.id, generation=generation, nonce=nonce, folder=folder, argv=made.argv, env=made.env, cwd=made.cwd,
+        log_path=path, log_max_bytes=_log_max_bytes(), log_keep=LOG_KEEP, orphan_ttl_s=around.orphan_ttl_s,
+        drain_s=profile.limits.drain_s, term_grace_s=profile.limits.term_grace_s,
+    )  # fmt: skip
+    try:
+        await launch(spec)
+    except GpuserveError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    dying, ended = owner.callbacks(generation)
+    process = ReplicaProcess(folder, nonce, dying, ended)
+    owner.process = process
+    await process.attach()
+    owner.watch.begin()
+    around.changed(owner.id, owner.r.state.value)
+    if owner.r.generation != generation or owner.r.state is not State.STARTING:
+        await process.terminate()  # the stop came while the fork was under way
+    return process, made.address
+
+
+def assignment_uuids(owner: Owner) -> tuple[str, ...]:
+    """The GPUs that the owner's next process gets."""
+    return owner.assignment.gpu_uuids
+
+
+def write_note(folder: Path, note: StartNote) -> None:
+    """Before the fork: a crash right after it leaves a folder that says what was meant."""
+    write_atomically(folder / NOTE, msgspec.json.encode(note))
+
+
+def read_note(folder: Path) -> StartNote | None:
+    """None where the folder is no start of ours, or was never finished."""
+    try:
+        return msgspec.json.decode((folder / NOTE).read_bytes(), type=StartNote)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def _log_max_bytes() -> int:
+    wanted = os.environ.get("GPUSERVE_LOG_MAX_BYTES", "")
+    return int(wanted) if wanted.isdigit() and int(wanted) > 0 else LOG_MAX_BYTES
+
+
+def _command(owner: Owner, generation: int, nonce: str, folder: Path) -> Launch:
+    around, assignment = owner.around, owner.assignment
+    engine = around.engine(assignment.profile)
+    port = _free_port() if engine.wants_port(assignment.profile) else None
+    return engine.launch(
+        LaunchContext(
+            profile=assignment.profile,
+            replica=owner.id,
+            generation=generation,
+            nonce=nonce,
+            run_dir=folder,
+            cache_dir=around.roots.cache,
+            gpu_indexes=assignment.gpu_indexes,
+            gpu_uuids=assignment.gpu_uuids,
+            hf_token=around.hf_token,
+            port=port,
+        )
+    )
+
+
+def _free_port() -> int:
+    """A loopback port that is free now; the engine binds it, and fails its start where somebody was faster."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _prune_logs(roots: Roots, replica: str) -> None:
+    folder = log_folder(roots, replica)
+    for generation in generations(roots, replica)[: -(KEPT_STARTS - 1)]:
+        for path in folder.glob(f"{generation}.log*"):
+            path.unlink(missing_ok=True)

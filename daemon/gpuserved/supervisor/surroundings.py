@@ -1,0 +1,54 @@
+"""What an owner needs of the rest of the daemon. The fleet provides it; tests provide their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from gpuserved.api.roots import Roots
+from gpuserved.core.profile import Profile
+from gpuserved.engines.base import Engine
+from gpuserved.supervisor.gate import StartGate
+
+LOG_MAX_BYTES = 64 * 1024 * 1024
+LOG_KEEP = 3
+"""Segments beside the live file: at most 256 MiB for one start."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What one replica runs, and where."""
+
+    replica: str
+    profile: Profile
+    gpu_indexes: tuple[int, ...] = ()
+    gpu_uuids: tuple[str, ...] = ()
+    simulated: bool = False
+    """Its GPUs exist on paper only."""
+
+
+class Surroundings(Protocol):
+    """The fleet, as one owner sees it."""
+
+    roots: Roots
+    gate: StartGate
+    orphan_ttl_s: float | None
+    hf_token: str | None
+
+    def engine(self, profile: Profile) -> Engine:
+        """The profile's adapter."""
+
+    def last_of_model(self, replica: str) -> bool:
+        """True where no other replica of its model serves or may come back by itself."""
+
+    def in_flight(self, replica: str, generation: int) -> int | None:
+        """Requests the routers have there, once they know of its present place in rotation; None: unknown yet."""
+
+    def changed(self, replica: str, previous_state: str) -> None:
+        """Something `status` shows has changed: save, publish, tell the routers."""
+
+    def record_intent(self) -> None:
+        """Write the state to disk now: a start follows.
+
+        :raises OSError: a start that cannot be recorded must not happen.
+        """

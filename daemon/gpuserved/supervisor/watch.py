@@ -1,0 +1,159 @@
+"""Probes of one replica, from its fork to its end: readiness, liveness, progress, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from gpuserved.core.cause import Cause, CauseKind
+from gpuserved.core.events import EventKind
+from gpuserved.core.health import ProbeRow
+from gpuserved.core.progress import Progress, Verdict
+from gpuserved.core.state import Goal, State
+from gpuserved.host import procfs
+from gpuserved.host.logtail import Tail
+from gpuserved.supervisor import start
+from gpuserved.supervisor.prober import EngineFigures, Prober
+
+if TYPE_CHECKING:
+    from gpuserved.supervisor.owner import Owner
+
+log = logging.getLogger(__name__)
+
+START_EVERY_S = 0.25
+DRAIN_EVERY_S = 0.1
+METRICS_EVERY = 2
+"""Scrapes are twice as rare as health probes: the text is long."""
+START_CPU_EVERY_S = 5.0
+START_CPU_S = 0.1
+"""CPU seconds within that time that count as progress of a start without log lines."""
+
+
+class Watch:
+    """Owned by one `Owner`; posts events to it."""
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
+        self.figures = EngineFigures()
+        self.phase: str | None = None
+        self._row = ProbeRow()
+        self._progress = Progress(moved_at=time.monotonic())
+        self._task: asyncio.Task[None] | None = None
+        self._rounds = 0
+        self._cpu_at = 0.0
+        self._cpu_s = 0.0
+
+    def begin(self) -> None:
+        """Probe the owner's present process until `end`."""
+        self.end()
+        self.figures = EngineFigures()
+        self.phase = None
+        self._row = ProbeRow()
+        self._progress = Progress(moved_at=time.monotonic())
+        self._task = asyncio.ensure_future(self._run(self._owner.r.generation))
+
+    def end(self) -> None:
+        """Stop probing."""
+        if self._task is not None:
+            self._task.cancel()
+        self.figures = EngineFigures()
+        self.phase = None
+
+    async def closed(self) -> None:
+        """Wait until the last probe's connections are closed."""
+        if self._task is not None:
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self, generation: int) -> None:
+        owner = self._owner
+        assert owner.address is not None
+        profile = owner.assignment.profile
+        prober = Prober(owner.address, owner.around.engine(profile), profile.health.timeout_s)
+        tail = Tail(start.log_path(owner.around.roots, owner.id, generation))
+        try:
+            while True:
+                state = owner.r.state
+                try:
+                    if state is State.STARTING:
+                        await self._starting(prober, tail, generation)
+                    elif state in {State.READY, State.UNHEALTHY, State.DRAINING}:
+                        await self._serving(prober, generation)
+                except (OSError, ValueError):
+                    log.exception("%s: a probe failed in an unexpected way", owner.id)
+                await asyncio.sleep(self._pause_s(owner.r.state))
+        finally:
+            await prober.close()
+
+    def _pause_s(self, state: State) -> float:
+        if state is State.STARTING:
+            return START_EVERY_S
+        return DRAIN_EVERY_S if state is State.DRAINING else self._owner.assignment.profile.health.interval_s
+
+    async def _starting(self, prober: Prober, tail: Tail, generation: int) -> None:
+        owner = self._owner
+        engine = owner.around.engine(owner.assignment.profile)
+        lines = tail.read()
+        phases = [phase for phase in map(engine.phase, lines) if phase]
+        if phases and phases[-1] != self.phase:
+            self.phase = phases[-1]
+            owner.around.changed(owner.id, owner.r.state.value)
+        if lines or self._used_cpu():
+            owner.progress_at_start()
+        if await prober.healthy():
+            self.phase = None
+            owner.post(EventKind.PROBE_UP, generation=generation)
+
+    def _used_cpu(self) -> bool:
+        """Loading weights writes no line for minutes, but it does work."""
+        process, now = self._owner.process, time.monotonic()
+        if process is None or process.shim_pid is None or now - self._cpu_at < START_CPU_EVERY_S:
+            return False
+        table = procfs.processes()
+        ticks = sum(table[pid].cpu_ticks for pid in procfs.tree(process.shim_pid, table) if pid in table)
+        used = ticks / procfs.TICKS_PER_S
+        moved = used - self._cpu_s >= START_CPU_S
+        self._cpu_at, self._cpu_s = now, used
+        return moved
+
+    async def _serving(self, prober: Prober, generation: int) -> None:
+        owner, health = self._owner, self._owner.assignment.profile.health
+        if owner.r.state is State.DRAINING and owner.r.goal is not Goal.HOLD:
+            self._drained(generation)
+        self._rounds += 1
+        if owner.r.state is State.DRAINING and self._rounds % 10:
+            return
+        ok = await prober.healthy()
+        self._row = self._row.seen(ok)
+        if self._rounds % METRICS_EVERY == 0 or not ok:
+            figures = await prober.figures()
+            in_flight = owner.around.in_flight(owner.id, generation) or 0
+            self.figures = figures or EngineFigures()
+            self._progress = self._progress.observed(
+                self.figures.steps, self.figures.running, in_flight, time.monotonic()
+            )
+        verdict = self._progress.verdict(
+            time.monotonic(), rotation_s=health.hang_rotation_s, kill_s=health.hang_timeout_s
+        )
+        self._judge(ok, verdict, generation)
+
+    def _judge(self, ok: bool, verdict: Verdict, generation: int) -> None:
+        owner, health = self._owner, self._owner.assignment.profile.health
+        flat_s = time.monotonic() - self._progress.moved_at
+        hung = Cause(CauseKind.HUNG, f"hung: requests running, and no engine step for {flat_s:.0f} s")
+        if verdict is Verdict.HUNG:
+            owner.post(EventKind.HUNG, generation=generation, cause=hung)
+        elif verdict is Verdict.STALLED:
+            owner.post(EventKind.STALLED, generation=generation, cause=hung)
+        elif self._row.down(health.failure_threshold):
+            cause = Cause(
+                CauseKind.UNHEALTHY, f"unhealthy: {self._row.failures} liveness probes failed in a row"
+            )
+            owner.post(EventKind.PROBE_DOWN, generation=generation, cause=cause)
+        elif ok and owner.r.state is State.UNHEALTHY:
+            owner.post(EventKind.PROBE_UP, generation=generation)
+
+    def _drained(self, generation: int) -> None:
+        if self._owner.around.in_flight(self._owner.id, generation) == 0:
+            self._owner.post(EventKind.DRAINED, generation=generation)

@@ -1,0 +1,61 @@
+"""Whose memory it is: processes on a GPU matched to the process trees of replicas."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from gpuserved.api.types import GpuOwner, GpuView
+from gpuserved.telemetry.provider import OK, GpuInfo, GpuSample
+
+
+def owners(sample: GpuSample, trees: Mapping[str, Collection[int]]) -> list[GpuOwner]:
+    """The processes of a sample, ours first; `replica` None: a foreign one.
+
+    :param trees: replica id -> pids of its process tree.
+    """
+    replica_of = {pid: replica for replica, pids in trees.items() for pid in pids}
+    found = [
+        GpuOwner(replica=replica_of.get(p.pid), pid=p.pid, memory_bytes=p.memory_bytes)
+        for p in sample.processes or ()
+    ]
+    return sorted(found, key=lambda owner: (owner.replica is None, owner.replica or "", owner.pid))
+
+
+def foreign_bytes(sample: GpuSample, trees: Mapping[str, Collection[int]]) -> int | None:
+    """Memory in use that is not ours, the driver's own included; None where the figures do not tell."""
+    if sample.memory_used_bytes is None or sample.processes is None:
+        return None
+    ours = [owner.memory_bytes for owner in owners(sample, trees) if owner.replica is not None]
+    if any(memory is None for memory in ours):
+        return None
+    return max(0, sample.memory_used_bytes - sum(memory for memory in ours if memory is not None))
+
+
+def views(
+    infos: list[GpuInfo],
+    samples: list[GpuSample],
+    trees: Mapping[str, Collection[int]],
+    quarantined: Collection[str] = (),
+) -> list[GpuView]:
+    """What `status` shows of each GPU. A GPU without a sample keeps its row, with unknown figures."""
+    sample_of = {sample.uuid: sample for sample in samples}
+    return [_view(info, sample_of.get(info.uuid), trees, info.uuid in quarantined) for info in infos]
+
+
+def _view(
+    info: GpuInfo, sample: GpuSample | None, trees: Mapping[str, Collection[int]], is_quarantined: bool
+) -> GpuView:
+    sample = sample or GpuSample(info.index, info.uuid, memory_total_bytes=info.memory_total_bytes)
+    state = "QUARANTINED" if is_quarantined and sample.state == OK else sample.state
+    return GpuView(
+        index=info.index,
+        uuid=info.uuid,
+        name=info.name,
+        memory_used_bytes=sample.memory_used_bytes,
+        memory_total_bytes=sample.memory_total_bytes,
+        utilization_pct=sample.utilization_pct,
+        temperature_c=sample.temperature_c,
+        power_w=sample.power_w,
+        state=state,
+        owners=owners(sample, trees),
+    )

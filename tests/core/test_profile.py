@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+
+from gpuserved.core.profile import (
+    CommandSpec,
+    EngineName,
+    HealthPolicy,
+    Limits,
+    Policy,
+    Profile,
+    RestartPolicy,
+)
+
+PROFILE = Profile(name="llama", model="/models/llama", served_name="llama-8b")
+
+# What a changed profile means for replicas that run: nothing, or a new command line.
+AT_ONCE: dict[str, Any] = {
+    "name": "other",
+    "replicas": 4,
+    "target_concurrency": 64,
+    "policy": Policy.ROUND_ROBIN,
+    "limits": Limits(queue=1),
+    "restart": RestartPolicy(budget=1),
+    "health": HealthPolicy(interval_s=2.0),
+}
+RESTARTS: dict[str, Any] = {
+    "model": "/models/other",
+    "served_name": "other",
+    "engine": EngineName.SIM,
+    "python": "/opt/vllm/bin/python",
+    "tensor_parallel_size": 2,
+    "max_model_len": 4096,
+    "gpus": ("0",),
+    "flags": {"dtype": "half"},
+    "env": {"A": "b"},
+    "command": CommandSpec(("server",)),
+}
+
+
+def test_every_field_is_in_one_of_the_two_lists() -> None:
+    assert {f.name for f in fields(Profile)} == AT_ONCE.keys() | RESTARTS.keys()
+
+
+@pytest.mark.parametrize("name", AT_ONCE)
+def test_settings_of_router_and_supervisor_restart_nothing(name: str) -> None:
+    assert replace(PROFILE, **{name: AT_ONCE[name]}).runs_like(PROFILE)
+
+
+@pytest.mark.parametrize("name", RESTARTS)
+def test_settings_of_the_engine_restart_it(name: str) -> None:
+    assert not replace(PROFILE, **{name: RESTARTS[name]}).runs_like(PROFILE)
+
+
+def test_a_replica_takes_as_many_gpus_as_it_is_wide() -> None:
+    assert PROFILE.gpus_per_replica == 1
+    assert replace(PROFILE, tensor_parallel_size=4).gpus_per_replica == 4

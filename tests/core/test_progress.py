@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpuserved.core.health import ProbeRow
+from gpuserved.core.progress import Progress, Verdict
+
+
+def verdict(progress: Progress, now: float) -> Verdict:
+    return progress.verdict(now, rotation_s=30.0, kill_s=120.0)
+
+
+@pytest.fixture
+def busy() -> Progress:
+    """At second 100: two requests in the batch, step counter at 7."""
+    return Progress().observed(7.0, 2.0, 2, 100.0)
+
+
+def test_a_flat_counter_under_load_stalls_then_hangs(busy: Progress) -> None:
+    for second in range(101, 221):
+        busy = busy.observed(7.0, 2.0, 2, float(second))
+        wanted = Verdict.MOVING if second < 130 else Verdict.STALLED if second < 220 else Verdict.HUNG
+        assert verdict(busy, float(second)) is wanted
+
+
+def test_one_step_in_a_while_is_slow_and_not_hung(busy: Progress) -> None:
+    for i in range(1, 20):
+        busy = busy.observed(7.0 + i, 2.0, 2, 100.0 + 29.0 * i)
+        assert verdict(busy, 100.0 + 29.0 * i) is Verdict.MOVING
+
+
+def test_an_engine_that_says_it_is_idle_is_not_hung_whatever_the_router_counts(busy: Progress) -> None:
+    idle = busy.observed(7.0, 0.0, 3, 101.0).observed(7.0, 0.0, 3, 900.0)
+    assert verdict(idle, 900.0) is Verdict.MOVING
+
+
+def test_the_clock_starts_with_the_work_and_not_with_the_last_step() -> None:
+    idle = Progress().observed(7.0, 0.0, 0, 100.0)
+    started = idle.observed(7.0, 1.0, 1, 1000.0)
+    assert verdict(started, 1000.0) is Verdict.MOVING
+    assert verdict(started.observed(7.0, 1.0, 1, 1031.0), 1031.0) is Verdict.STALLED
+
+
+def test_scrapes_that_fail_are_no_sign_of_life(busy: Progress) -> None:
+    silent = busy.observed(None, None, 2, 160.0)
+    assert verdict(silent, 160.0) is Verdict.STALLED
+    assert verdict(silent.observed(None, None, 2, 220.0), 220.0) is Verdict.HUNG
+
+
+def test_scrapes_that_fail_while_nothing_is_asked_of_it_are_no_hang(busy: Progress) -> None:
+    silent = busy.observed(None, None, 0, 160.0)
+    assert verdict(silent, 900.0) is Verdict.MOVING
+
+
+def test_a_request_on_a_replica_whose_metrics_broke_while_idle_starts_its_own_clock() -> None:
+    idle = Progress().observed(7.0, 0.0, 0, 100.0)
+    for second in (200.0, 300.0):
+        idle = idle.observed(None, None, 0, second)
+    asked = idle.observed(None, None, 1, 400.0)
+    assert verdict(asked, 401.0) is Verdict.MOVING
+    assert verdict(asked.observed(None, None, 1, 431.0), 431.0) is Verdict.STALLED
+
+
+def test_an_engine_whose_counter_was_never_read_is_never_judged() -> None:
+    progress = Progress()
+    for second in range(0, 1000, 50):
+        progress = progress.observed(None, None, 5, float(second))
+    assert verdict(progress, 1000.0) is Verdict.MOVING
+
+
+def test_a_counter_that_starts_over_is_a_step(busy: Progress) -> None:
+    assert verdict(busy.observed(0.0, 2.0, 2, 220.0), 220.0) is Verdict.MOVING
+
+
+@given(st.lists(st.booleans(), max_size=40), st.integers(1, 5))
+def test_liveness_is_lost_by_failures_in_a_row_alone(results: list[bool], threshold: int) -> None:
+    row = ProbeRow()
+    for ok in results:
+        row = row.seen(ok)
+    in_a_row = 0
+    for ok in reversed(results):
+        if ok:
+            break
+        in_a_row += 1
+    assert row.down(threshold) == (in_a_row >= threshold)

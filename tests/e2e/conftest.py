@@ -1,0 +1,70 @@
+"""Boxes for the tests. Real vLLM joins where GPUSERVE_TEST_VLLM names the interpreter of its environment."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+# Test files share modules of this folder; under --import-mode=importlib the repository is not on the path by itself.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.e2e.box import Box
+from tests.e2e.texts import VLLM_PYTHON, Fleet, sim_flavour, vllm_flavour
+
+_ENGINES = [
+    # One group each: these tests share one running fleet, so one worker runs them all, in order.
+    pytest.param("sim", marks=pytest.mark.xdist_group("fleet-sim")),
+    *([pytest.param("vllm", marks=[pytest.mark.real_vllm, pytest.mark.timeout(400)])] if VLLM_PYTHON else []),
+]
+
+
+@pytest.fixture(scope="session", params=_ENGINES)
+def fleet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    box = Fleet()
+    try:
+        engine = request.param
+        made = sim_flavour() if engine == "sim" else vllm_flavour(tmp_path_factory.mktemp("model"))
+        box.flavour = made
+        box.up({"tiny": box.flavour.profile}, wait_s=box.flavour.start_s)
+        yield box
+    finally:
+        box.close()
+
+
+@pytest.fixture
+def box() -> Iterator[Box]:
+    """A box of the test's own; `up` is up to the test."""
+    made = Box()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture(scope="module")
+def shared_box() -> Iterator[Box]:
+    """A box that a module's tests share."""
+    made = Box()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def boxes() -> Iterator[Callable[[Path | None], Box]]:
+    """Makes boxes, for a test that needs a special root or more than one."""
+    made: list[Box] = []
+
+    def make(root: Path | None = None) -> Box:
+        made.append(Box(root))
+        return made[-1]
+
+    try:
+        yield make
+    finally:
+        for one in made:
+            one.close()

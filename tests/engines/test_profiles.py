@@ -1,0 +1,26 @@
+"""The profiles that ship are valid, and their engines accept them where those are installed."""
+
+from pathlib import Path
+
+import pytest
+
+from gpuserved.config.profile import load_profile
+from gpuserved.core.profile import EngineName
+from gpuserved.engines.registry import for_profile
+from gpuserved.engines.vllm_flags import check, parse_help
+
+PROFILES = Path(__file__).parents[2] / "profiles"
+
+
+def test_the_demo_is_two_replicas_of_the_packaged_model(folder: Path) -> None:
+    profile = load_profile((PROFILES / "demo.toml").read_text(), "demo.toml", "demo")
+    assert (profile.engine, profile.replicas, profile.served_name) == (EngineName.LLAMACPP, 2, "gemma-3-270m")
+    assert for_profile(profile, folder).check(profile) == []
+    assert for_profile(profile, folder).upstream_model(profile) is None
+
+
+@pytest.mark.parametrize("name", ["llama-8b", "vllm-cpu"])
+def test_profiles_for_vllm_use_flags_that_exist(name: str, vllm_options: str) -> None:
+    profile = load_profile((PROFILES / f"{name}.toml").read_text(), f"{name}.toml", name)
+    assert profile.engine is EngineName.VLLM
+    check(profile.flags, parse_help(vllm_options, "0.32.0"), name)

@@ -1,0 +1,135 @@
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gpuserved.api.errors import Invalid
+from gpuserved.engines.vllm_flags import (
+    SWITCH,
+    TOGGLE,
+    VALUE,
+    VALUES,
+    FlagTable,
+    arguments,
+    cached,
+    check,
+    ensure_flag_table,
+    parse_help,
+)
+
+
+@pytest.fixture
+def table(vllm_options: str) -> FlagTable:
+    return parse_help(vllm_options, "0.32.0")
+
+
+def test_the_help_of_real_vllm_becomes_a_table(table: FlagTable) -> None:
+    assert len(table.kinds) > 300
+    assert table.kinds["enforce-eager"] == TOGGLE
+    assert table.kinds["gpu-memory-utilization"] == VALUE
+    assert table.kinds["device-memory-utilization"] == VALUE  # an alias
+    assert table.kinds["allowed-media-domains"] == VALUES
+    assert table.kinds["disable-log-stats"] == SWITCH
+    assert "no-enforce-eager" not in table.kinds
+
+
+def test_flags_the_adapter_itself_uses_exist(table: FlagTable) -> None:
+    ours = {
+        "uds", "served-model-name", "max-model-len", "tensor-parallel-size", "shutdown-timeout", "allowed-media-domains",
+        "disable-uvicorn-access-log",
+    }  # fmt: skip
+    assert ours <= set(table.kinds)
+
+
+def test_an_unknown_flag_is_refused_with_the_nearest_one(table: FlagTable) -> None:
+    with pytest.raises(Invalid) as caught:
+        check({"gpu_memory_utilisation": 0.9}, table, "llama")
+    assert "llama: [vllm] gpu_memory_utilisation" in caught.value.message
+    assert "did you mean gpu_memory_utilization?" in caught.value.message
+
+
+def test_abbreviations_are_not_taken(table: FlagTable) -> None:
+    with pytest.raises(Invalid):
+        check({"gpu_memory_util": 0.9}, table, "llama")
+
+
+@pytest.mark.parametrize(
+    "key", ["uds", "host", "port", "served_model_name", "served-model-name", "api_key", "max_model_len"]
+)
+def test_what_the_daemon_decides_cannot_be_set(table: FlagTable, key: str) -> None:
+    with pytest.raises(Invalid) as caught:
+        check({key: "x"}, table, "llama")
+    assert caught.value.hint
+
+
+def test_types_that_cannot_be_right_are_refused(table: FlagTable) -> None:
+    with pytest.raises(Invalid):
+        check({"enforce_eager": 1}, table, "llama")
+    with pytest.raises(Invalid):
+        check({"block_size": True}, table, "llama")
+    check({"enforce_eager": False, "block_size": 16}, table, "llama")
+
+
+def test_values_become_words(table: FlagTable) -> None:
+    words = arguments(
+        {
+            "enforce_eager": True,
+            "enable_prefix_caching": False,
+            "disable_log_stats": False,
+            "gpu_memory_utilization": 0.85,
+            "hf_overrides": {"rope": {"factor": 2.0}},
+            "allowed_media_domains": ["a.example", "b.example"],
+            "dtype": "bfloat16",
+        },
+        table,
+    )
+    assert words == [
+        "--enforce-eager",
+        "--no-enable-prefix-caching",
+        "--gpu-memory-utilization=0.85",
+        '--hf-overrides={"rope":{"factor":2.0}}',
+        "--allowed-media-domains",
+        "a.example",
+        "b.example",
+        "--dtype=bfloat16",
+    ]
+
+
+def test_a_value_cannot_smuggle_in_a_flag(table: FlagTable) -> None:
+    assert arguments({"dtype": "--trust-remote-code"}, table) == ["--dtype=--trust-remote-code"]
+
+
+async def test_the_table_is_asked_for_once(
+    vllm_environment: Callable[..., str], vllm_options: str, folder: Path
+) -> None:
+    python = vllm_environment(help_text=vllm_options)
+    cache = folder / "cache"
+    assert cached(python, cache) is None
+    first = await ensure_flag_table(python, cache)
+    assert first is not None
+    assert first.version == "0.32.0"
+    assert await ensure_flag_table(python, cache) == first == cached(python, cache)
+    asked = next((folder / "venv").glob("lib/python3*/site-packages/asked"))
+    assert asked.read_text() == "x"
+
+
+async def test_a_vllm_that_prints_no_help_leaves_no_table(
+    vllm_environment: Callable[..., str], folder: Path
+) -> None:
+    python = vllm_environment(help_text="Traceback: broken install\n")
+    assert await ensure_flag_table(python, folder / "cache") is None
+    assert cached(python, folder / "cache") is None
+
+
+async def test_a_broken_cache_file_is_made_anew(
+    vllm_environment: Callable[..., str], vllm_options: str, folder: Path
+) -> None:
+    python = vllm_environment(help_text=vllm_options)
+    cache = folder / "cache"
+    await ensure_flag_table(python, cache)
+    stored = next((cache / "vllm-flags").iterdir())
+    stored.write_text("[1, 2")
+    assert cached(python, cache) is None
+    again = await asyncio.wait_for(ensure_flag_table(python, cache), 30)
+    assert again is not None

@@ -1,0 +1,178 @@
+"""The router's shim: the port stays open whatever happens to the router."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gpuserved.host import shimclient as sc
+
+ANSWER_PID = """
+import os, socket
+listener = socket.socket(fileno=3)
+listener.setblocking(True)
+while True:
+    peer, _ = listener.accept()
+    peer.sendall(b"%d" % os.getpid())
+    peer.close()
+"""
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as made:
+        yield made
+
+
+def router(yard, listener: socket.socket, **changes: object) -> dict:
+    replica = yard.spec(ANSWER_PID)
+    spec = sc.router_spec(
+        name="router", nonce=replica["nonce"], folder=Path(replica["dir"]), argv=tuple(replica["argv"]),
+        env=replica["env"], cwd="/", log_path=Path(replica["dir"]) / "router.log", log_max_bytes=65536, log_keep=1,
+        listen_fd=listener.fileno(),
+    )  # fmt: skip
+    return spec | changes
+
+
+async def start(yard, listener: socket.socket, **changes: object) -> tuple[Path, sc.Started]:
+    spec = router(yard, listener, **changes)
+    return Path(spec["dir"]), await yard.launch(spec, pass_fds=(listener.fileno(),))
+
+
+async def who_answers(port: int) -> int:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        return int(await asyncio.wait_for(reader.read(), 30))
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_the_port_stays_open_while_the_router_is_killed_again_and_again(
+    yard, listener, connect, wait_until
+) -> None:
+    port = listener.getsockname()[1]
+    folder, started = await start(yard, listener)
+    listener.close()
+    client = await connect(folder, "supervisor")
+    restarts: list[tuple[int, float]] = []
+    await client.watch(lambda event: restarts.append((event.pid or 0, time.monotonic())))
+    assert await who_answers(port) == started.pid
+    os.kill(started.pid, signal.SIGKILL)
+    killed_at = time.monotonic()
+    answers = await asyncio.gather(*(who_answers(port) for _ in range(50)))  # none is refused
+    await wait_until(lambda: len(restarts) == 1, "the first restart")
+    assert set(answers) == {restarts[0][0]}
+    assert restarts[0][1] - killed_at >= 0.9, "a router that lived under a second is restarted after one"
+    while time.monotonic() - restarts[0][1] < 1.1:  # a life long enough for an immediate restart
+        await who_answers(port)
+    os.kill(restarts[0][0], signal.SIGKILL)
+    killed_at = time.monotonic()
+    await wait_until(lambda: len(restarts) == 2, "the second restart")
+    assert restarts[1][1] - killed_at < 0.9, "a router that lived longer is restarted at once"
+    assert await who_answers(port) == restarts[1][0]
+    hello = await client.hello("supervisor")
+    assert (hello.restarts, hello.pid, hello.role, hello.generation) == (2, restarts[1][0], "router", None)
+
+
+async def test_two_processes_accept_on_the_same_socket(yard, listener, connect) -> None:
+    port = listener.getsockname()[1]
+    folder, started = await start(yard, listener)
+    listener.close()
+    client = await connect(folder)
+    with await client.listen_fd() as ours, await client.listen_fd() as again:
+        assert ours.getsockname()[1] == again.getsockname()[1] == port
+        assert not os.get_inheritable(ours.fileno())
+        os.kill(started.pid, signal.SIGSTOP)
+        with socket.create_connection(("127.0.0.1", port)) as peer:
+            ours.settimeout(30)
+            accepted, address = await asyncio.to_thread(ours.accept)
+            accepted.close()
+            assert address == peer.getsockname()
+        os.kill(started.pid, signal.SIGCONT)
+        ours.setblocking(False)
+    assert await who_answers(port) == started.pid
+
+
+async def test_stop_ends_router_and_shim_and_frees_the_port(
+    yard, listener, connect, wait_until, is_alive
+) -> None:
+    port = listener.getsockname()[1]
+    folder, started = await start(yard, listener)
+    listener.close()
+    client = await connect(folder)
+    kinds: list[str] = []
+    await client.watch(lambda event: kinds.append(event.kind))
+    await client.stop(5)
+    await asyncio.wait_for(client.closed, 30)
+    await wait_until(lambda: not is_alive(started.shim_pid), "the shim ends")
+    assert kinds == ["exited"]
+    assert not is_alive(started.pid)
+    assert not (folder / "shim.sock").exists()
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
+
+
+async def test_stop_between_two_lives_is_a_stop_too(yard, listener, connect, wait_until, is_alive) -> None:
+    folder, started = await start(yard, listener, argv=[sys.executable, "-c", "pass"])
+    client = await connect(folder)
+    await client.stop(5)
+    await asyncio.wait_for(client.closed, 30)
+    await wait_until(lambda: not is_alive(started.shim_pid), "the shim ends")
+
+
+async def test_kill_ends_this_life_and_the_next_follows(yard, listener, connect, wait_until) -> None:
+    folder, _started = await start(yard, listener)
+    client = await connect(folder)
+    pids: list[int | None] = []
+    await client.watch(lambda event: pids.append(event.pid))
+    await client.kill()
+    await client.kill()  # comes while there is no life to end; the next one is not its target
+    await wait_until(lambda: pids, "the next life")
+    assert await who_answers(listener.getsockname()[1]) == pids[0]
+
+
+async def test_a_router_does_not_survive_its_shim(yard, listener, wait_until, is_alive) -> None:
+    _, started = await start(yard, listener)
+    os.kill(started.shim_pid, signal.SIGKILL)
+    await wait_until(lambda: not is_alive(started.pid), "PDEATHSIG ends the router")
+
+
+async def test_a_program_that_is_away_for_a_while_is_tried_again(yard, listener, connect, wait_until) -> None:
+    program = yard.top / "sleep"
+    shutil.copy(shutil.which("sleep") or "", program)
+    folder, started = await start(yard, listener, argv=[str(program), "600"])
+    client = await connect(folder)
+    program.rename(yard.top / "away")
+    os.kill(started.pid, signal.SIGKILL)
+    log = folder / "router.log"
+    await wait_until(lambda: b"[gpuserve] the router does not start" in log.read_bytes(), "a failed restart")
+    assert not (await client.hello("cli")).running
+    (yard.top / "away").rename(program)
+    while not (hello := await client.hello("cli")).running:
+        await asyncio.sleep(0.05)
+    assert hello.pid != started.pid
+    assert hello.restarts == 1
+
+
+async def test_a_first_start_that_fails_leaves_nothing(yard, listener) -> None:
+    spec = router(yard, listener, argv=["/no/such/router"])
+    with pytest.raises(sc.ShimError, match="cannot run /no/such/router"):
+        await yard.launch(spec, pass_fds=(listener.fileno(),))
+    assert list(Path(spec["dir"]).iterdir()) == []
+
+
+async def test_a_descriptor_that_was_not_passed_is_refused(yard, listener) -> None:
+    with pytest.raises(sc.ShimError) as caught:
+        await yard.launch(router(yard, listener))
+    assert caught.value.errno == errno.EBADF
