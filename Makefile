@@ -38,7 +38,7 @@ lint: $(VENV)/.dev  ## ruff, formatting, types and layers
 	@$(BIN)/ruff check --quiet $(CODE)
 	@$(BIN)/ruff format --check --quiet $(CODE) || { echo "unformatted files: run make format" >&2; exit 1; }
 	@$(BIN)/mypy --no-error-summary $(TYPED)
-	@$(BIN)/lint-imports --no-timing >$(VENV)/lint-imports.log 2>&1 || { cat $(VENV)/lint-imports.log; exit 1; }
+	@$(BIN)/lint-imports --no-logo >$(VENV)/lint-imports.log 2>&1 || { cat $(VENV)/lint-imports.log; exit 1; }
 	@echo "lint: ruff, format, mypy --strict and layers are clean"
 
 .PHONY: format

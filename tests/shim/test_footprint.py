@@ -11,6 +11,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from tests.shim.yard import Connect, WaitUntil, Yard
+
 from gpuserved.host import shimclient as sc
 from gpuserved.host import shimlaunch
 
@@ -28,7 +31,7 @@ def pss_bytes(pid: int) -> int:
     return int(found[1]) * 1024
 
 
-async def test_a_busy_shim_stays_under_12_mb(yard, connect) -> None:
+async def test_a_busy_shim_stays_under_12_mb(yard: Yard, connect: Connect) -> None:
     flood = "import sys,time\nfor n in range(40000): print('x'*200)\nprint('', flush=True); time.sleep(600)"
     folder, started = await yard.run(flood)
     clients = [await connect(folder, "supervisor") for _ in range(20)]
@@ -39,7 +42,7 @@ async def test_a_busy_shim_stays_under_12_mb(yard, connect) -> None:
     assert pss_bytes(started.shim_pid) < 12_000_000
 
 
-async def test_an_idle_shim_does_not_wake_up(yard, connect) -> None:
+async def test_an_idle_shim_does_not_wake_up(yard: Yard, connect: Connect) -> None:
     folder, started = await yard.run(orphan_ttl_s=600)
     await (await connect(folder)).hello("cli")
 
@@ -54,7 +57,7 @@ async def test_an_idle_shim_does_not_wake_up(yard, connect) -> None:
 
 
 async def test_a_running_shim_needs_no_file_of_its_package_any_more(
-    yard, connect, monkeypatch, wait_until
+    yard: Yard, connect: Connect, monkeypatch: pytest.MonkeyPatch, wait_until: WaitUntil
 ) -> None:
     package = yard.top / "copy" / "gpuserved"
     shutil.copytree(shimlaunch.PROGRAM.parents[1], package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -84,14 +87,14 @@ async def test_a_running_shim_needs_no_file_of_its_package_any_more(
     assert kinds == ["dying", "exited"]
     assert (await yard.exit(folder)).cause == "killed"
     assert b"bug" not in log.read_bytes()
-    to_router = await connect(Path(spec["dir"]))
+    to_router = await connect(Path(str(spec["dir"])))
     (await to_router.listen_fd()).close()
     await to_router.kill()
     while (await to_router.hello("cli")).restarts < 1:
         await asyncio.sleep(0.05)
     await to_router.stop(5)
     await asyncio.wait_for(to_router.closed, 30)
-    assert b"bug" not in (Path(spec["dir"]) / "r.log").read_bytes()
+    assert b"bug" not in (Path(str(spec["dir"])) / "r.log").read_bytes()
     assert router.shim_pid
 
 

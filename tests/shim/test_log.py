@@ -8,6 +8,8 @@ import resource
 import sys
 from pathlib import Path
 
+from tests.shim.yard import Connect, WaitUntil, Yard
+
 from gpuserved.host import shimclient as sc
 from gpuserved.shim.logfile import LogFile
 
@@ -15,7 +17,7 @@ FLOOD = "import sys\nfor n in range(60000): sys.stdout.write(f'line {n:06d} ' + 
 FLOOD_BYTES = 60000 * (5 + 6 + 1 + 50 + 1)
 
 
-async def test_a_flood_is_rotated_under_its_cap_and_keeps_the_newest_lines_whole(yard) -> None:
+async def test_a_flood_is_rotated_under_its_cap_and_keeps_the_newest_lines_whole(yard: Yard) -> None:
     spec = yard.spec(FLOOD)
     spec["log"] |= {"max_bytes": 65536, "keep": 3}
     folder = Path(spec["dir"])
@@ -32,13 +34,15 @@ async def test_a_flood_is_rotated_under_its_cap_and_keeps_the_newest_lines_whole
     assert len(numbers) > 2000
 
 
-async def test_stdout_and_stderr_keep_their_order(yard) -> None:
+async def test_stdout_and_stderr_keep_their_order(yard: Yard) -> None:
     folder, _ = await yard.run("import os\nfor n in range(200): os.write(1 + n % 2, b'%d\\n' % n)")
     await yard.exit(folder)
     assert [int(line) for line in (folder / "log" / "1.log").read_text().split()] == list(range(200))
 
 
-async def test_a_full_disk_never_blocks_the_replica_and_is_counted(yard, connect, wait_until) -> None:
+async def test_a_full_disk_never_blocks_the_replica_and_is_counted(
+    yard: Yard, connect: Connect, wait_until: WaitUntil
+) -> None:
     spec = yard.spec(FLOOD + "\nprint('', flush=True)\nimport time; time.sleep(600)")
     spec["log"] = {"path": "/dev/full", "max_bytes": 1 << 20, "keep": 1}
     await yard.launch(spec)
@@ -51,7 +55,9 @@ async def test_a_full_disk_never_blocks_the_replica_and_is_counted(yard, connect
     assert dropped == FLOOD_BYTES + 1
 
 
-async def test_writing_resumes_with_a_marker_when_the_disk_has_room_again(yard, connect, wait_until) -> None:
+async def test_writing_resumes_with_a_marker_when_the_disk_has_room_again(
+    yard: Yard, connect: Connect, wait_until: WaitUntil
+) -> None:
     # RLIMIT_FSIZE on the running shim is a real refusal of write(2), and can be lifted without any privilege.
     code = (
         "import os,sys,time\n"
@@ -81,7 +87,7 @@ async def test_writing_resumes_with_a_marker_when_the_disk_has_room_again(yard, 
     )
 
 
-async def test_the_log_goes_on_while_nobody_is_connected_and_after_stdout_is_closed(yard) -> None:
+async def test_the_log_goes_on_while_nobody_is_connected_and_after_stdout_is_closed(yard: Yard) -> None:
     folder, _ = await yard.run("import os,sys\nprint('a', flush=True)\nos.close(1); os.close(2)\nsys.exit(5)")
     record = await yard.exit(folder)
     assert record.info.code in {5, 120}  # 120: Python could not flush what was closed under it
@@ -89,7 +95,7 @@ async def test_the_log_goes_on_while_nobody_is_connected_and_after_stdout_is_clo
     assert isinstance(record, sc.ExitRecord)
 
 
-def test_a_line_longer_than_a_file_is_cut_and_nothing_is_lost(tmp_path) -> None:
+def test_a_line_longer_than_a_file_is_cut_and_nothing_is_lost(tmp_path: Path) -> None:
     log = LogFile(str(tmp_path / "x.log"), 1000, 9)
     log.open()
     log.write(b"a" * 2500 + b"\n" + b"b" * 10)
@@ -99,7 +105,7 @@ def test_a_line_longer_than_a_file_is_cut_and_nothing_is_lost(tmp_path) -> None:
     assert all(part.stat().st_size <= 1000 for part in parts)
 
 
-def test_without_room_for_old_parts_the_file_is_emptied(tmp_path) -> None:
+def test_without_room_for_old_parts_the_file_is_emptied(tmp_path: Path) -> None:
     log = LogFile(str(tmp_path / "x.log"), 1000, 0)
     log.open()
     for number in range(500):
@@ -110,7 +116,7 @@ def test_without_room_for_old_parts_the_file_is_emptied(tmp_path) -> None:
     assert (tmp_path / "x.log").read_bytes().endswith(b"000499\n")
 
 
-def test_where_renaming_fails_the_cap_still_holds(tmp_path) -> None:
+def test_where_renaming_fails_the_cap_still_holds(tmp_path: Path) -> None:
     (tmp_path / "x.log.1").mkdir()
     (tmp_path / "x.log.1" / "in the way").touch()
     log = LogFile(str(tmp_path / "x.log"), 1000, 1)
@@ -122,7 +128,7 @@ def test_where_renaming_fails_the_cap_still_holds(tmp_path) -> None:
     assert (tmp_path / "x.log").read_bytes().endswith(b"000499\n")
 
 
-def test_a_log_is_continued_where_it_was_and_a_link_is_not_followed(tmp_path) -> None:
+def test_a_log_is_continued_where_it_was_and_a_link_is_not_followed(tmp_path: Path) -> None:
     path = tmp_path / "x.log"
     path.write_bytes(b"before\n")
     log = LogFile(str(path), 1000, 1)

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.shim.yard import Connect, IsAlive, WaitUntil, Yard
 
 from gpuserved.host import shimclient as sc
 
@@ -37,7 +38,7 @@ def written_pid(note: Path) -> int | None:
     return int(text) if text.endswith("\n") else None
 
 
-async def test_an_exit_code_is_recorded(yard) -> None:
+async def test_an_exit_code_is_recorded(yard: Yard) -> None:
     folder, started = await yard.run("import sys; sys.exit(42)")
     before = time.time()
     record = await yard.exit(folder)
@@ -48,7 +49,7 @@ async def test_an_exit_code_is_recorded(yard) -> None:
     assert (identity.pid, identity.shim_pid) == (started.pid, started.shim_pid)
 
 
-async def test_a_signal_is_recorded(yard) -> None:
+async def test_a_signal_is_recorded(yard: Yard) -> None:
     folder, started = await yard.run()
     os.kill(started.pid, signal.SIGSEGV)
     record = await yard.exit(folder)
@@ -56,7 +57,7 @@ async def test_a_signal_is_recorded(yard) -> None:
 
 
 async def test_watchers_hear_dying_then_exited_then_the_end_with_the_record_on_disk(
-    yard, connect, wait_until
+    yard: Yard, connect: Connect, wait_until: WaitUntil
 ) -> None:
     folder, started = await yard.run()
     watcher = await connect(folder, "supervisor")
@@ -73,7 +74,7 @@ async def test_watchers_hear_dying_then_exited_then_the_end_with_the_record_on_d
 
 
 async def test_killing_the_api_process_takes_an_escaped_grandchild_with_it(
-    yard, is_alive, wait_until
+    yard: Yard, is_alive: IsAlive, wait_until: WaitUntil
 ) -> None:
     spec = yard.spec()
     folder = Path(spec["dir"])
@@ -88,7 +89,9 @@ async def test_killing_the_api_process_takes_an_escaped_grandchild_with_it(
     await wait_until(lambda: not is_alive(started.shim_pid), "the shim ends")
 
 
-async def test_kill_ends_a_stopped_tree_and_says_killed(yard, connect, wait_until, is_alive) -> None:
+async def test_kill_ends_a_stopped_tree_and_says_killed(
+    yard: Yard, connect: Connect, wait_until: WaitUntil, is_alive: IsAlive
+) -> None:
     spec = yard.spec()
     folder = Path(spec["dir"])
     note = folder / "escaped.pid"
@@ -104,7 +107,7 @@ async def test_kill_ends_a_stopped_tree_and_says_killed(yard, connect, wait_unti
     assert not is_alive(escaped)
 
 
-async def test_stop_is_graceful_where_the_process_obeys(yard, connect) -> None:
+async def test_stop_is_graceful_where_the_process_obeys(yard: Yard, connect: Connect) -> None:
     code = "import signal,sys,time; signal.signal(15, lambda *_: sys.exit(7)); print('up'); time.sleep(600)"
     folder, _started = await yard.run(code)
     await _printed(folder, b"up")
@@ -114,7 +117,7 @@ async def test_stop_is_graceful_where_the_process_obeys(yard, connect) -> None:
     assert (record.info.code, record.cause) == (7, "exited")
 
 
-async def test_stop_kills_after_the_grace_period(yard, connect) -> None:
+async def test_stop_kills_after_the_grace_period(yard: Yard, connect: Connect) -> None:
     folder, _started = await yard.run(
         "import signal,time; signal.signal(15, signal.SIG_IGN); print('up'); time.sleep(600)"
     )
@@ -129,7 +132,7 @@ async def test_stop_kills_after_the_grace_period(yard, connect) -> None:
 
 
 async def test_sigterm_to_the_shim_stops_its_replica_and_other_signals_do_not(
-    yard, connect, is_alive, wait_until
+    yard: Yard, connect: Connect, is_alive: IsAlive, wait_until: WaitUntil
 ) -> None:
     folder, started = await yard.run()
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGPIPE):
@@ -142,14 +145,14 @@ async def test_sigterm_to_the_shim_stops_its_replica_and_other_signals_do_not(
     await wait_until(lambda: not is_alive(started.shim_pid), "the shim ends")
 
 
-async def test_a_storm_of_children_does_not_confuse_the_record(yard) -> None:
+async def test_a_storm_of_children_does_not_confuse_the_record(yard: Yard) -> None:
     code = "import os\nfor _ in range(300):\n  if os.fork()==0:\n    os.setsid()\n    os._exit(1) if os.fork() else os._exit(3)\nos._exit(9)"
     folder, _ = await yard.run(code)
     assert (await yard.exit(folder)).info.code == 9
 
 
 async def test_a_killed_shim_takes_the_api_process_and_the_sweep_by_nonce_the_rest(
-    yard, is_alive, wait_until
+    yard: Yard, is_alive: IsAlive, wait_until: WaitUntil
 ) -> None:
     spec = yard.spec()
     folder = Path(spec["dir"])
@@ -172,7 +175,7 @@ async def test_a_killed_shim_takes_the_api_process_and_the_sweep_by_nonce_the_re
 
 @pytest.mark.parametrize("outside", [False, True])
 async def test_shared_memory_goes_with_the_tree_unless_somebody_else_maps_it(
-    yard, wait_until, outside
+    yard: Yard, wait_until: WaitUntil, outside: bool
 ) -> None:
     name = f"psm_gs{os.getpid():x}{int(outside)}"
     keep = f"/dev/shm/gs-model-{os.getpid():x}"

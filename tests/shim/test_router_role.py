@@ -12,8 +12,10 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tests.shim.yard import Connect, IsAlive, WaitUntil, Yard
 
 from gpuserved.host import shimclient as sc
 
@@ -34,7 +36,7 @@ def listener() -> Iterator[socket.socket]:
         yield made
 
 
-def router(yard, listener: socket.socket, **changes: object) -> dict:
+def router(yard: Yard, listener: socket.socket, **changes: object) -> dict[str, Any]:
     replica = yard.spec(ANSWER_PID)
     spec = sc.router_spec(
         name="router", nonce=replica["nonce"], folder=Path(replica["dir"]), argv=tuple(replica["argv"]),
@@ -44,7 +46,7 @@ def router(yard, listener: socket.socket, **changes: object) -> dict:
     return spec | changes
 
 
-async def start(yard, listener: socket.socket, **changes: object) -> tuple[Path, sc.Started]:
+async def start(yard: Yard, listener: socket.socket, **changes: object) -> tuple[Path, sc.Started]:
     spec = router(yard, listener, **changes)
     return Path(spec["dir"]), await yard.launch(spec, pass_fds=(listener.fileno(),))
 
@@ -59,7 +61,7 @@ async def who_answers(port: int) -> int:
 
 
 async def test_the_port_stays_open_while_the_router_is_killed_again_and_again(
-    yard, listener, connect, wait_until
+    yard: Yard, listener: socket.socket, connect: Connect, wait_until: WaitUntil
 ) -> None:
     port = listener.getsockname()[1]
     folder, started = await start(yard, listener)
@@ -85,7 +87,9 @@ async def test_the_port_stays_open_while_the_router_is_killed_again_and_again(
     assert (hello.restarts, hello.pid, hello.role, hello.generation) == (2, restarts[1][0], "router", None)
 
 
-async def test_two_processes_accept_on_the_same_socket(yard, listener, connect) -> None:
+async def test_two_processes_accept_on_the_same_socket(
+    yard: Yard, listener: socket.socket, connect: Connect
+) -> None:
     port = listener.getsockname()[1]
     folder, started = await start(yard, listener)
     listener.close()
@@ -105,7 +109,7 @@ async def test_two_processes_accept_on_the_same_socket(yard, listener, connect) 
 
 
 async def test_stop_ends_router_and_shim_and_frees_the_port(
-    yard, listener, connect, wait_until, is_alive
+    yard: Yard, listener: socket.socket, connect: Connect, wait_until: WaitUntil, is_alive: IsAlive
 ) -> None:
     port = listener.getsockname()[1]
     folder, started = await start(yard, listener)
@@ -123,7 +127,9 @@ async def test_stop_ends_router_and_shim_and_frees_the_port(
         assert probe.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
 
 
-async def test_stop_between_two_lives_is_a_stop_too(yard, listener, connect, wait_until, is_alive) -> None:
+async def test_stop_between_two_lives_is_a_stop_too(
+    yard: Yard, listener: socket.socket, connect: Connect, wait_until: WaitUntil, is_alive: IsAlive
+) -> None:
     folder, started = await start(yard, listener, argv=[sys.executable, "-c", "pass"])
     client = await connect(folder)
     await client.stop(5)
@@ -131,7 +137,9 @@ async def test_stop_between_two_lives_is_a_stop_too(yard, listener, connect, wai
     await wait_until(lambda: not is_alive(started.shim_pid), "the shim ends")
 
 
-async def test_kill_ends_this_life_and_the_next_follows(yard, listener, connect, wait_until) -> None:
+async def test_kill_ends_this_life_and_the_next_follows(
+    yard: Yard, listener: socket.socket, connect: Connect, wait_until: WaitUntil
+) -> None:
     folder, _started = await start(yard, listener)
     client = await connect(folder)
     pids: list[int | None] = []
@@ -142,13 +150,17 @@ async def test_kill_ends_this_life_and_the_next_follows(yard, listener, connect,
     assert await who_answers(listener.getsockname()[1]) == pids[0]
 
 
-async def test_a_router_does_not_survive_its_shim(yard, listener, wait_until, is_alive) -> None:
+async def test_a_router_does_not_survive_its_shim(
+    yard: Yard, listener: socket.socket, wait_until: WaitUntil, is_alive: IsAlive
+) -> None:
     _, started = await start(yard, listener)
     os.kill(started.shim_pid, signal.SIGKILL)
     await wait_until(lambda: not is_alive(started.pid), "PDEATHSIG ends the router")
 
 
-async def test_a_program_that_is_away_for_a_while_is_tried_again(yard, listener, connect, wait_until) -> None:
+async def test_a_program_that_is_away_for_a_while_is_tried_again(
+    yard: Yard, listener: socket.socket, connect: Connect, wait_until: WaitUntil
+) -> None:
     program = yard.top / "sleep"
     shutil.copy(shutil.which("sleep") or "", program)
     folder, started = await start(yard, listener, argv=[str(program), "600"])
@@ -165,14 +177,14 @@ async def test_a_program_that_is_away_for_a_while_is_tried_again(yard, listener,
     assert hello.restarts == 1
 
 
-async def test_a_first_start_that_fails_leaves_nothing(yard, listener) -> None:
+async def test_a_first_start_that_fails_leaves_nothing(yard: Yard, listener: socket.socket) -> None:
     spec = router(yard, listener, argv=["/no/such/router"])
     with pytest.raises(sc.ShimError, match="cannot run /no/such/router"):
         await yard.launch(spec, pass_fds=(listener.fileno(),))
     assert list(Path(spec["dir"]).iterdir()) == []
 
 
-async def test_a_descriptor_that_was_not_passed_is_refused(yard, listener) -> None:
+async def test_a_descriptor_that_was_not_passed_is_refused(yard: Yard, listener: socket.socket) -> None:
     with pytest.raises(sc.ShimError) as caught:
         await yard.launch(router(yard, listener))
     assert caught.value.errno == errno.EBADF

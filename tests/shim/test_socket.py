@@ -12,8 +12,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tests.shim.yard import Connect, IsAlive, WaitUntil, Yard
 
 from gpuserved.host import shimclient as sc
 
@@ -25,17 +27,18 @@ def raw(folder: Path) -> socket.socket:
     return peer
 
 
-def line(peer: socket.socket) -> dict:
+def line(peer: socket.socket) -> dict[str, Any]:
     data = b""
     while not data.endswith(b"\n"):
         more = peer.recv(65536)
         if not more:
             return {}
         data += more
-    return json.loads(data)
+    answer: dict[str, Any] = json.loads(data)
+    return answer
 
 
-async def test_a_second_supervisor_adopts_the_same_process(yard, connect) -> None:
+async def test_a_second_supervisor_adopts_the_same_process(yard: Yard, connect: Connect) -> None:
     folder, started = await yard.run()
     first = await connect(folder)
     one = await first.hello("supervisor")
@@ -52,7 +55,9 @@ async def test_a_second_supervisor_adopts_the_same_process(yard, connect) -> Non
     assert identity.process_lives()
 
 
-async def test_a_replica_outlives_the_supervisor_that_started_it(yard, connect, wait_until, is_alive) -> None:
+async def test_a_replica_outlives_the_supervisor_that_started_it(
+    yard: Yard, connect: Connect, wait_until: WaitUntil, is_alive: IsAlive
+) -> None:
     spec = yard.spec()
     folder = Path(spec["dir"])
     supervisor = (
@@ -83,7 +88,7 @@ async def test_a_replica_outlives_the_supervisor_that_started_it(yard, connect, 
     assert is_alive(hello.pid)
 
 
-async def test_a_late_watcher_of_a_dying_tree_is_told_at_once(yard, connect) -> None:
+async def test_a_late_watcher_of_a_dying_tree_is_told_at_once(yard: Yard, connect: Connect) -> None:
     # The shim itself is held while both the death and the request happen, and finds them together.
     folder, started = await yard.run()
     watcher = await connect(folder)
@@ -112,7 +117,7 @@ async def test_a_late_watcher_of_a_dying_tree_is_told_at_once(yard, connect) -> 
     ],
     ids=["http", "binary", "array", "nan", "deep", "long-line", "endless-line"],
 )
-async def test_garbage_drops_its_sender_alone(yard, connect, garbage) -> None:
+async def test_garbage_drops_its_sender_alone(yard: Yard, connect: Connect, garbage: bytes) -> None:
     folder, started = await yard.run()
     good = await connect(folder, "supervisor")
     with raw(folder) as bad:
@@ -143,7 +148,7 @@ async def test_garbage_drops_its_sender_alone(yard, connect, garbage) -> None:
     ],
 )
 async def test_a_request_that_makes_no_sense_is_refused_and_the_client_stays(
-    yard, is_alive, request_, words
+    yard: Yard, is_alive: IsAlive, request_: dict[str, object], words: str
 ) -> None:
     folder, started = await yard.run()
     with raw(folder) as peer:
@@ -156,7 +161,7 @@ async def test_a_request_that_makes_no_sense_is_refused_and_the_client_stays(
     assert is_alive(started.pid)
 
 
-async def test_a_request_may_come_in_pieces_and_several_at_once(yard) -> None:
+async def test_a_request_may_come_in_pieces_and_several_at_once(yard: Yard) -> None:
     folder, started = await yard.run()
     with raw(folder) as peer:
         for piece in (b'{"op":"he', b'llo","who"', b':"cli"}\n'):
@@ -171,7 +176,7 @@ async def test_a_request_may_come_in_pieces_and_several_at_once(yard) -> None:
     assert [each["event"] for each in got[2:]] == ["dying", "exited"]
 
 
-async def test_a_client_that_asks_and_never_reads_is_dropped(yard, connect) -> None:
+async def test_a_client_that_asks_and_never_reads_is_dropped(yard: Yard, connect: Connect) -> None:
     folder, _ = await yard.run()
     ask = b'{"op":"hello","who":"cli"}\n' * 400_000
     with raw(folder) as deaf:
@@ -181,7 +186,9 @@ async def test_a_client_that_asks_and_never_reads_is_dropped(yard, connect) -> N
     assert (await (await connect(folder)).hello("cli")).running
 
 
-async def test_a_flood_of_silent_connections_locks_nobody_out_and_drops_no_keeper(yard, connect) -> None:
+async def test_a_flood_of_silent_connections_locks_nobody_out_and_drops_no_keeper(
+    yard: Yard, connect: Connect
+) -> None:
     folder, started = await yard.run()
     keeper = await connect(folder, "supervisor")
     with contextlib.ExitStack() as silent:
@@ -192,7 +199,7 @@ async def test_a_flood_of_silent_connections_locks_nobody_out_and_drops_no_keepe
         assert (await keeper.hello("supervisor")).pid == started.pid
 
 
-async def test_connecting_waits_for_room_in_the_backlog(yard, connect) -> None:
+async def test_connecting_waits_for_room_in_the_backlog(yard: Yard, connect: Connect) -> None:
     folder, started = await yard.run()
     os.kill(started.shim_pid, signal.SIGSTOP)
     with contextlib.ExitStack() as waiting:
@@ -209,7 +216,9 @@ async def test_connecting_waits_for_room_in_the_backlog(yard, connect) -> None:
         assert (await (await late).hello("cli")).pid == started.pid
 
 
-async def test_signal_reaches_the_api_process_alone(yard, connect, wait_until) -> None:
+async def test_signal_reaches_the_api_process_alone(
+    yard: Yard, connect: Connect, wait_until: WaitUntil
+) -> None:
     code = (
         "import os,signal,time\n"
         "signal.signal(signal.SIGUSR1, lambda *_: print('parent' if os.getpid()==me else 'child', flush=True))\n"
@@ -225,7 +234,7 @@ async def test_signal_reaches_the_api_process_alone(yard, connect, wait_until) -
     assert "child" not in log.read_text()
 
 
-async def test_requests_after_the_end_say_so(yard, connect) -> None:
+async def test_requests_after_the_end_say_so(yard: Yard, connect: Connect) -> None:
     folder, _started = await yard.run()
     client = await connect(folder)
     await client.kill()
@@ -236,7 +245,7 @@ async def test_requests_after_the_end_say_so(yard, connect) -> None:
         await connect(folder)
 
 
-def test_the_client_works_under_uvloop(yard) -> None:
+def test_the_client_works_under_uvloop(yard: Yard) -> None:
     import uvloop
 
     async def story() -> list[str]:
@@ -258,7 +267,7 @@ def test_the_client_works_under_uvloop(yard) -> None:
         loop.close()
 
 
-async def test_orphaned_after_the_ttl_without_supervisor_and_router(yard) -> None:
+async def test_orphaned_after_the_ttl_without_supervisor_and_router(yard: Yard) -> None:
     began = time.monotonic()
     folder, _ = await yard.run(orphan_ttl_s=0.6)
     record = await yard.exit(folder)
@@ -271,7 +280,7 @@ async def test_orphaned_after_the_ttl_without_supervisor_and_router(yard) -> Non
 
 
 @pytest.mark.parametrize("who", ["supervisor", "router"])
-async def test_a_keeper_keeps_it_and_its_end_starts_the_clock(yard, connect, who) -> None:
+async def test_a_keeper_keeps_it_and_its_end_starts_the_clock(yard: Yard, connect: Connect, who: str) -> None:
     ttl_s = 0.5
     folder, _ = await yard.run(orphan_ttl_s=ttl_s)
     keeper = await connect(folder, who)
@@ -286,7 +295,7 @@ async def test_a_keeper_keeps_it_and_its_end_starts_the_clock(yard, connect, who
 
 
 async def test_a_cli_is_no_keeper_and_an_orphan_that_ignores_sigterm_is_killed(
-    yard, connect, wait_until
+    yard: Yard, connect: Connect, wait_until: WaitUntil
 ) -> None:
     code = "import signal,time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"
     folder, _started = await yard.run(code, orphan_ttl_s=1.5, term_grace_s=0.3)

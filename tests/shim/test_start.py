@@ -12,8 +12,10 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tests.shim.yard import Connect, IsAlive, WaitUntil, Yard
 
 from gpuserved.host import shimclient as sc
 from gpuserved.host import shimlaunch
@@ -32,12 +34,13 @@ sys.stderr.write(json.dumps(report) + "\\n")
 """
 
 
-async def reported(yard, folder: Path) -> dict:
+async def reported(yard: Yard, folder: Path) -> dict[str, Any]:
     await yard.exit(folder)
-    return json.loads((folder / "log" / "1.log").read_text())
+    report: dict[str, Any] = json.loads((folder / "log" / "1.log").read_text())
+    return report
 
 
-async def test_the_child_gets_a_clean_stage(yard) -> None:
+async def test_the_child_gets_a_clean_stage(yard: Yard) -> None:
     leaked = socket.socket()
     leaked.set_inheritable(True)
     umask = os.umask(0o022)
@@ -64,7 +67,7 @@ async def test_the_child_gets_a_clean_stage(yard) -> None:
     assert next(int(line.split()[1], 16) for line in report["signals"] if line.startswith("SigBlk")) == 0
 
 
-async def test_a_protected_shim_does_not_protect_its_replica(yard) -> None:
+async def test_a_protected_shim_does_not_protect_its_replica(yard: Yard) -> None:
     own = Path("/proc/self/oom_score_adj")
     before = own.read_text()
     try:
@@ -79,7 +82,7 @@ async def test_a_protected_shim_does_not_protect_its_replica(yard) -> None:
     assert report["oom"] == max(0, int(before))
 
 
-async def test_files_and_socket_are_private(yard) -> None:
+async def test_files_and_socket_are_private(yard: Yard) -> None:
     folder, _ = await yard.run()
     for name in ("shim.sock", "replica.json", "log/1.log"):
         assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600, name
@@ -94,7 +97,9 @@ async def test_files_and_socket_are_private(yard) -> None:
         (["/bin/true", "x" * 200_000], errno.E2BIG, "too long"),
     ],
 )
-async def test_a_program_that_cannot_run_is_reported_and_nothing_is_left(yard, argv, number, words) -> None:
+async def test_a_program_that_cannot_run_is_reported_and_nothing_is_left(
+    yard: Yard, argv: list[str], number: int, words: str
+) -> None:
     spec = yard.spec(argv=argv)
     with pytest.raises(sc.ShimError, match=words) as caught:
         await yard.launch(spec)
@@ -104,7 +109,7 @@ async def test_a_program_that_cannot_run_is_reported_and_nothing_is_left(yard, a
     assert sc.marked_by(spec["nonce"]) == {}
 
 
-async def test_a_missing_working_folder_is_named(yard) -> None:
+async def test_a_missing_working_folder_is_named(yard: Yard) -> None:
     with pytest.raises(sc.ShimError, match="cannot enter the folder /no/such/folder"):
         await yard.launch(yard.spec(cwd="/no/such/folder"))
 
@@ -122,19 +127,19 @@ async def test_a_missing_working_folder_is_named(yard) -> None:
         ({"role": "router", "listen_fd": 1}, "listen_fd: a whole number from 3"),
     ],
 )
-async def test_a_bad_spec_is_refused_by_key(yard, changes, words) -> None:
+async def test_a_bad_spec_is_refused_by_key(yard: Yard, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(sc.ShimError, match=words):
         await yard.launch(yard.spec(**changes))
 
 
-async def test_a_folder_that_others_may_write_is_refused(yard) -> None:
+async def test_a_folder_that_others_may_write_is_refused(yard: Yard) -> None:
     spec = yard.spec()
     Path(spec["dir"]).chmod(0o777)
     with pytest.raises(sc.ShimError, match="others may write there"):
         await yard.launch(spec)
 
 
-async def test_one_shim_to_a_folder(yard, connect) -> None:
+async def test_one_shim_to_a_folder(yard: Yard, connect: Connect) -> None:
     spec = yard.spec()
     started = await yard.launch(spec)
     with pytest.raises(sc.ShimError, match="another shim runs there"):
@@ -142,7 +147,9 @@ async def test_one_shim_to_a_folder(yard, connect) -> None:
     assert (await (await connect(Path(spec["dir"]))).hello("cli")).pid == started.pid
 
 
-async def test_a_socket_left_by_a_killed_shim_is_in_nobodys_way(yard, connect, wait_until, is_alive) -> None:
+async def test_a_socket_left_by_a_killed_shim_is_in_nobodys_way(
+    yard: Yard, connect: Connect, wait_until: WaitUntil, is_alive: IsAlive
+) -> None:
     spec = yard.spec()
     first = await yard.launch(spec)
     os.kill(first.shim_pid, signal.SIGKILL)
@@ -154,7 +161,7 @@ async def test_a_socket_left_by_a_killed_shim_is_in_nobodys_way(yard, connect, w
     assert (await (await connect(Path(spec["dir"]))).hello("cli")).pid == second.pid
 
 
-async def test_a_log_that_cannot_be_made_is_named(yard) -> None:
+async def test_a_log_that_cannot_be_made_is_named(yard: Yard) -> None:
     spec = yard.spec()
     (Path(spec["dir"]) / "log").write_text("in the way")
     with pytest.raises(sc.ShimError, match="log") as caught:
@@ -162,7 +169,9 @@ async def test_a_log_that_cannot_be_made_is_named(yard) -> None:
     assert caught.value.errno in {errno.EEXIST, errno.ENOTDIR}
 
 
-async def test_the_launcher_may_die_before_it_reads_the_answer(yard, connect, wait_until) -> None:
+async def test_the_launcher_may_die_before_it_reads_the_answer(
+    yard: Yard, connect: Connect, wait_until: WaitUntil
+) -> None:
     spec = yard.spec()
     folder = Path(spec["dir"])
     hasty = (
@@ -172,7 +181,7 @@ async def test_the_launcher_may_die_before_it_reads_the_answer(yard, connect, wa
     )
     done = await asyncio.to_thread(
         subprocess.run,
-        [sys.executable, "-c", hasty, shimlaunch.PROGRAM],
+        [sys.executable, "-c", hasty, str(shimlaunch.PROGRAM)],
         input=json.dumps(spec).encode(),
         check=False,
     )
@@ -183,7 +192,7 @@ async def test_the_launcher_may_die_before_it_reads_the_answer(yard, connect, wa
     assert (hello.pid, hello.shim_pid, hello.running) == (identity.pid, identity.shim_pid, True)
 
 
-async def test_no_secret_is_in_argv_or_on_disk(yard) -> None:
+async def test_no_secret_is_in_argv_or_on_disk(yard: Yard) -> None:
     secret = "hf_0123456789secret"
     folder, started = await yard.run(env={"PATH": os.environ["PATH"], "HF_TOKEN": secret})
     assert secret.encode() not in Path(f"/proc/{started.shim_pid}/cmdline").read_bytes()
@@ -219,7 +228,7 @@ def subprocess_sleeping(_: Path) -> int:
 STRANGERS: list[subprocess.Popen[bytes]] = []
 
 
-async def test_a_cgroup_is_killed_whole_and_one_that_is_none_is_refused(yard, connect) -> None:
+async def test_a_cgroup_is_killed_whole_and_one_that_is_none_is_refused(yard: Yard, connect: Connect) -> None:
     with pytest.raises(sc.ShimError, match="cannot enter the cgroup"):
         await yard.launch(yard.spec(cgroup=str(yard.top / "not-a-cgroup")))
     group = await asyncio.to_thread(delegated_cgroup)

@@ -18,7 +18,6 @@ from gpuserved.app.main import BACKGROUND_ORPHAN_TTL_S
 from gpuserved.config.daemon import DaemonConfig, load_daemon_config, read_hf_token, read_keys
 from gpuserved.control.server import ControlServer
 from gpuserved.core.events import EventKind
-from gpuserved.core.state import State
 from gpuserved.fleet import adopt, store
 from gpuserved.fleet import apply as applying
 from gpuserved.fleet.desired import Wanted, arrange

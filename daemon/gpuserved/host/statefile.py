@@ -83,7 +83,7 @@ def _parse(raw: bytes, path: Path, version: int) -> dict[str, Any]:
     body = rest.rstrip(b"\n")
     head = json.loads(first)
     if not isinstance(head, dict) or not isinstance(head.get("version"), int):
-        raise ValueError("no header")
+        raise ValueError("no header")  # noqa: TRY004 - a damaged file, not a caller's type error
     if head.get("crc32") != zlib.crc32(body):
         raise ValueError("checksum")
     if head["version"] > version:
