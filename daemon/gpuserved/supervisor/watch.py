@@ -124,19 +124,25 @@ class Watch:
         self._rounds += 1
         if owner.r.state is State.DRAINING and self._rounds % 10:
             return
-        ok = await prober.healthy()
-        self._row = self._row.seen(ok)
-        if self._rounds % METRICS_EVERY == 0 or not ok:
-            figures = await prober.figures()
-            in_flight = owner.around.in_flight(owner.id, generation) or 0
-            self.figures = figures or EngineFigures()
-            self._progress = self._progress.observed(
-                self.figures.steps, self.figures.running, in_flight, time.monotonic()
-            )
+        ok = await self._look(prober, generation)
         verdict = self._progress.verdict(
             time.monotonic(), rotation_s=health.hang_rotation_s, kill_s=health.hang_timeout_s
         )
         self._judge(ok, verdict, generation)
+
+    async def _look(self, prober: Prober, generation: int) -> bool:
+        """One round of questions, asked at once: a silent replica must cost one timeout a round, not two."""
+        if self._rounds % METRICS_EVERY and not self._row.failures:
+            ok = await prober.healthy()
+        else:
+            ok, figures = await asyncio.gather(prober.healthy(), prober.figures())
+            in_flight = self._owner.around.in_flight(self._owner.id, generation) or 0
+            self.figures = figures or EngineFigures()
+            self._progress = self._progress.observed(
+                self.figures.steps, self.figures.running, in_flight, time.monotonic()
+            )
+        self._row = self._row.seen(ok)
+        return ok
 
     def _judge(self, ok: bool, verdict: Verdict, generation: int) -> None:
         owner, health = self._owner, self._owner.assignment.profile.health
