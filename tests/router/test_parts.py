@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 
+import httptools
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuserved.core import routes
 from gpuserved.core.routes import Kind, Sse
-from gpuserved.router import envelope
+from gpuserved.router import envelope, fields
 from gpuserved.router.edge import BadAnswer, parse_request, parse_response
 from gpuserved.router.errors import HttpError
 from gpuserved.router.framing import ChunkedDecoder, FramingError
@@ -60,6 +61,48 @@ def test_a_good_head_keeps_everything_but_underscores() -> None:
     assert (head.method, head.path, head.query, head.content_length) == ("POST", "/v1/x", "a=b", 7)
     assert head.headers == [(b"host", b"a_b.c:80"), (b"x-one", b"1"), (b"content-length", b"7")]
     assert head.keep_alive
+
+
+class _Llhttp:
+    """What another parser makes of the same bytes."""
+
+    def __init__(self, raw: bytes) -> None:
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.feed_data(raw)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value.strip(b" \t")))
+
+
+_NAMES = st.sampled_from(
+    [b"X-A", b"x-a", b"Accept", b"Content-Length", b"Authorization", b"X-B ", b" X", b"a_b", b""]
+)
+_VALUES = st.lists(
+    st.sampled_from([b"a", b" ", b"\t", b"7", b",", b":", b"\r", b"\n", b"\x00", b"\xff"]), max_size=5
+)
+
+
+@given(st.lists(st.tuples(_NAMES, _VALUES.map(b"".join)), max_size=6))
+def test_a_head_that_is_accepted_is_read_the_same_by_another_parser(lines: list[tuple[bytes, bytes]]) -> None:
+    raw = b"GET /a HTTP/1.1\r\nHost: a\r\n" + b"".join(n + b":" + v + b"\r\n" for n, v in lines) + b"\r\n"
+    try:
+        heads = [parse_request(raw) for _ in range(2)]  # the second time from what is remembered
+    except HttpError:
+        return
+    assert heads[0] == heads[1]
+    assert heads[0].headers == [(n, v) for n, v in _Llhttp(raw).headers if b"_" not in n]
+
+
+def test_lines_with_secrets_are_not_remembered_and_memory_is_bounded() -> None:
+    head = b"GET / HTTP/1.1\r\nHost: a\r\n%b: %b\r\n\r\n"
+    for name in (b"Authorization", b"X-Api-Key", b"Cookie"):
+        parse_request(head % (name, b"secret-value"))
+    for n in range(5000):
+        parse_request(head % (b"X-N", b"%d" % n))
+    remembered = vars(fields)["_remembered"]
+    assert not any(b"secret-value" in line for line in remembered)
+    assert len(remembered) <= 2048
 
 
 def test_too_many_headers_are_431() -> None:

@@ -6,12 +6,12 @@ Whatever two HTTP parsers might read in two ways is refused here (RFC 9112 secti
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
-import httptools
+import msgspec
 
 from gpuserved.router import errors
 from gpuserved.router.errors import REASONS
+from gpuserved.router.fields import UNDERSCORE, BadField, Field, Roles, read_fields, tokens
 
 HEAD_MAX_BYTES = 32 * 1024
 HEADERS_MAX = 100
@@ -19,123 +19,112 @@ RESPONSE_HEAD_MAX_BYTES = 64 * 1024
 
 Headers = list[tuple[bytes, bytes]]
 
-_CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-_REQUEST_LINE = re.compile(rb"([A-Z]{3,16}) (/[!\"$-~]*) HTTP/1\.([01])\r\n")
-_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([ -~\x80-\xff]*))?\r\n")
-_FIELD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n]*\r\n")
+_REQUEST_LINE = re.compile(rb"([A-Z]{3,16}) (/[!\"$-~]*) HTTP/1\.([01])")
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t -~\x80-\xff]*))?")
 _HOST = re.compile(rb"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
-_HOP_BY_HOP = frozenset({
-    b"connection", b"keep-alive", b"proxy-connection", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer",
-    b"transfer-encoding", b"upgrade", b"http2-settings",
-})  # fmt: skip
-_NOT_FORWARDED = _HOP_BY_HOP | {
-    b"host", b"content-length", b"expect", b"authorization", b"x-api-key", b"x-request-id", b"forwarded",
-    b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip",
-}  # fmt: skip
-_NOT_RETURNED = _HOP_BY_HOP | {b"content-length", b"x-request-id", b"x-gpuserve-replica"}
+_REASONS = {status: reason.encode() for status, reason in REASONS.items()}
+_NO_BODY = frozenset({204, 304})
+_KEEP_ALIVE = [b"keep-alive"]
+_NOTHING: frozenset[bytes] = frozenset()
 
 
 class BadAnswer(Exception):
     """A replica's head or framing cannot be trusted."""
 
 
-@dataclass(frozen=True)
-class RequestHead:
-    """One request's head. Header names are lower case; those with `_` are gone."""
+class RequestHead(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """One request's head, without the headers that have `_` in their names."""
 
     method: str
     target: bytes
     path: str
     query: str
     http10: bool
-    headers: Headers
+    fields: list[Field]
+    named: frozenset[bytes]
+    """What the client listed in Connection: headers of that name are meant for us alone."""
     content_length: int | None
     chunked: bool
     keep_alive: bool
     expects_continue: bool
     websocket: bool
 
+    @property
+    def headers(self) -> Headers:
+        """Lower-case names and values."""
+        return [(field.name, field.value) for field in self.fields]
+
     def get(self, name: bytes) -> bytes | None:
         """The first header of that lower-case name."""
-        for known, value in self.headers:
-            if known == name:
-                return value
+        for field in self.fields:
+            if field.name == name:
+                return field.value
         return None
 
 
-@dataclass(frozen=True)
-class ResponseHead:
+class ResponseHead(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """One response's head. `content_length` None and not `chunked`: the body ends with the connection."""
 
     status: int
     reason: bytes
-    headers: Headers
+    fields: list[Field]
+    named: frozenset[bytes]
     content_length: int | None
     chunked: bool
     keep_alive: bool
     sse: bool
 
 
-class _Fields:
-    """httptools' callbacks."""
-
-    __slots__ = ("headers",)
-
-    def __init__(self) -> None:
-        self.headers: Headers = []
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.lower(), value.strip(b" \t")))
-
-
-def _well_formed(raw: bytes, first_line_end: int) -> str | None:
-    """Why these lines are not the strict grammar; None: they are."""
-    lines = raw.count(b"\r\n")
-    if raw.count(b"\n") != lines or raw.count(b"\r") != lines:
-        return "a line end is not CRLF"
-    if _CONTROL.search(raw):
-        return "control characters"
-    at = first_line_end
-    last = len(raw) - 2
-    while at < last:
-        found = _FIELD.match(raw, at)
-        if found is None:
-            return "a header line is malformed"
-        at = found.end()
-    return None
-
-
-def _tokens(headers: Headers, name: bytes) -> list[bytes]:
-    return [
-        token.strip(b" \t").lower() for known, value in headers if known == name for token in value.split(b",")
-    ]  # fmt: skip
-
-
-def _framing(headers: Headers, *, http10: bool) -> tuple[int | None, bool]:
+def _framing(roles: Roles, *, http10: bool) -> tuple[int | None, bool]:
     """(content length, chunked).
 
-    :raises ValueError: says why the framing is ambiguous.
+    :raises BadField: says why the framing is ambiguous.
     """
-    lengths = [value for name, value in headers if name == b"content-length"]
-    codings = [value for name, value in headers if name == b"transfer-encoding"]
-    if codings:
-        if lengths:
-            raise ValueError("both Content-Length and Transfer-Encoding")
+    lengths = roles.get(b"content-length")
+    codings = roles.get(b"transfer-encoding")
+    if codings is not None:
+        if lengths is not None:
+            raise BadField("both Content-Length and Transfer-Encoding")
         if http10 or len(codings) != 1 or codings[0].lower() != b"chunked":
-            raise ValueError("Transfer-Encoding is not exactly `chunked`")
+            raise BadField("Transfer-Encoding is not exactly `chunked`")
         return None, True
-    if not lengths:
+    if lengths is None:
         return None, False
     if len(lengths) != 1 or not _LENGTH.fullmatch(lengths[0]):
-        raise ValueError("Content-Length is not one number")
+        raise BadField("Content-Length is not one number")
     return int(lengths[0]), False
 
 
-def _keeps_alive(headers: Headers, *, http10: bool) -> bool:
-    tokens = _tokens(headers, b"connection")
-    return b"close" not in tokens and (not http10 or b"keep-alive" in tokens)
+def _check_host(hosts: list[bytes] | None, *, http10: bool) -> None:
+    if hosts is None:
+        if http10:
+            return
+        raise BadField("exactly one Host header is expected")
+    if len(hosts) > 1:
+        raise BadField("exactly one Host header is expected")
+    if not _HOST.fullmatch(hosts[0]):
+        raise BadField("the Host header is malformed")
+
+
+def _connection(values: list[bytes] | None, *, http10: bool) -> tuple[bool, frozenset[bytes]]:
+    """(keeps alive, what else is listed: options, and headers meant for us alone)."""
+    if values is None:
+        return not http10, _NOTHING
+    listed = tokens(values)
+    keeps = b"close" not in listed and (not http10 or b"keep-alive" in listed)
+    return keeps, _NOTHING if listed == _KEEP_ALIVE else frozenset(listed)
+
+
+def _expects_continue(values: list[bytes] | None) -> bool:
+    if values is None:
+        return False
+    if [value.lower() for value in values] != [b"100-continue"]:
+        raise errors.HttpError(
+            417, "Only `Expect: 100-continue` is known.", kind="invalid_request_error", code="expectation_failed"
+        )  # fmt: skip
+    return True
 
 
 def parse_request(raw: bytes) -> RequestHead:
@@ -143,46 +132,29 @@ def parse_request(raw: bytes) -> RequestHead:
 
     :raises HttpError: 400, 417 or 431.
     """
-    line = _REQUEST_LINE.match(raw)
+    first, *lines = raw[:-4].split(b"\r\n")
+    line = _REQUEST_LINE.fullmatch(first)
     if line is None:
         raise errors.bad_request("Malformed request line (a path and HTTP/1.1 are expected).")
-    if raw.count(b"\n") > HEADERS_MAX + 2:
+    if len(lines) > HEADERS_MAX:
         raise errors.head_too_large()
-    wrong = _well_formed(raw, line.end())
-    fields = _Fields()
-    if wrong is None:
-        try:
-            httptools.HttpRequestParser(fields).feed_data(raw)
-        except httptools.HttpParserUpgrade:
-            pass
-        except httptools.HttpParserError:
-            wrong = "the head is malformed"
-    http10 = line[3] == b"0"
-    hosts = [value for name, value in fields.headers if name == b"host"]
-    if wrong is None and (len(hosts) > 1 or (not hosts and not http10)):
-        wrong = "exactly one Host header is expected"
-    if wrong is None and hosts and not _HOST.fullmatch(hosts[0]):
-        wrong = "the Host header is malformed"
+    method, target, minor = line.groups()
+    http10 = minor == b"0"
     try:
-        length, chunked = _framing(fields.headers, http10=http10)
-    except ValueError as error:
-        wrong = wrong or str(error)
-        length, chunked = None, False
-    if wrong is not None:
-        raise errors.bad_request(f"Malformed request: {wrong}.", "malformed_request")
-    target = line[2]
+        fields, roles = read_fields(lines)
+        _check_host(roles.get(b"host"), http10=http10)
+        length, chunked = _framing(roles, http10=http10)
+    except BadField as error:
+        raise errors.bad_request(f"Malformed request: {error}.", "malformed_request") from None
+    if UNDERSCORE in roles:
+        fields = [field for field in fields if field.role != UNDERSCORE]
     path, _, query = target.decode("ascii").partition("?")
-    upgrade = _tokens(fields.headers, b"upgrade") == [b"websocket"]
-    expect = [value.lower() for name, value in fields.headers if name == b"expect"]
-    if expect and expect != [b"100-continue"]:
-        raise errors.HttpError(
-            417, "Only `Expect: 100-continue` is known.", kind="invalid_request_error", code="expectation_failed"
-        )  # fmt: skip
+    keep_alive, named = _connection(roles.get(b"connection"), http10=http10)
     return RequestHead(
-        method=line[1].decode("ascii"), target=target, path=path, query=query, http10=http10,
-        headers=[(n, v) for n, v in fields.headers if b"_" not in n], content_length=length, chunked=chunked,
-        keep_alive=_keeps_alive(fields.headers, http10=http10), expects_continue=bool(expect) and not http10,
-        websocket=upgrade and b"upgrade" in _tokens(fields.headers, b"connection"),
+        method=method.decode("ascii"), target=target, path=path, query=query, http10=http10, fields=fields,
+        named=named, content_length=length, chunked=chunked, keep_alive=keep_alive,
+        expects_continue=_expects_continue(roles.get(b"expect")) and not http10,
+        websocket=b"upgrade" in named and tokens(roles.get(b"upgrade", [])) == [b"websocket"],
     )  # fmt: skip
 
 
@@ -191,34 +163,31 @@ def parse_response(raw: bytes) -> ResponseHead:
 
     :raises BadAnswer: it is not HTTP/1.x as we trust it.
     """
-    line = _STATUS_LINE.match(raw)
+    first, *lines = raw[:-4].split(b"\r\n")
+    line = _STATUS_LINE.fullmatch(first)
     if line is None:
         raise BadAnswer("no status line")
-    wrong = _well_formed(raw, line.end())
-    if wrong is not None:
-        raise BadAnswer(wrong)
-    fields = _Fields()
+    minor, code, reason = line.groups()
+    http10 = minor == b"0"
+    status = int(code)
     try:
-        httptools.HttpResponseParser(fields).feed_data(raw)
-    except httptools.HttpParserUpgrade:
-        pass
-    except httptools.HttpParserError as error:
-        raise BadAnswer("the head is malformed") from error
-    http10 = line[1] == b"0"
-    status = int(line[2])
-    try:
-        length, chunked = _framing(fields.headers, http10=http10)
-    except ValueError as error:
-        raise BadAnswer(str(error)) from error
-    if status in {204, 304}:
+        fields, roles = read_fields(lines)
+        length, chunked = _framing(roles, http10=http10)
+    except BadField as error:
+        raise BadAnswer(str(error)) from None
+    if status in _NO_BODY:
         length, chunked = 0, False
-    kinds = [value for name, value in fields.headers if name == b"content-type"]
-    encoded = any(name == b"content-encoding" for name, _ in fields.headers)
+    keep_alive, named = _connection(roles.get(b"connection"), http10=http10)
+    kinds = roles.get(b"content-type")
+    sse = kinds is not None and status == 200 and b"content-encoding" not in roles and _is_sse(kinds[0])
     return ResponseHead(
-        status=status, reason=line[3] or b"", headers=fields.headers, content_length=length, chunked=chunked,
-        keep_alive=_keeps_alive(fields.headers, http10=http10) and (chunked or length is not None),
-        sse=status == 200 and not encoded and bool(kinds) and kinds[0].lower().startswith(b"text/event-stream"),
+        status=status, reason=reason or b"", fields=fields, named=named, content_length=length, chunked=chunked,
+        keep_alive=keep_alive and (chunked or length is not None), sse=sse,
     )  # fmt: skip
+
+
+def _is_sse(kind: bytes) -> bool:
+    return kind.lower().startswith(b"text/event-stream")
 
 
 def valid_request_id(value: bytes | None) -> bool:
@@ -230,17 +199,16 @@ def upstream_request(
     head: RequestHead, *, target: bytes, content_length: int | None, request_id: bytes, peer: bytes
 ) -> bytes:
     """The head a replica gets. What the client listed in Connection goes, our own headers come last."""
-    named = _tokens(head.headers, b"connection")
-    out = [head.method.encode(), b" ", target, b" HTTP/1.1\r\nhost: localhost\r\n"]
-    for name, value in head.headers:
-        if name not in _NOT_FORWARDED and name not in named:
-            out += (name, b": ", value, b"\r\n")
-    if head.websocket:
-        out.append(b"connection: upgrade\r\nupgrade: websocket\r\n")
-    if content_length is not None:
-        out.append(b"content-length: %d\r\n" % content_length)
-    out += (b"x-request-id: ", request_id, b"\r\nx-forwarded-for: ", peer, b"\r\n\r\n")
-    return b"".join(out)
+    named = head.named
+    if named:
+        passed = b"".join([field.forwarded for field in head.fields if field.name not in named])
+    else:
+        passed = b"".join([field.forwarded for field in head.fields])
+    length = b"" if content_length is None else b"content-length: %d\r\n" % content_length
+    upgrade = b"connection: upgrade\r\nupgrade: websocket\r\n" if head.websocket else b""
+    return b"%b %b HTTP/1.1\r\nhost: localhost\r\n%b%b%bx-request-id: %b\r\nx-forwarded-for: %b\r\n\r\n" % (
+        head.method.encode(), target, passed, upgrade, length, request_id, peer,
+    )  # fmt: skip
 
 
 def client_response(
@@ -250,20 +218,20 @@ def client_response(
 
     :param framing: the Content-Length, Transfer-Encoding or Upgrade line(s), CRLF included; empty: ends by close.
     """
-    named = _tokens(head.headers, b"connection")
-    reason = REASONS.get(head.status, "").encode() or head.reason
-    out = [b"HTTP/1.1 %d " % head.status, reason, b"\r\n"]
-    for name, value in head.headers:
-        if name not in _NOT_RETURNED and name not in named:
-            out += (name, b": ", value, b"\r\n")
-    out += (framing, b"x-request-id: ", request_id, b"\r\nx-gpuserve-replica: ", replica, b"\r\n")
-    out.append(b"connection: close\r\n\r\n" if close else b"\r\n")
-    return b"".join(out)
+    named = head.named
+    if named:
+        returned = b"".join([field.returned for field in head.fields if field.name not in named])
+    else:
+        returned = b"".join([field.returned for field in head.fields])
+    return b"HTTP/1.1 %d %b\r\n%b%bx-request-id: %b\r\nx-gpuserve-replica: %b\r\n%b\r\n" % (
+        head.status, _REASONS.get(head.status) or head.reason, returned, framing, request_id, replica,
+        b"connection: close\r\n" if close else b"",
+    )  # fmt: skip
 
 
 def own_response(status: int, headers: Headers, body: bytes, *, close: bool) -> bytes:
     """A whole answer of the router itself."""
-    out = [b"HTTP/1.1 %d %s\r\n" % (status, REASONS[status].encode())]
+    out = [b"HTTP/1.1 %d %b\r\n" % (status, _REASONS[status])]
     for name, value in headers:
         out += (name, b": ", value, b"\r\n")
     out.append(b"content-length: %d\r\n" % len(body))
