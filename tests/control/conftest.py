@@ -15,6 +15,7 @@ import pytest
 
 from gpuserved.api.client import ControlClient
 from gpuserved.api.errors import Conflict, NotFound, Refused
+from gpuserved.api.inspect import EventsView, ProfilesView, ProfileView, ReplicaDetail
 from gpuserved.api.types import (
     ActionResult,
     ApplyRequest,
@@ -34,6 +35,40 @@ from gpuserved.fleet.bus import Bus, Subscription
 
 
 @dataclass
+class MemoryInspection:
+    """Implements `InspectionPort` over log files in a folder."""
+
+    fleet: MemoryFleet
+
+    def events(self) -> EventsView:
+        return EventsView(events=self.fleet.bus.recent())
+
+    def detail(self, replica: str) -> ReplicaDetail:
+        if replica not in self.fleet.states:
+            raise NotFound(f"there is no replica {replica}")
+        return ReplicaDetail(replica=self.fleet.view(replica), command=["serve", replica])
+
+    def profiles(self) -> ProfilesView:
+        return ProfilesView(generation=self.fleet.generation, profiles=[ProfileView(name="demo", source="x")])
+
+    async def apply_profile(self, name: str, *, dry_run: bool, generation: int | None) -> ApplyResult:
+        request = ApplyRequest(profiles={name: ""}, dry_run=dry_run, generation=generation)
+        return await self.fleet.apply(request)
+
+    def log_path(self, replica: str, previous: bool) -> list[Path]:
+        if replica not in self.fleet.states:
+            raise NotFound(f"there is no replica {replica}")
+        live = self.fleet.logs / ("0.log" if previous else f"{self.fleet.generation}.log")
+        return [path for path in (live.with_name(live.name + ".1"), live) if path.exists()]
+
+    def all_logs(self, replica: str) -> list[Path]:
+        return [*self.log_path(replica, previous=True), *self.log_path(replica, previous=False)]
+
+    def daemon_log(self) -> list[Path]:
+        return [self.fleet.logs / "daemon.log"]
+
+
+@dataclass
 class MemoryFleet:
     """Implements `FleetPort` with two replicas that obey at once."""
 
@@ -44,9 +79,11 @@ class MemoryFleet:
     gate: asyncio.Event | None = None
     """Where set, `reload` waits for it."""
     bus: Bus = field(init=False)
+    inspection: MemoryInspection = field(init=False)
 
     def __post_init__(self) -> None:
         self.bus = Bus(self.status, time.time, queue_max=8)
+        self.inspection = MemoryInspection(self)
 
     def status(self) -> Status:
         return Status(
@@ -98,15 +135,6 @@ class MemoryFleet:
 
     async def shutdown(self, drain: bool) -> None:
         self.calls.append(f"shutdown drain={drain}")
-
-    def log_path(self, replica: str, previous: bool) -> list[Path]:
-        if replica not in self.states:
-            raise NotFound(f"there is no replica {replica}")
-        live = self.logs / ("0.log" if previous else f"{self.generation}.log")
-        return [path for path in (live.with_name(live.name + ".1"), live) if path.exists()]
-
-    def daemon_log(self) -> list[Path]:
-        return [self.logs / "daemon.log"]
 
     def subscribe(self) -> Subscription:
         return self.bus.subscribe()

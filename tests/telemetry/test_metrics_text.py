@@ -1,10 +1,11 @@
+import math
 import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuserved.telemetry.metrics_text import CAP_BYTES, read
+from gpuserved.telemetry.metrics_text import CAP_BYTES, histogram, read
 
 RUNNING = "vllm:num_requests_running"
 NAMES = frozenset({RUNNING, "vllm:kv_cache_usage_perc", "vllm:iteration_tokens_total_count"})
@@ -75,3 +76,33 @@ def test_a_page_of_vllm_size_takes_no_time() -> None:
         read(page, NAMES)
         taken.append(time.process_time() - began)
     assert sorted(taken)[len(taken) // 2] < 0.0005
+
+
+def test_a_histogram_is_summed_over_its_other_labels() -> None:
+    text = b"""# TYPE vllm:time_to_first_token_seconds histogram
+vllm:time_to_first_token_seconds_bucket{engine="0",le="0.1",model_name="a \\"b\\" le=\\"9\\""} 3
+vllm:time_to_first_token_seconds_bucket{engine="1",le="0.1",model_name="a"} 4
+vllm:time_to_first_token_seconds_bucket{engine="0",le="+Inf",model_name="a"} 9
+vllm:time_to_first_token_seconds_count{engine="0",model_name="a"} 9
+other_vllm:time_to_first_token_seconds_bucket{le="0.1"} 100
+"""
+    assert histogram(text, "vllm:time_to_first_token_seconds") == {0.1: 7.0, math.inf: 9.0}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'x_bucket{le="many"} 3',
+        b'x_bucket{le="0.1"} NaN',
+        b'x_bucket{le="0.1} 3',
+        b"x_bucket 3",
+        b"x_bucket{}",
+    ],
+)
+def test_a_broken_histogram_is_none(line: bytes) -> None:
+    assert histogram(line + b"\n", "x") == {}
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_break_the_histogram_reader(noise: bytes) -> None:
+    assert isinstance(histogram(b'x_bucket{le="0.1"} 3\n' + noise, "x"), dict)

@@ -7,19 +7,28 @@ from __future__ import annotations
 
 import http.client
 import os
-import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
 
 from gpuserved.api import errors
+from gpuserved.api.connection import (
+    CONNECT_TIMEOUT_S,
+    UnixConnection,
+    exchange,
+    number,
+    raise_error,
+    start_hint,
+)
+from gpuserved.api.inspect import EventsView, LogBatch, LogPage, ProfilesView, ReplicaDetail
 from gpuserved.api.roots import SUN_PATH_MAX, candidate_sockets
 from gpuserved.api.types import (
     PROTOCOL_VERSION,
     ActionResult,
+    ApplyProfileRequest,
     ApplyRequest,
     ApplyResult,
     FleetEvent,
@@ -30,9 +39,8 @@ from gpuserved.api.types import (
     Status,
     VersionView,
 )
-from gpuserved.api.wire import PREFIX, PROTOCOL_HEADER
+from gpuserved.api.wire import PREFIX, PROTOCOL_HEADER, READ_ONLY_HEADER
 
-CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 15.0
 """For answers from memory."""
 MUTATE_TIMEOUT_S = 300.0
@@ -41,22 +49,6 @@ STREAM_TIMEOUT_S = 60.0
 """Longest silence of an event stream: telemetry comes every second or so."""
 _ERROR_MAX_BYTES = 1024 * 1024
 T = TypeVar("T")
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP/1.1 to a Unix socket."""
-
-    def __init__(self, path: Path, timeout_s: float) -> None:
-        super().__init__("gpuserved", timeout=timeout_s)
-        self._path = path
-        self._timeout_s = timeout_s
-
-    def connect(self) -> None:
-        """Connect, then wait for answers as long as the call allows."""
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(CONNECT_TIMEOUT_S)
-        self.sock.connect(os.fspath(self._path))
-        self.sock.settimeout(self._timeout_s)
 
 
 def find_socket(env: Mapping[str, str], explicit: str | None = None) -> Path:
@@ -71,8 +63,10 @@ class ControlClient:
     Every method raises the classes of `api.errors`: `Unavailable` where no daemon answers, `TimedOut`, and what it refused.
     """
 
-    def __init__(self, socket_path: Path) -> None:
+    def __init__(self, socket_path: Path, *, read_only: bool = False) -> None:
+        """:param read_only: ask the daemon to refuse every change from this client."""
         self.socket_path = socket_path
+        self.read_only = read_only
         self.daemon_protocol: int | None = None
         """What the daemon last said it speaks; None before the first call."""
 
@@ -152,6 +146,50 @@ class ControlClient:
         for line in self._lines(f"{path}?{query}", None if follow else READ_TIMEOUT_S):
             yield line.decode(errors="replace").rstrip("\r\n")
 
+    def recent_events(self) -> EventsView:
+        """What the daemon has reported of late, oldest first."""
+        return self._call("GET", "/events/recent", EventsView)
+
+    def detail(self, replica: str) -> ReplicaDetail:
+        """One replica with command line, environment and past."""
+        return self._call("GET", f"/replicas/{quote(replica, safe='')}", ReplicaDetail)
+
+    def profiles(self) -> ProfilesView:
+        """The profiles that are applied, and those that could be."""
+        return self._call("GET", "/profiles", ProfilesView)
+
+    def profile_diff(self, profile: str) -> ApplyResult:
+        """What applying a profile's file as it is now would do."""
+        path = f"/profiles/{quote(profile, safe='')}/diff"
+        return self._call("GET", path, ApplyResult, timeout_s=MUTATE_TIMEOUT_S)
+
+    def apply_profile(self, profile: str, request: ApplyProfileRequest) -> ApplyResult:
+        """Apply a profile's file as it is now."""
+        return self._call("POST", f"/profiles/{quote(profile, safe='')}/apply", ApplyResult, request)
+
+    def log_page(
+        self, source: str, *, before: str | None = None, lines: int = 500, match: str | None = None
+    ) -> LogPage:
+        """Lines of a log before a cursor, through rotated files and earlier starts.
+
+        :param source: a replica's id; empty: the daemon.
+        :param match: only lines that hold this text, whatever the case.
+        """
+        query = {"source": source, "n": lines, "before": before, "match": match}
+        known = urlencode({key: value for key, value in query.items() if value is not None})
+        return self._call("GET", f"/logs/page?{known}", LogPage, timeout_s=MUTATE_TIMEOUT_S)
+
+    def follow_logs(self, sources: Sequence[str], *, lines: int = 100) -> Iterator[LogBatch]:
+        """What these logs say from now on, beginning with the last `lines` of each; until closed."""
+        query = urlencode([("n", lines), *(("source", source) for source in sources)])
+        decoder = msgspec.json.Decoder(LogBatch)
+        for line in self._lines(f"/logs/follow?{query}", None):
+            try:
+                batch = decoder.decode(line)
+            except msgspec.DecodeError:  # a daemon that dies breaks its last line
+                return
+            yield batch
+
     def _lines(self, path: str, timeout_s: float | None) -> Iterator[bytes]:
         connection, response = self._open("GET", path, None, timeout_s)
         try:
@@ -160,9 +198,16 @@ class ControlClient:
         finally:
             connection.close()
 
-    def _call(self, method: str, path: str, answer: type[T], request: msgspec.Struct | None = None) -> T:
+    def _call(
+        self,
+        method: str,
+        path: str,
+        answer: type[T],
+        request: msgspec.Struct | None = None,
+        timeout_s: float | None = None,
+    ) -> T:
         body = None if method == "GET" else msgspec.json.encode(request) if request is not None else b""
-        timeout_s = READ_TIMEOUT_S if method == "GET" else MUTATE_TIMEOUT_S
+        timeout_s = timeout_s or (READ_TIMEOUT_S if method == "GET" else MUTATE_TIMEOUT_S)
         connection, response = self._open(method, path, body, timeout_s)
         try:
             raw = self._guard(response.read, timeout_s)
@@ -177,26 +222,28 @@ class ControlClient:
 
     def _open(
         self, method: str, path: str, body: bytes | None, timeout_s: float | None
-    ) -> tuple[_UnixConnection, http.client.HTTPResponse]:
+    ) -> tuple[UnixConnection, http.client.HTTPResponse]:
         """Send a request; its response with good status."""
         if len(os.fsencode(self.socket_path)) > SUN_PATH_MAX:
             raise errors.Invalid(
                 f"{self.socket_path}: a Unix socket's path has at most {SUN_PATH_MAX} bytes",
                 "use a shorter path",
             )
-        connection = _UnixConnection(self.socket_path, READ_TIMEOUT_S if timeout_s is None else timeout_s)
+        connection = UnixConnection(self.socket_path, READ_TIMEOUT_S if timeout_s is None else timeout_s)
         headers = {PROTOCOL_HEADER: str(PROTOCOL_VERSION)}
+        if self.read_only:
+            headers[READ_ONLY_HEADER] = "1"
         if body is not None:
             headers["Content-Type"] = "application/json"
         try:
             response = self._guard(
-                lambda: _exchange(connection, method, PREFIX + path, body, headers), timeout_s
+                lambda: exchange(connection, method, PREFIX + path, body, headers), timeout_s
             )
             if timeout_s is None and connection.sock is not None:
                 connection.sock.settimeout(None)
-            self.daemon_protocol = _number(response.headers.get(PROTOCOL_HEADER))
+            self.daemon_protocol = number(response.headers.get(PROTOCOL_HEADER))
             if response.status >= 400:
-                _raise_error(self._guard(lambda: response.read(_ERROR_MAX_BYTES), timeout_s), response.status)
+                raise_error(self._guard(lambda: response.read(_ERROR_MAX_BYTES), timeout_s), response.status)
         except BaseException:
             connection.close()
             raise
@@ -217,37 +264,10 @@ class ControlClient:
             ) from None
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
             raise errors.Unavailable(
-                f"no daemon listens at {self.socket_path}", _start_hint(self.socket_path)
+                f"no daemon listens at {self.socket_path}", start_hint(self.socket_path)
             ) from None
         except (OSError, http.client.HTTPException) as error:
             raise errors.Unavailable(
                 f"the daemon at {self.socket_path} hung up: {error or type(error).__name__}",
                 "it may be restarting: try again",
             ) from None
-
-
-def _exchange(
-    connection: _UnixConnection, method: str, path: str, body: bytes | None, headers: dict[str, str]
-) -> http.client.HTTPResponse:
-    connection.request(method, path, body, headers)
-    return connection.getresponse()
-
-
-def _start_hint(socket_path: Path) -> str:
-    if str(socket_path).startswith("/run/gpuserve"):
-        return "start it with `systemctl start gpuserved`"
-    return "start one with `gpuserve up PROFILE`"
-
-
-def _number(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isdigit() else None
-
-
-def _raise_error(raw: bytes, status: int) -> NoReturn:
-    try:
-        body = msgspec.json.decode(raw, type=errors.ErrorBody)
-    except msgspec.DecodeError:
-        raise errors.Internal(
-            f"the daemon answered {status} without saying why", "see the daemon's log"
-        ) from None
-    raise errors.from_body(body)

@@ -30,6 +30,36 @@ class SupervisorView(Answer, frozen=True, kw_only=True):
     """What does not work right now (state not saved, ...); None: all well."""
 
 
+class LoadView(Answer, frozen=True, kw_only=True):
+    """What an engine, or several together, did of late. Percentiles of several are those of their merged histograms."""
+
+    prompt_tokens_per_s: float | None = None
+    """Rates are over the last 10 s, everything else is over the last 60 s."""
+    generation_tokens_per_s: float | None = None
+    ttft_p50_s: float | None = None
+    """Time to the first token; None: nobody asked within the window, or the engine does not say."""
+    ttft_p95_s: float | None = None
+    itl_p50_s: float | None = None
+    """Inter-token latency."""
+    itl_p95_s: float | None = None
+    prefix_hit_pct: float | None = None
+    """Prompt tokens found in the prefix cache, of those looked up."""
+    preemptions_per_min: float | None = None
+
+
+class ModelView(Answer, frozen=True, kw_only=True):
+    """One served name: its queue in the router, and its replicas together."""
+
+    name: str
+    replicas: int
+    ready: int
+    queued: int | None = None
+    in_flight: int | None = None
+    running: int | None = None
+    waiting: int | None = None
+    load: LoadView | None = None
+
+
 class RouterView(Answer, frozen=True, kw_only=True):
     """The data plane. Figures are None while no router answers."""
 
@@ -45,6 +75,9 @@ class GpuOwner(Answer, frozen=True, kw_only=True):
     replica: str | None
     pid: int
     memory_bytes: int | None = None
+    command: str | None = None
+    """The process's name, as `ps` shows it."""
+    user: str | None = None
 
 
 class GpuView(Answer, frozen=True, kw_only=True):
@@ -60,6 +93,11 @@ class GpuView(Answer, frozen=True, kw_only=True):
     power_w: float | None = None
     state: str = "OK"
     owners: list[GpuOwner] = []
+    unattributed_bytes: int | None = None
+    """In use, and of no process that the driver names: its own share, or a process in another container."""
+    nvlink: list[int] = []
+    """Indexes of the GPUs that NVLink joins it to."""
+    numa_node: int | None = None
 
 
 class ReplicaView(Answer, frozen=True, kw_only=True):
@@ -86,6 +124,9 @@ class ReplicaView(Answer, frozen=True, kw_only=True):
     """Unix seconds of the present process's start."""
     phase: str | None = None
     """While STARTING: what the engine is doing, from its log."""
+    state_since: float | None = None
+    """Unix seconds of the last change of state that this daemon saw."""
+    load: LoadView | None = None
 
 
 class Status(Answer, frozen=True, kw_only=True):
@@ -99,6 +140,9 @@ class Status(Answer, frozen=True, kw_only=True):
     router: RouterView
     gpus: list[GpuView] = []
     replicas: list[ReplicaView] = []
+    models: list[ModelView] = []
+    load: LoadView | None = None
+    """Everything together."""
 
 
 class VersionView(Answer, frozen=True, kw_only=True):
@@ -106,6 +150,8 @@ class VersionView(Answer, frozen=True, kw_only=True):
 
     version: str
     protocol: int
+    may_operate: bool = True
+    """Whether this client's user may change anything here."""
 
 
 class ApplyRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -119,6 +165,12 @@ class ApplyRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     sources: dict[str, str] = {}
     prune: bool = False
     dry_run: bool = False
+    generation: int | None = None
+
+
+class ApplyProfileRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Apply one profile as its file has it now."""
+
     generation: int | None = None
 
 
@@ -193,6 +245,8 @@ class ReplicasRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=
 
     replicas: list[str]
     generation: int | None = None
+    replica_generations: dict[str, int] = {}
+    """The start that each replica was seen in; one that has been replaced since answers `conflict`, and none is touched."""
 
 
 class ScaleRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -208,13 +262,8 @@ class ActionResult(Answer, frozen=True, kw_only=True):
 
     generation: int
     replicas: dict[str, str] = {}
-
-
-class LogChunk(Answer, frozen=True, kw_only=True):
-    """A piece of one replica's log. `next` continues it."""
-
-    lines: list[str]
-    next: str | None = None
+    refused: dict[str, str] = {}
+    """Of several: the replicas whose state did not know the request, and why."""
 
 
 class FleetEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -231,3 +280,5 @@ class FleetEvent(msgspec.Struct, frozen=True, kw_only=True):
     replica: ReplicaView | None = None
     previous_state: str | None = None
     message: str | None = None
+    severity: str = "info"
+    """info / warning / error."""

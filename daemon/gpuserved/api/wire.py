@@ -4,7 +4,11 @@ from __future__ import annotations
 
 PREFIX = "/v1"
 PROTOCOL_HEADER = "X-Gpuserve-Protocol"
+READ_ONLY_HEADER = "X-Gpuserve-Read-Only"
+"""A client that sends it is refused every change, whatever its user may do."""
 BODY_MAX_BYTES = 4 * 1024 * 1024
 """An `apply` carries profiles as text: a few KiB each."""
 LOG_LINES_MAX = 100_000
+PAGE_LINES_MAX = 5_000
+LOG_SOURCES_MAX = 256
 OPERATE_GROUP = "gpuserve"

@@ -49,4 +49,6 @@ def _shown(result: ActionResult, *, as_json: bool) -> int:
     else:
         for replica, state in sorted(result.replicas.items()):
             print(f"{clean(replica)}  {state}")
-    return 0
+    for replica, why in sorted(result.refused.items()):
+        warn(f"{clean(replica)}: refused: {clean(why)}")
+    return 1 if result.refused else 0

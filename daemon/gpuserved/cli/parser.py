@@ -138,6 +138,13 @@ def _look_verbs(verbs: _Verbs) -> None:
         "status", "look:status", "show GPUs, replicas and the URL", "status\nstatus --watch\nstatus --json"
     )
     status.add_argument("--watch", "-w", action="store_true", help="show it again every second")
+    top = verbs.add(
+        "top",
+        "look:top",
+        "show the load of every model and replica: queues, tokens per second, latencies, cache hits",
+        "top\ntop --once\ntop --once --json",
+    )
+    top.add_argument("--once", action="store_true", help="show it once instead of every second")
     verbs.add("gpus", "look:gpus", "show the GPUs and who uses them", "gpus\ngpus --json")
     events = verbs.add(
         "events",

@@ -32,7 +32,7 @@ async def follow(paths: Paths, count: int, poll_s: float = POLL_S) -> AsyncItera
     Works by inode: what was open when its segment was renamed is read to its end, then the segment after it. A new start of the
     replica has files of its own, which `paths` names from then on.
     """
-    reader = _Reader()
+    reader = LogReader()
     try:
         shown = reader.begin(await asyncio.to_thread(paths), count)
         if shown:
@@ -51,7 +51,7 @@ async def follow(paths: Paths, count: int, poll_s: float = POLL_S) -> AsyncItera
         reader.close()
 
 
-class _Reader:
+class LogReader:
     """One open segment at a time, and the line that is not whole yet."""
 
     def __init__(self) -> None:
@@ -70,6 +70,16 @@ class _Reader:
         if shown and not shown[-1].endswith(b"\n"):
             self._rest = shown.pop()
         return shown
+
+    def begin_at(self, paths: Sequence[Path], cursor: str) -> None:
+        """Stand at a cursor of `logpage`; at the start of the oldest segment where that place is gone."""
+        inode, _, offset = cursor.partition(".")
+        for file in _open_all(paths):
+            if self._file is None and os.fstat(file.fileno()).st_ino == int(inode):
+                file.seek(int(offset))
+                self._file = file
+            else:
+                file.close()
 
     def read(self) -> bytes:
         """New whole lines, or nothing."""

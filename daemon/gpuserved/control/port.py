@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+from gpuserved.api.inspect import EventsView, ProfilesView, ReplicaDetail
 from gpuserved.api.types import (
     ActionResult,
     ApplyRequest,
@@ -18,12 +19,53 @@ from gpuserved.api.types import (
 from gpuserved.fleet.bus import Subscription
 
 
+class InspectionPort(Protocol):
+    """Answers to questions that `status` is too short for. Raises as `FleetPort` does."""
+
+    def events(self) -> EventsView:
+        """What has been reported of late."""
+
+    def detail(self, replica: str) -> ReplicaDetail:
+        """One replica with command line, masked environment and past.
+
+        :raises NotFound: no such replica.
+        """
+
+    def profiles(self) -> ProfilesView:
+        """The profiles that are applied, and those in the profile folder that are not."""
+
+    async def apply_profile(self, name: str, *, dry_run: bool, generation: int | None) -> ApplyResult:
+        """Apply a profile as its file has it now.
+
+        :raises NotFound: no such profile.
+        """
+
+    def log_path(self, replica: str, previous: bool) -> list[Path]:
+        """The log of the present start, or of the one before: rotated segments, oldest first, then the live file.
+
+        :raises NotFound: no such replica, or no such start.
+        """
+
+    def all_logs(self, replica: str) -> list[Path]:
+        """The logs of every start that is kept, oldest segment first; empty: there is none yet.
+
+        :raises NotFound: no such replica.
+        """
+
+    def daemon_log(self) -> list[Path]:
+        """The daemon's own log, oldest segment first."""
+
+
 class FleetPort(Protocol):
     """The fleet as the control API sees it.
 
     Every method raises `api.errors.GpuserveError` for what an operator must be told; a mutation whose request carries a
-    generation raises `Conflict` where the desired state has moved since.
+    generation raises `Conflict` where the desired state, or the replica, has moved since.
     """
+
+    @property
+    def inspection(self) -> InspectionPort:
+        """Closer looks."""
 
     def status(self) -> Status:
         """The whole state now, from memory: no I/O."""
@@ -38,7 +80,7 @@ class FleetPort(Protocol):
         """One of `VERBS` on these replicas. Returns once each has accepted it, not once it is done.
 
         :raises NotFound: an unknown replica or profile; then none was touched.
-        :raises Conflict: a replica's state does not know the verb.
+        :raises Conflict: no replica's state knows the verb. Where some do, the others are named in `refused`.
         """
 
     async def scale(self, request: ScaleRequest) -> ActionResult:
@@ -49,15 +91,6 @@ class FleetPort(Protocol):
 
     async def shutdown(self, drain: bool) -> None:
         """Begin to stop everything and the daemon; returns at once. The control socket goes when all is gone."""
-
-    def log_path(self, replica: str, previous: bool) -> list[Path]:
-        """The log of the present start, or of the one before: rotated segments, oldest first, then the live file.
-
-        :raises NotFound: no such replica, or no such start.
-        """
-
-    def daemon_log(self) -> list[Path]:
-        """The daemon's own log, oldest segment first."""
 
     def subscribe(self) -> Subscription:
         """A new reader of events: a snapshot first, then deltas."""

@@ -14,8 +14,9 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from gpuserved.api.errors import Denied, GpuserveError, Internal, Invalid, NotFound, TimedOut
-from gpuserved.api.wire import BODY_MAX_BYTES, PREFIX
+from gpuserved.api.wire import BODY_MAX_BYTES, PREFIX, READ_ONLY_HEADER
 from gpuserved.control.handlers import READ_ONLY, Handlers, answer
+from gpuserved.control.loghandlers import LogHandlers
 from gpuserved.control.peer import Peer, identify, may_operate, operate_gid
 from gpuserved.control.port import FleetPort
 
@@ -45,7 +46,10 @@ class ControlServer:
         self._header_timeout_s = header_timeout_s
         self._operators = operate_gid() if system else None
         self._mode_umask = 0o117 if system else 0o177
-        self._handlers = Handlers(fleet)
+        self._routes = [
+            *Handlers(fleet, self._may_operate).routes(PREFIX),
+            *LogHandlers(fleet).routes(PREFIX),
+        ]
         self._runner: web.AppRunner | None = None
         self._listener: asyncio.AbstractServer | None = None
         self._silent: set[RequestHandler] = set()
@@ -54,7 +58,7 @@ class ControlServer:
     async def start(self) -> None:
         """Bind and serve."""
         app = web.Application(middlewares=[self._guard], client_max_size=BODY_MAX_BYTES)
-        app.add_routes(self._handlers.routes(PREFIX))
+        app.add_routes(self._routes)
         self._runner = web.AppRunner(
             app, access_log=None, handle_signals=False, handler_cancellation=True, shutdown_timeout=1.0
         )
@@ -73,6 +77,9 @@ class ControlServer:
             await self._runner.cleanup()
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()
+
+    def _may_operate(self, request: web.Request) -> bool:
+        return may_operate(_peer(request), owner_uid=os.geteuid(), operators=self._operators)
 
     def _connection(self) -> RequestHandler:
         """The protocol of one new connection, with a deadline for its first request head.
@@ -119,7 +126,9 @@ class ControlServer:
         mutates = request.method != "GET" and request.path.removeprefix(PREFIX) not in READ_ONLY
         if mutates:
             peer = _peer(request)
-            if not may_operate(peer, owner_uid=os.geteuid(), operators=self._operators):
+            if request.headers.get(READ_ONLY_HEADER):
+                raise Denied("this client is read-only", "attach again without --read-only")
+            if not self._may_operate(request):
                 raise Denied(
                     f"user {peer.uid} may look but not operate", "join the group gpuserve, or use sudo"
                 )

@@ -53,6 +53,31 @@ class MetricNames:
     """0 to 1."""
     steps: str | None = None
     """A counter that moves with every engine step; without it there is no hang detection by progress."""
+    prompt_tokens: str | None = None
+    generation_tokens: str | None = None
+    prefix_queries: str | None = None
+    """Counters in tokens: looked up in the prefix cache, and found there."""
+    prefix_hits: str | None = None
+    preemptions: str | None = None
+    ttft: str | None = None
+    """Histograms in seconds, without `_bucket`: time to the first token, and between tokens."""
+    itl: str | None = None
+
+
+VLLM_METRICS = MetricNames(
+    running="vllm:num_requests_running",
+    waiting="vllm:num_requests_waiting",
+    kv_cache_ratio="vllm:kv_cache_usage_perc",
+    steps="vllm:iteration_tokens_total_count",
+    prompt_tokens="vllm:prompt_tokens_total",
+    generation_tokens="vllm:generation_tokens_total",
+    prefix_queries="vllm:prefix_cache_queries_total",
+    prefix_hits="vllm:prefix_cache_hits_total",
+    preemptions="vllm:num_preemptions_total",
+    ttft="vllm:time_to_first_token_seconds",
+    itl="vllm:inter_token_latency_seconds",
+)
+"""vLLM's names since 0.26; the look-alike has the same."""
 
 
 class Engine(Protocol):

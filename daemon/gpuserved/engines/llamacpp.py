@@ -53,6 +53,8 @@ class LlamacppEngine:
         running="llamacpp:requests_processing",
         waiting="llamacpp:requests_deferred",
         steps="llamacpp:n_decode_total",
+        prompt_tokens="llamacpp:prompt_tokens_total",
+        generation_tokens="llamacpp:tokens_predicted_total",
     )
 
     def __init__(self, cache_dir: Path, environ: Mapping[str, str] | None = None) -> None:

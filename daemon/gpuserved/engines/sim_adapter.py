@@ -12,7 +12,7 @@ from gpuserved.api.errors import Invalid
 from gpuserved.core.cause import Cause, ExitInfo
 from gpuserved.core.profile import EngineName, FlagValue, Profile
 from gpuserved.engines import vllm_log
-from gpuserved.engines.base import Launch, LaunchContext, MetricNames
+from gpuserved.engines.base import VLLM_METRICS, Launch, LaunchContext
 from gpuserved.engines.environment import DEFAULT_PATH, finish
 from gpuserved.engines.sim.flags import known_flags
 
@@ -29,12 +29,7 @@ class SimEngine:
     name = EngineName.SIM.value
     health_path = "/health"
     metrics_path: str | None = "/metrics"
-    metrics = MetricNames(
-        running="vllm:num_requests_running",
-        waiting="vllm:num_requests_waiting",
-        kv_cache_ratio="vllm:kv_cache_usage_perc",
-        steps="vllm:iteration_tokens_total_count",
-    )
+    metrics = VLLM_METRICS
 
     def check(self, profile: Profile) -> list[str]:
         """See `Engine.check`: every key of `[sim]` must be a flag of the look-alike, and a model path must exist."""

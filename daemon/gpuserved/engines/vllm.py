@@ -12,7 +12,7 @@ from gpuserved.api.errors import Invalid
 from gpuserved.core.cause import Cause, ExitInfo
 from gpuserved.core.profile import Profile
 from gpuserved.engines import vllm_flags, vllm_log
-from gpuserved.engines.base import Launch, LaunchContext, MetricNames
+from gpuserved.engines.base import VLLM_METRICS, Launch, LaunchContext
 from gpuserved.engines.environment import child_environment, finish
 from gpuserved.engines.installed import Program, expand, find_program, looks_like_path, version_of
 
@@ -41,12 +41,7 @@ class VllmEngine:
     name = "vllm"
     health_path = "/health"
     metrics_path: str | None = "/metrics"
-    metrics = MetricNames(
-        running="vllm:num_requests_running",
-        waiting="vllm:num_requests_waiting",
-        kv_cache_ratio="vllm:kv_cache_usage_perc",
-        steps="vllm:iteration_tokens_total_count",
-    )
+    metrics = VLLM_METRICS
 
     def __init__(self, cache_dir: Path, environ: Mapping[str, str] | None = None) -> None:
         self._cache_dir = cache_dir

@@ -12,6 +12,8 @@ from gpuserved.api.types import FleetEvent, ReplicaView, Status
 
 QUEUE_MAX = 256
 """Events kept for one reader: some minutes of a calm fleet, and a bounded few hundred KiB for a reader that is stuck."""
+RECENT_MAX = 500
+"""Events that are kept for who attaches later: changes of state and notices, never telemetry."""
 
 
 class Bus:
@@ -29,6 +31,7 @@ class Bus:
         self._queue_max = queue_max
         self._seq = 0
         self._readers: set[Subscription] = set()
+        self._recent: deque[FleetEvent] = deque(maxlen=RECENT_MAX)
 
     @property
     def readers(self) -> int:
@@ -43,6 +46,7 @@ class Bus:
         replica: ReplicaView | None = None,
         previous_state: str | None = None,
         message: str | None = None,
+        severity: str = "info",
     ) -> None:
         """Send one event (`replica`, `telemetry` or `notice`) to every reader. Never blocks, never fails."""
         self._seq += 1
@@ -54,9 +58,16 @@ class Bus:
             replica=replica,
             previous_state=previous_state,
             message=message,
+            severity=severity,
         )
+        if kind == "notice" or (replica is not None and replica.state != previous_state):
+            self._recent.append(event)
         for reader in self._readers:
             reader.offer(event)
+
+    def recent(self) -> list[FleetEvent]:
+        """What has been reported of late, oldest first."""
+        return list(self._recent)
 
     def subscribe(self) -> Subscription:
         """A new reader; its first event is a snapshot. Close it, or use it as a context."""

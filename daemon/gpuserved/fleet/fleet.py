@@ -7,7 +7,6 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import gpuserved
 from gpuserved.api.errors import Conflict, NotFound
@@ -34,8 +33,7 @@ from gpuserved.fleet import planning, store, views
 from gpuserved.fleet.bus import Bus, Subscription
 from gpuserved.fleet.desired import Wanted
 from gpuserved.fleet.gpus import Gpus
-from gpuserved.host.logtail import segments
-from gpuserved.supervisor import start
+from gpuserved.fleet.inspection import Inspection
 from gpuserved.supervisor.gate import StartGate
 from gpuserved.supervisor.owner import Owner
 from gpuserved.supervisor.router_link import RouterLink
@@ -69,6 +67,7 @@ class Fleet:
         self.table_generation = 0
         self.mutations = asyncio.Lock()
         self.bus = Bus(self.status, time.time)
+        self.inspection = Inspection(self)
         self.on_shutdown: Callable[[bool], None] = lambda _drain: None
         self.on_reload: Callable[[], None] = lambda: None
         self._began = time.monotonic()
@@ -104,8 +103,10 @@ class Fleet:
         self.publish_routes()
         owner = self.owners.get(replica)
         if owner is not None:
-            view = views.replica_view(owner, self.router.stats)
-            self.bus.publish("replica", replica=view, previous_state=previous_state)
+            self.inspection.note(owner, previous_state)
+            severity = views.SEVERITIES.get(owner.r.state, "info")
+            view = views.replica_view(owner, self.router.stats, self.inspection.since(replica))
+            self.bus.publish("replica", replica=view, previous_state=previous_state, severity=severity)
             if owner.moved_away() and not applying.is_wanted(self, replica):
                 del self.owners[replica]
                 _end_soon(owner)
@@ -172,13 +173,16 @@ class Fleet:
             router=views.router_view(self.router.pids, self.router.stats),
             gpus=self.gpus.views(),
             replicas=[
-                views.replica_view(self.owners[name], self.router.stats)
+                views.replica_view(self.owners[name], self.router.stats, self.inspection.since(name))
                 for name in sorted(self.owners, key=_order)
             ],
+            models=views.model_views(self.owners.values(), self.router.stats),
+            load=views.total_load(self.owners.values()),
         )
 
     def telemetry(self) -> None:
         """One round of figures to whoever reads events."""
+        self.inspection.watch_gpus(self.gpus.views())
         if self.bus.readers:
             self.bus.publish("telemetry", status=self.status())
 
@@ -220,14 +224,30 @@ class Fleet:
         async with self.mutations:
             self.expect(request.generation)
             owners = [owner for name in request.replicas for owner in self.named(name)]
+            self._expect_starts(request.replica_generations)
             self.generation += 1
             states: dict[str, str] = {}
+            refused: dict[str, str] = {}
             for owner in dict.fromkeys(owners):
                 try:
                     states[owner.id] = (await owner.ask(EventKind(verb))).value
                 except NotAllowed as error:
-                    raise Conflict(f"{owner.id}: {error}", "see `gpuserve status`") from None
-            return ActionResult(generation=self.generation, replicas=states)
+                    refused[owner.id] = str(error)
+            if refused and not states:
+                name, why = next(iter(refused.items()))
+                raise Conflict(f"{name}: {why}", "see `gpuserve status`")
+            return ActionResult(generation=self.generation, replicas=states, refused=refused)
+
+    def _expect_starts(self, seen: dict[str, int]) -> None:
+        """Refuse an action on replicas that are not what the operator saw.
+
+        :raises Conflict: one of them has been started anew since; none was touched.
+        """
+        for name, generation in seen.items():
+            now = self.owners[name].r.generation if name in self.owners else None
+            if now != generation:
+                what = "is gone" if now is None else f"was started again (start {now}, seen was {generation})"
+                raise Conflict(f"{name} {what} since; nothing was done", "look again, then repeat")
 
     def named(self, name: str) -> list[Owner]:
         """One replica by id, or all of a profile.
@@ -245,22 +265,6 @@ class Fleet:
     async def shutdown(self, drain: bool) -> None:
         """See `FleetPort`."""
         self.on_shutdown(drain)
-
-    def log_path(self, replica: str, previous: bool) -> list[Path]:
-        """See `FleetPort`."""
-        if replica not in self.owners:
-            self.named(replica)
-            raise NotFound(f"{replica} is a profile", f"name one replica, for example {replica}-0")
-        past = [g for g in start.generations(self.roots, replica) if g <= self.owners[replica].r.generation]
-        wanted = past[-2:-1] if previous else past[-1:]
-        if not wanted:
-            what = "an earlier start" if previous else "a start"
-            raise NotFound(f"{replica} has no log of {what}", "see `gpuserve status` for its state")
-        return segments(start.log_path(self.roots, replica, wanted[0]))
-
-    def daemon_log(self) -> list[Path]:
-        """See `FleetPort`."""
-        return segments(self.roots.log / "daemon.log")
 
     def subscribe(self) -> Subscription:
         """See `FleetPort`."""

@@ -78,7 +78,7 @@ class Gpus:
             for name, owner in owners.items():
                 if owner.process is not None and owner.process.pid is not None:
                     trees.setdefault(name, set()).add(owner.process.pid)
-        self._views = views(infos, samples, trees)
+        self._views = views(infos, samples, trees, describe=procfs.identity)
 
     def views(self) -> list[GpuView]:
         """As of the last sample."""

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from gpuserved.api.routing import ModelRoute, ReplicaRoute, RouterStats, RouteStats
-from gpuserved.api.types import ReplicaView, RouterView
+from gpuserved.api.types import LoadView, ModelView, ReplicaView, RouterView
+from gpuserved.core.load import Growth, merged, quantile
 from gpuserved.core.state import State
 from gpuserved.supervisor.owner import Owner
 
 ROUTED = frozenset({State.STARTING, State.READY, State.UNHEALTHY, State.DRAINING, State.STOPPING})
+SEVERITIES = {State.FAILED: "error", State.UNHEALTHY: "error", State.BACKOFF: "warning"}
 
 
-def replica_view(owner: Owner, stats: RouterStats | None) -> ReplicaView:
-    """One replica now."""
+def replica_view(owner: Owner, stats: RouterStats | None, since: float | None = None) -> ReplicaView:
+    """One replica now.
+
+    :param since: Unix seconds of its last change of state.
+    """
     r, process, figures = owner.r, owner.process, owner.watch.figures
     route = _route(stats, owner)
     return ReplicaView(
@@ -35,7 +40,58 @@ def replica_view(owner: Owner, stats: RouterStats | None) -> ReplicaView:
         restarts=r.history.restarts,
         started_at=process.started_at if process else None,
         phase=owner.watch.phase if r.state is State.STARTING else None,
+        state_since=since,
+        load=load_view(owner.watch.load.growth),
     )
+
+
+def load_view(growth: Growth) -> LoadView | None:
+    """A minute's growth as figures; None before there is any."""
+    if growth.span_s <= 0:
+        return None
+    hits, queries = growth.prefix_hits, growth.prefix_queries
+    return LoadView(
+        prompt_tokens_per_s=growth.prompt_tokens_per_s,
+        generation_tokens_per_s=growth.generation_tokens_per_s,
+        ttft_p50_s=quantile(growth.ttft, 0.5),
+        ttft_p95_s=quantile(growth.ttft, 0.95),
+        itl_p50_s=quantile(growth.itl, 0.5),
+        itl_p95_s=quantile(growth.itl, 0.95),
+        prefix_hit_pct=100 * hits / queries if hits is not None and queries else None,
+        preemptions_per_min=None if growth.preemptions is None else growth.preemptions * 60 / growth.span_s,
+    )
+
+
+def total_load(owners: Iterable[Owner]) -> LoadView | None:
+    """Several replicas as one."""
+    return load_view(merged(owner.watch.load.growth for owner in owners))
+
+
+def model_views(owners: Iterable[Owner], stats: RouterStats | None) -> list[ModelView]:
+    """Each served name with its replicas together, in the order of their names."""
+    by_name: dict[str, list[Owner]] = {}
+    for owner in owners:
+        by_name.setdefault(owner.assignment.profile.served_name, []).append(owner)
+    return [_model_view(name, by_name[name], stats) for name in sorted(by_name)]
+
+
+def _model_view(name: str, owners: list[Owner], stats: RouterStats | None) -> ModelView:
+    routes = [route for route in (_route(stats, owner) for owner in owners) if route is not None]
+    return ModelView(
+        name=name,
+        replicas=len(owners),
+        ready=sum(owner.r.state is State.READY for owner in owners),
+        queued=None if stats is None else stats.queued_by_model.get(name, 0),
+        in_flight=None if stats is None else sum(route.in_flight for route in routes),
+        running=_whole(_total(owner.watch.figures.running for owner in owners)),
+        waiting=_whole(_total(owner.watch.figures.waiting for owner in owners)),
+        load=total_load(owners),
+    )
+
+
+def _total(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
 
 
 def _whole(value: float | None) -> int | None:

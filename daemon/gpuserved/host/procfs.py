@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,20 @@ def process(pid: int) -> ProcessStat | None:
             return _parse(pid, file.read())
     except (OSError, ValueError, IndexError):
         return None
+
+
+def identity(pid: int) -> tuple[str | None, str | None]:
+    """A process's name and its user; None where it is gone, or not of this PID namespace."""
+    try:
+        uid = os.stat(f"/proc/{pid}").st_uid
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            name = file.read().rstrip("\n")
+    except OSError:
+        return None, None
+    try:
+        return name, pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return name, str(uid)
 
 
 def start_ticks(pid: int) -> int | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import aiohttp
 
+from gpuserved.core.load import Counters
 from gpuserved.engines.base import Engine, MetricNames
-from gpuserved.telemetry.metrics_text import CAP_BYTES, read
+from gpuserved.telemetry.metrics_text import CAP_BYTES, histogram, read
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class EngineFigures:
     waiting: float | None = None
     kv_cache_pct: float | None = None
     steps: float | None = None
+    counters: Counters = field(default_factory=Counters, repr=False)
 
 
 class Prober:
@@ -78,14 +80,24 @@ async def _bounded(content: aiohttp.StreamReader) -> bytes:
 
 
 def _figures(text: bytes, names: MetricNames) -> EngineFigures:
-    wanted = frozenset(
-        name for name in (names.running, names.waiting, names.kv_cache_ratio, names.steps) if name is not None
-    )
-    found = read(text, wanted)
+    scalars = (
+        names.running, names.waiting, names.kv_cache_ratio, names.steps, names.prompt_tokens,
+        names.generation_tokens, names.prefix_queries, names.prefix_hits, names.preemptions,
+    )  # fmt: skip
+    found = read(text, frozenset(name for name in scalars if name is not None))
     ratio = found.get(names.kv_cache_ratio or "")
     return EngineFigures(
         running=found.get(names.running or ""),
         waiting=found.get(names.waiting or ""),
         kv_cache_pct=None if ratio is None else ratio * 100,
         steps=found.get(names.steps or ""),
+        counters=Counters(
+            prompt_tokens=found.get(names.prompt_tokens or ""),
+            generation_tokens=found.get(names.generation_tokens or ""),
+            prefix_queries=found.get(names.prefix_queries or ""),
+            prefix_hits=found.get(names.prefix_hits or ""),
+            preemptions=found.get(names.preemptions or ""),
+            ttft=histogram(text, names.ttft) if names.ttft else {},
+            itl=histogram(text, names.itl) if names.itl else {},
+        ),
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from gpuserved.core.cause import Cause, CauseKind
 from gpuserved.core.events import EventKind
 from gpuserved.core.health import ProbeRow
+from gpuserved.core.load import LoadWindow
 from gpuserved.core.progress import Progress, Verdict
 from gpuserved.core.state import Goal, State
 from gpuserved.host import procfs
@@ -37,6 +38,7 @@ class Watch:
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
         self.figures = EngineFigures()
+        self.load = LoadWindow()
         self.phase: str | None = None
         self._row = ProbeRow()
         self._progress = Progress(moved_at=time.monotonic())
@@ -48,8 +50,6 @@ class Watch:
     def begin(self) -> None:
         """Probe the owner's present process until `end`."""
         self.end()
-        self.figures = EngineFigures()
-        self.phase = None
         self._row = ProbeRow()
         self._progress = Progress(moved_at=time.monotonic())
         self._task = asyncio.ensure_future(self._run(self._owner.r.generation))
@@ -59,6 +59,7 @@ class Watch:
         if self._task is not None:
             self._task.cancel()
         self.figures = EngineFigures()
+        self.load = LoadWindow()
         self.phase = None
 
     async def closed(self) -> None:
@@ -138,6 +139,8 @@ class Watch:
             ok, figures = await asyncio.gather(prober.healthy(), prober.figures())
             in_flight = self._owner.around.in_flight(self._owner.id, generation) or 0
             self.figures = figures or EngineFigures()
+            if figures is not None:
+                self.load = self.load.observed(time.monotonic(), figures.counters)
             self._progress = self._progress.observed(
                 self.figures.steps, self.figures.running, in_flight, time.monotonic()
             )

@@ -9,6 +9,9 @@ CAP_BYTES = 4 * 1024 * 1024
 """vLLM writes some 100 KB; what is beyond this is not read."""
 
 _SAMPLE = re.compile(rb'(?:\{(?:[^"{}\n]|"(?:[^"\\\n]|\\.)*")*\})?[ \t]+([^ \t\r\n]+)')
+_BUCKET = re.compile(
+    rb'\{(?:[^"{}\n]|"(?:[^"\\\n]|\\.)*")*?\ble="([^"]+)"(?:[^"{}\n]|"(?:[^"\\\n]|\\.)*")*\}[ \t]+([^ \t\r\n]+)'
+)
 _NEWLINE = 0x0A
 
 
@@ -25,6 +28,28 @@ def read(text: bytes, names: frozenset[str]) -> dict[str, float]:
         if total is not None:
             found[name] = total
     return found
+
+
+def histogram(text: bytes, name: str) -> dict[float, float]:
+    """A histogram's cumulative buckets summed over its other labels: upper bound -> observations. Empty: there is none."""
+    found: dict[float, float] = {}
+    wanted = f"{name}_bucket".encode()
+    at = text.find(wanted, 0, CAP_BYTES)
+    while at >= 0:
+        end = at + len(wanted)
+        if at == 0 or text[at - 1] == _NEWLINE:
+            sample = _BUCKET.match(text, end)
+            if sample is not None:
+                bound, count = _bound(sample[1]), _number(sample[2])
+                if bound is None or count is None:
+                    return {}
+                found[bound] = found.get(bound, 0.0) + count
+        at = text.find(wanted, end, CAP_BYTES)
+    return found
+
+
+def _bound(raw: bytes) -> float | None:
+    return math.inf if raw == b"+Inf" else _number(raw)
 
 
 def _total(text: bytes, name: bytes) -> float | None:
