@@ -6,7 +6,7 @@ import pytest
 
 from gpuserved.api.errors import Invalid
 from gpuserved.config.profile import load_profile
-from gpuserved.core.profile import EngineName, Policy
+from gpuserved.core.profile import EngineName, Policy, Routing
 
 GOOD = 'model = "org/name"\n'
 WHOLE = """
@@ -20,7 +20,10 @@ data_parallel = "replicas"
 max_model_len = 8192
 target_concurrency = 32
 gpus = [0, "GPU-abc"]
-policy = "round_robin"
+policy = "session"
+[routing]
+weight = 2
+session_header = "X-Chat"
 [vllm]
 gpu-memory-utilization = 0.9
 enable_prefix_caching = true
@@ -40,7 +43,8 @@ def test_a_whole_profile_is_read_with_its_types() -> None:
     profile = load_profile(WHOLE, "llama.toml", "llama")
     assert (profile.engine, profile.replicas, profile.tensor_parallel_size) == (EngineName.VLLM, None, 2)
     assert profile.gpus == ("0", "GPU-abc")
-    assert profile.policy is Policy.ROUND_ROBIN
+    assert profile.policy is Policy.SESSION
+    assert profile.routing == Routing(weight=2.0, session_header="x-chat")
     assert profile.flags == {"gpu_memory_utilization": 0.9, "enable_prefix_caching": True}
     assert (profile.limits.queue, profile.limits.drain_s, profile.limits.term_grace_s) == (5, 60.0, 10.0)
     assert profile.health.hang_timeout_s == 240.0
@@ -90,6 +94,11 @@ def test_what_only_the_vllm_table_says_counts_as_the_profiles_own() -> None:
         (GOOD + "[sim]\ngpus = 8\n", "p.toml:2", 'for engine = "sim"', None),
         (GOOD + 'engine = "sglang"\n', "p.toml:2", 'one of "vllm", "llamacpp", "command", "sim"', None),
         (GOOD + 'policy = "prefix"\n', "p.toml:2", "not in this version", None),
+        (GOOD + 'policy = "sesion"\n', "p.toml:2", 'one of "least_inflight"', None),
+        (GOOD + "[routing]\nwieght = 2\n", "p.toml:3", "routing.wieght: unknown key", "did you mean weight?"),
+        (GOOD + "[routing]\nweight = 0\n", "p.toml:3", "from 0.01 to 100", None),
+        (GOOD + "[routing]\nload_factor = 0.9\n", "p.toml:3", "from 1 to 100", None),
+        (GOOD + "[routing]\nsession_header = 'a b'\n", "p.toml:3", "the name of a header", None),
         (GOOD + 'data_parallel = "internal"\n', "p.toml:2", "this version", None),
         (GOOD + "gpus = [0, 0]\n", "p.toml:2", "named twice", None),
         (GOOD + "gpus = [-1]\n", "p.toml:2", "list of indexes and UUIDs", None),

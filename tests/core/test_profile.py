@@ -13,6 +13,7 @@ from gpuserved.core.profile import (
     Policy,
     Profile,
     RestartPolicy,
+    Routing,
 )
 
 PROFILE = Profile(name="llama", model="/models/llama", served_name="llama-8b")
@@ -24,6 +25,7 @@ AT_ONCE: dict[str, Any] = {
     "target_concurrency": 64,
     "policy": Policy.ROUND_ROBIN,
     "limits": Limits(queue=1),
+    "routing": Routing(weight=2.0),
     "restart": RestartPolicy(budget=1),
     "health": HealthPolicy(interval_s=2.0),
 }

@@ -21,6 +21,10 @@ class ReplicaRoute(msgspec.Struct, frozen=True, kw_only=True):
     upstream_model: str | None = None
     """Set where the engine knows the model by another name than clients do."""
     health_path: str = "/health"
+    weight: float = 1.0
+    """Its share against other replicas of the model, above 0."""
+    slow_start_s: float = 0.0
+    """How long after it has come it gets less than its share."""
 
 
 class ModelRoute(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,6 +35,10 @@ class ModelRoute(msgspec.Struct, frozen=True, kw_only=True):
     policy: str = "least_inflight"
     queue: int = 512
     queue_timeout_s: float = 600.0
+    session_header: str = "x-session-id"
+    """Policy `session`: the header that names a session, in small letters."""
+    load_factor: float = 1.25
+    """Policy `session`: a replica takes at most this many times the mean."""
     replicas: list[ReplicaRoute] = []
 
 

@@ -19,17 +19,19 @@ from gpuserved.core.profile import (
     Policy,
     Profile,
     RestartPolicy,
+    Routing,
 )
 
 NAME_MAX_CHARS = 63
 """A profile's name is part of file names and of replica ids."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
 _DAY_S = 86_400.0
 _WEEK_S = 7 * _DAY_S
 _NOT_YET = {
     "data_parallel": {"internal": "this version serves data parallel by replicas; leave it out"},
-    "policy": {"prefix": "not in this version", "session": "not in this version"},
+    "policy": {"prefix": "not in this version"},
 }
 _TOP: dict[str, Read] = {
     "model": Text(),
@@ -43,6 +45,14 @@ _TOP: dict[str, Read] = {
     "target_concurrency": Integer(1, 1_000_000),
     "policy": Text(choices=tuple(policy.value for policy in Policy)),
 }  # fmt: skip
+_ROUTING: dict[str, Read] = {
+    "weight": Number(0.01, 100),
+    "slow_start_s": Number(0, 3600),
+    "session_header": Text(
+        needs=('the name of a header, as in "x-session-id"', lambda v: bool(_HEADER.fullmatch(v)))
+    ),
+    "load_factor": Number(1, 100),
+}
 _LIMITS: dict[str, Read] = {
     "queue": Integer(0, 1_000_000),
     "queue_timeout_s": Number(0, _DAY_S),
@@ -68,7 +78,7 @@ _HEALTH: dict[str, Read] = {
 _path_of_url = Text(needs=('a path that begins with "/"', lambda v: v.startswith("/")))
 _COMMAND: dict[str, Read] = {"argv": Words(), "health_path": _path_of_url, "metrics_path": _path_of_url}
 _ENGINE_TABLES = tuple(engine.value for engine in EngineName)
-_TABLES = ("limits", "restart", "health", "env", *_ENGINE_TABLES)
+_TABLES = ("routing", "limits", "restart", "health", "env", *_ENGINE_TABLES)
 _TWICE = {
     "served_model_name": "served_name",
     "tensor_parallel_size": "tensor_parallel_size",
@@ -130,6 +140,7 @@ def load_profile(text: str, source: str, name: str) -> Profile:
         flags=flags,
         env=_env(document),
         command=_command(document) if engine is EngineName.COMMAND else None,
+        routing=_routing(document),
         limits=Limits(**read_table(document, ("limits",), _LIMITS)),
         restart=RestartPolicy(**read_table(document, ("restart",), _RESTART)),
         health=HealthPolicy(**read_table(document, ("health",), _HEALTH)),
@@ -234,6 +245,13 @@ def _env(document: Document) -> dict[str, str]:
         if not isinstance(value, str) or "\0" in value:
             document.refuse(("env", key), 'expected a string: environment variables are text, as in "4"')
     return dict(table)
+
+
+def _routing(document: Document) -> Routing:
+    found = read_table(document, ("routing",), _ROUTING)
+    if "session_header" in found:
+        found["session_header"] = found["session_header"].lower()
+    return Routing(**found)
 
 
 def _command(document: Document) -> CommandSpec:

@@ -1,8 +1,7 @@
-"""Which replica gets the next request, and which replicas are in rotation. Pure: the router owns counts and clocks."""
+"""Which replicas are in rotation. Pure: the router owns counts and clocks. Which of them gets a request: `policy/`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -64,41 +63,3 @@ def rotate(row: RotationRow, signal: Signal, *, last: bool) -> RotationRow:
     if row.state is Rotation.EJECTED or (enough and not last):
         return RotationRow(Rotation.EJECTED)
     return RotationRow(row.state, errors)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One replica as the choice sees it."""
-
-    in_flight: int
-    rotation: Rotation
-    avoid: bool = False
-    """It failed this very request before: chosen only where nothing else is left."""
-
-
-def eligible(candidates: Sequence[Candidate]) -> list[int]:
-    """Indexes that may take a request now."""
-    any_in = any(c.rotation is Rotation.IN for c in candidates)
-    usable = [
-        i
-        for i, c in enumerate(candidates)
-        if c.rotation is Rotation.IN
-        or (c.rotation is Rotation.PROBATION and (c.in_flight == 0 or not any_in))
-    ]
-    fresh = [i for i in usable if not candidates[i].avoid]
-    return fresh or usable
-
-
-def choose(policy: str, candidates: Sequence[Candidate], cursor: int) -> int | None:
-    """Index of the replica for the next request; None: nothing is ready.
-
-    :param policy: `least_inflight` or `round_robin`; an unknown one falls back to `least_inflight`.
-    :param cursor: where the rotation stands; the caller moves it to one past the answer, so that ties take turns.
-    """
-    ready = eligible(candidates)
-    if not ready:
-        return None
-    count = len(candidates)
-    if policy == "round_robin":
-        return min(ready, key=lambda i: (i - cursor) % count)
-    return min(ready, key=lambda i: (candidates[i].in_flight, (i - cursor) % count))

@@ -25,6 +25,8 @@ class Policy(str, Enum):
     """How the router chooses a replica."""
 
     LEAST_INFLIGHT = "least_inflight"
+    PREFIX = "prefix"
+    SESSION = "session"
     ROUND_ROBIN = "round_robin"
 
 
@@ -40,6 +42,20 @@ class Limits:
     """How long a stop waits for requests in flight."""
     term_grace_s: float = 10.0
     """From SIGTERM to SIGKILL of the tree."""
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Settings of the choice of a replica."""
+
+    weight: float = 1.0
+    """Of each replica of this profile, against those of other profiles with the same served name."""
+    slow_start_s: float = 10.0
+    """A replica that has just come gets a tenth of its share, and all of it after this: vLLM compiles some kernels on first use."""
+    session_header: str = "x-session-id"
+    """Policy `session`: where the session's name is; without it in the body's session_id, prompt_cache_key or user."""
+    load_factor: float = 1.25
+    """Policy `session`: a replica takes at most this many times the mean in flight."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +125,7 @@ class Profile:
     """The engine's own table (`[vllm]`, `[sim]`, `[llamacpp]`): flag name with underscores -> value."""
     env: dict[str, str] = field(default_factory=dict)
     command: CommandSpec | None = None
+    routing: Routing = field(default_factory=Routing)
     limits: Limits = field(default_factory=Limits)
     restart: RestartPolicy = field(default_factory=RestartPolicy)
     health: HealthPolicy = field(default_factory=HealthPolicy)
@@ -121,7 +138,7 @@ class Profile:
     def runs_like(self, other: Profile) -> bool:
         """True where a replica started from `other` need not be restarted to obey this profile.
 
-        The router's and the supervisor's own settings (limits, restart, health, policy, the number of replicas) apply to
+        The router's and the supervisor's own settings (limits, restart, health, policy, routing, the number of replicas) apply to
         running replicas at once; everything else is part of the engine's command line.
         """
         return _engine_part(self) == _engine_part(other)

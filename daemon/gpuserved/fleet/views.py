@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from gpuserved.api.routing import ModelRoute, ReplicaRoute, RouterStats, RouteStats
 from gpuserved.api.types import LoadView, ModelView, ReplicaView, RouterView
 from gpuserved.core.load import Growth, merged, quantile
+from gpuserved.core.profile import Profile
 from gpuserved.core.state import State
 from gpuserved.supervisor.owner import Owner
 
@@ -126,33 +127,26 @@ def router_view(pids: list[int], stats: RouterStats | None) -> RouterView:
 
 def model_routes(owners: Iterable[Owner]) -> list[ModelRoute]:
     """The routing table's models: every profile's, also one none of whose replicas is ready."""
-    routes: dict[str, ModelRoute] = {}
+    profiles: dict[str, Profile] = {}
     replicas: dict[str, list[ReplicaRoute]] = {}
     for owner in owners:
         profile = owner.assignment.profile
-        routes.setdefault(
-            profile.name,
-            ModelRoute(
-                name=profile.served_name,
-                profile=profile.name,
-                policy=profile.policy.value,
-                queue=profile.limits.queue,
-                queue_timeout_s=profile.limits.queue_timeout_s,
-            ),
-        )
+        profiles.setdefault(profile.name, profile)
         route = replica_route(owner)
         if route is not None:
             replicas.setdefault(profile.name, []).append(route)
     return [
         ModelRoute(
-            name=model.name,
-            profile=model.profile,
-            policy=model.policy,
-            queue=model.queue,
-            queue_timeout_s=model.queue_timeout_s,
+            name=profile.served_name,
+            profile=name,
+            policy=profile.policy.value,
+            queue=profile.limits.queue,
+            queue_timeout_s=profile.limits.queue_timeout_s,
+            session_header=profile.routing.session_header,
+            load_factor=profile.routing.load_factor,
             replicas=replicas.get(name, []),
         )
-        for name, model in routes.items()
+        for name, profile in profiles.items()
     ]
 
 
@@ -160,13 +154,16 @@ def replica_route(owner: Owner) -> ReplicaRoute | None:
     """None: nothing runs there that could be reached."""
     if owner.process is None or owner.address is None or owner.r.state not in ROUTED:
         return None
-    engine = owner.around.engine(owner.assignment.profile)
+    profile = owner.assignment.profile
+    engine = owner.around.engine(profile)
     return ReplicaRoute(
         id=owner.id,
         generation=owner.r.generation,
         address=owner.address,
         admit=owner.admit,
         shim=owner.process.socket,
-        upstream_model=engine.upstream_model(owner.assignment.profile),
+        upstream_model=engine.upstream_model(profile),
         health_path=engine.health_path,
+        weight=profile.routing.weight,
+        slow_start_s=profile.routing.slow_start_s,
     )

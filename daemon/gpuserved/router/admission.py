@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gpuserved.core.policy.base import UNTIED, Ask
 from gpuserved.core.routes import Kind, Match
-from gpuserved.router import envelope, errors
+from gpuserved.router import affinity, envelope, errors
 from gpuserved.router.body import Body
 from gpuserved.router.context import Context
 from gpuserved.router.edge import RequestHead
@@ -24,6 +25,7 @@ class Asked:
     envelope: Envelope | None
     prefer: Replica | None = None
     only: bool = False
+    ask: Ask = UNTIED
 
 
 def deadline_of(head: RequestHead, now: float) -> float | None:
@@ -66,4 +68,4 @@ def read(context: Context, head: RequestHead, body: Body, found: Match) -> Asked
     if seen.previous_response_id is not None:
         made = context.responses.find(seen.previous_response_id)
         prefer = made[1] if made is not None else None
-    return Asked(model, seen, prefer)
+    return Asked(model, seen, prefer, ask=affinity.ask(model, head, body, kind))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from gpuserved.core.balance import Candidate, Rotation, choose
+from gpuserved.core.balance import Rotation
+from gpuserved.core.policy.base import UNTIED, Ask, Candidate, ramp
+from gpuserved.core.policy.prefill import Queued
 from gpuserved.router import errors
 from gpuserved.router.replica import Replica
 from gpuserved.router.tables import Entry, Model, Waiter
@@ -13,12 +15,18 @@ from gpuserved.router.tables import Entry, Model, Waiter
 class Lease:
     """One request in flight on one replica; released exactly once."""
 
-    __slots__ = ("_entry", "_model", "_released")
+    __slots__ = ("_entry", "_model", "_queued", "_released")
 
-    def __init__(self, model: Model, entry: Entry) -> None:
+    def __init__(self, model: Model, entry: Entry, ask: Ask) -> None:
+        """Count what `_pick` chose."""
         self._model = model
         self._entry = entry
         self._released = False
+        self._queued: Queued | None = None
+        if ask.prefix is not None:
+            replica = entry.replica
+            tokens = replica.mirror.sent(ask.prefix)
+            self._queued = replica.prefill.sent(tokens, asyncio.get_running_loop().time())
 
     @property
     def replica(self) -> Replica:
@@ -30,25 +38,37 @@ class Lease:
         """What this replica calls the model, where that differs."""
         return self._entry.upstream_model
 
+    def begun(self, *, streams: bool) -> None:
+        """Its answer has begun: the prompt is computed."""
+        if self._queued is not None:
+            self._entry.replica.prefill.begun(
+                self._queued, asyncio.get_running_loop().time(), streams=streams
+            )
+            self._queued = None
+
     def release(self) -> None:
         """The request is over on this replica."""
         if self._released:
             return
         self._released = True
+        self.begun(streams=False)
         self._entry.replica.in_flight -= 1
         if self._model.waiters:
             pump(self._model)
 
 
-def _pick(model: Model, avoid: frozenset[Replica]) -> Entry | None:
-    candidates = [
-        Candidate(e.replica.in_flight, e.replica.rotation, e.replica in avoid) for e in model.entries
-    ]
-    index = choose(model.policy, candidates, model.cursor)
-    if index is None:
-        return None
-    model.cursor = index + 1
-    return _taken(model.entries[index])
+def _candidate(entry: Entry, avoid: frozenset[Replica], now: float) -> Candidate:
+    replica = entry.replica
+    return Candidate(
+        replica.in_flight, replica.rotation, replica in avoid, entry.weight,
+        ramp(now - replica.in_since, entry.slow_start_s), replica.identity, replica.mirror, replica.prefill.tokens(now),
+    )  # fmt: skip
+
+
+def _pick(model: Model, avoid: frozenset[Replica], ask: Ask) -> Entry | None:
+    now = asyncio.get_running_loop().time()
+    index = model.policy.choose(ask, [_candidate(entry, avoid, now) for entry in model.entries])
+    return None if index is None else _taken(model.entries[index])
 
 
 def _taken(entry: Entry) -> Entry:
@@ -64,7 +84,7 @@ def pump(model: Model) -> None:
         if waiter.future.done():
             model.waiters.popleft()
             continue
-        entry = _pick(model, waiter.avoid)
+        entry = _pick(model, waiter.avoid, waiter.ask)
         if entry is None:
             return
         model.waiters.popleft()
@@ -79,38 +99,40 @@ def other_ready(model: Model, avoid: frozenset[Replica]) -> bool:
     )
 
 
-def lease_of(model: Model, replica: Replica | None) -> Lease | None:
+def lease_of(model: Model, replica: Replica | None, ask: Ask = UNTIED) -> Lease | None:
     """A lease on just this replica; None: it takes no request now."""
     for entry in model.entries:
         if entry.replica is replica and entry.replica.rotation in {Rotation.IN, Rotation.PROBATION}:
-            return Lease(model, _taken(entry))
+            return Lease(model, _taken(entry), ask)
     return None
 
 
 async def acquire(
     model: Model,
     *,
+    ask: Ask = UNTIED,
     avoid: frozenset[Replica] = frozenset(),
     deadline: float | None = None,
     again: bool = False,
 ) -> Lease:
     """A lease on a replica, at once or after waiting for one.
 
+    :param ask: what ties the request to a replica, for the model's policy.
     :param deadline: loop time at which the client gives up, if it said so.
     :param again: a replay: it was admitted before, so it goes to the front and the queue's bound is not its concern.
     :raises HttpError: 429 when too many wait, 503 when none became ready in time.
     """
     if again or not model.waiters:
-        entry = _pick(model, avoid)
+        entry = _pick(model, avoid, ask)
         if entry is not None:
-            return Lease(model, entry)
+            return Lease(model, entry, ask)
     if not again and len(model.waiters) >= model.queue_max:
         raise errors.queue_full(model.name)
     loop = asyncio.get_running_loop()
     until = loop.time() + model.queue_timeout_s
     if deadline is not None:
         until = min(until, deadline)
-    waiter = Waiter(loop.create_future(), avoid)
+    waiter = Waiter(loop.create_future(), avoid, ask)
     if again:
         model.waiters.appendleft(waiter)
     else:
@@ -118,10 +140,10 @@ async def acquire(
     try:
         await asyncio.wait({waiter.future}, timeout=max(0.0, until - loop.time()))
         if waiter.future.done():
-            return Lease(model, waiter.future.result())
+            return Lease(model, waiter.future.result(), ask)
     except asyncio.CancelledError:
         if waiter.future.done() and not waiter.future.cancelled():
-            Lease(model, waiter.future.result()).release()
+            Lease(model, waiter.future.result(), UNTIED).release()
         raise
     finally:
         if not waiter.future.done():

@@ -98,12 +98,12 @@ class Exchange:
                 await self._take_suspects(self.model)
             lease = None
             if asked.prefer is not None and (asked.only or not again):
-                lease = dispatch.lease_of(self.model, asked.prefer)
+                lease = dispatch.lease_of(self.model, asked.prefer, asked.ask)
             if lease is None and asked.only:
                 raise errors.no_response(self.found.id or "")
             if lease is None:
                 lease = await dispatch.acquire(
-                    self.model, avoid=self.avoid, deadline=self.deadline, again=again
+                    self.model, ask=asked.ask, avoid=self.avoid, deadline=self.deadline, again=again
                 )
             try:
                 if await self._once(lease):
@@ -121,6 +121,7 @@ class Exchange:
         attempt = self._attempt
         if failure is None:
             assert attempt is not None
+            lease.begun(streams=attempt.head is not None and attempt.head.sse)
             await self._answer(attempt, lease.replica)
             return True
         decision = self._judge(failure, lease.replica)

@@ -8,6 +8,9 @@ from collections.abc import Callable
 
 from gpuserved.api.routing import ReplicaRoute, RouteStats
 from gpuserved.core.balance import Rotation, RotationRow, Signal, rotate
+from gpuserved.core.policy.mirror import Mirror
+from gpuserved.core.policy.prefill import Prefill
+from gpuserved.core.policy.session import session_key
 from gpuserved.router.pool import Pool
 from gpuserved.router.probe import Health, check
 from gpuserved.router.shimwatch import ShimWatch
@@ -40,6 +43,14 @@ class Replica:
         self.admit = route.admit
         self.row = RotationRow()
         self.in_flight = 0
+        self.identity = session_key(route.id)
+        """The same for every generation: sessions come back to it."""
+        self.mirror = Mirror()
+        """Of this generation: a restart empties the engine's cache."""
+        self.prefill = Prefill()
+        self.in_since = asyncio.get_running_loop().time()
+        """Loop time at which it came, or came back, into rotation: slow start counts from here."""
+        self._was_admitted = route.admit
         self.requests_total = 0
         self.failures_total = 0
         self.dead = False
@@ -61,6 +72,9 @@ class Replica:
         """The supervisor admits it, or no longer does."""
         if self.admit != admit:
             self.admit = admit
+            if admit and not self._was_admitted:
+                self._was_admitted = True
+                self.in_since = asyncio.get_running_loop().time()
             self._on_change(self)
 
     def signal(self, signal: Signal) -> None:
@@ -76,6 +90,8 @@ class Replica:
             if self.row.state is Rotation.EJECTED:
                 self.pool.close()
                 self.pool = Pool(self.address)
+            elif before is Rotation.PROBATION:
+                self.in_since = asyncio.get_running_loop().time()
             self._on_change(self)
 
     def failed(self, signal: Signal, kind: str) -> None:

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 
 from gpuserved.api.routing import ModelRoute, RoutingTable
 from gpuserved.core.balance import Rotation
+from gpuserved.core.policy.base import Ask, Policy
+from gpuserved.core.policy.least_inflight import LeastInflight
+from gpuserved.core.policy.make import make_policy
 from gpuserved.router.replica import Replica
 
 
@@ -18,6 +21,8 @@ class Entry:
 
     replica: Replica
     upstream_model: str | None
+    weight: float = 1.0
+    slow_start_s: float = 0.0
 
 
 @dataclass(eq=False)
@@ -26,6 +31,7 @@ class Waiter:
 
     future: asyncio.Future[Entry]
     avoid: frozenset[Replica]
+    ask: Ask
 
 
 @dataclass(eq=False)
@@ -33,14 +39,27 @@ class Model:
     """One served name; profiles that share it are merged."""
 
     name: str
-    policy: str = "least_inflight"
+    policy: Policy = field(default_factory=LeastInflight)
+    settings: tuple[str, float] = ("", 0.0)
+    """What `policy` was made from."""
+    session_header: bytes = b""
     queue_max: int = 512
     queue_timeout_s: float = 600.0
     entries: list[Entry] = field(default_factory=list)
     waiters: deque[Waiter] = field(default_factory=deque)
-    cursor: int = 0
     suspects: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by the one suspect of a second crash that may run."""
+
+    def take_settings(self, routes: list[ModelRoute]) -> None:
+        """Of profiles that share a name the first one says how to choose; a policy that stays keeps what it remembers."""
+        first = routes[0]
+        settings = (first.policy, first.load_factor)
+        if settings != self.settings:
+            self.settings = settings
+            self.policy = make_policy(first.policy, load_factor=first.load_factor)
+        self.session_header = first.session_header.encode()
+        self.queue_max = max(r.queue for r in routes)
+        self.queue_timeout_s = max(r.queue_timeout_s for r in routes)
 
     def usable(self) -> bool:
         """Could a request go somewhere now?"""
@@ -71,9 +90,7 @@ class Fleet:
         models: dict[str, Model] = {}
         for name, routes in merged.items():
             model = self.models.get(name) or Model(name)
-            model.policy = routes[0].policy
-            model.queue_max = max(r.queue for r in routes)
-            model.queue_timeout_s = max(r.queue_timeout_s for r in routes)
+            model.take_settings(routes)
             model.entries = []
             for wanted in (r for route in routes for r in route.replicas):
                 key = (wanted.id, wanted.generation, wanted.address)
@@ -87,7 +104,9 @@ class Fleet:
                     )
                 known[key] = replica
                 admitted.append((replica, wanted.admit))
-                model.entries.append(Entry(replica, wanted.upstream_model))
+                model.entries.append(
+                    Entry(replica, wanted.upstream_model, wanted.weight, wanted.slow_start_s)
+                )
             models[name] = model
         gone = [replica for key, replica in self._replicas.items() if key not in known]
         removed = [model for name, model in self.models.items() if name not in models]

@@ -67,7 +67,9 @@ class Tunnel:
         since = self.loop.time()
         while True:
             model = self.asked.model
-            lease = await dispatch.acquire(model, avoid=avoid, deadline=self.deadline, again=again)
+            lease = await dispatch.acquire(
+                model, ask=self.asked.ask, avoid=avoid, deadline=self.deadline, again=again
+            )
             try:
                 if await self._connect(lease):
                     return await self._through(lease)

@@ -1,0 +1,135 @@
+"""A router's picture of one replica's prefix cache: which blocks of which prompts it holds, by what this router sent there. Pure.
+
+The engine keeps its KV blocks in one LRU list, the tail of a prompt older than its head; so does the mirror, over blocks of text.
+Its bound is the engine's capacity, in bytes of text: tokens x bytes per token, as the answers tell. What the mirror cannot
+know (answers, other routers, KV of running requests, another way of eviction) shows in the engine's own counters: where it hits less
+than the mirror promised, the bound shrinks; where it hits more, the bound grows again.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from gpuserved.core.policy.prefix_key import PrefixKey
+
+BYTES_PER_TOKEN = 4.0
+"""English prose under the tokenizers of present models; replaced by what the answers say."""
+CAPACITY_TOKENS = 100_000
+"""Until the engine says: an 8B model on an 80 GiB card keeps several times as much, and too small a mirror errs on the safe side."""
+ENTRIES_MAX = 200_000
+"""Blocks of one mirror, whatever the engine says: 30 MB."""
+SHRINK, GROW = 0.85, 1.1
+FACTOR_MIN = 1 / 32
+TOLERANCE = 0.03
+"""A difference of hit rates that is no news: blocks of text and of tokens do not end in the same places."""
+NEWS_MIN_TOKENS = 4096
+"""Prompt tokens that must have been seen before a hit rate is believed."""
+
+
+class Mirror:
+    """One replica's start; a new generation begins with a new one."""
+
+    __slots__ = (
+        "_blocks", "_bound", "_hits", "_promised", "_queries", "_sent", "bytes_per_token", "capacity_tokens", "factor", "used_bytes"
+    )  # fmt: skip
+
+    def __init__(self, capacity_tokens: float = CAPACITY_TOKENS) -> None:
+        self._blocks: OrderedDict[bytes, int] = OrderedDict()
+        self.used_bytes = 0
+        self.capacity_tokens = capacity_tokens
+        self.bytes_per_token = BYTES_PER_TOKEN
+        self.factor = 1.0
+        """What the counters make of the capacity."""
+        self._promised = 0.0
+        self._sent = 0.0
+        self._hits: float | None = None
+        self._queries = 0.0
+        self._bound = 0.0
+        self._set_bound()
+
+    @property
+    def bound_bytes(self) -> float:
+        """Bytes of text it holds at most."""
+        return self._bound
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def cached_bytes(self, key: PrefixKey) -> int:
+        """How much of a prompt's beginning the replica has."""
+        blocks = self._blocks
+        found = 0
+        for digest in key.blocks:
+            if digest not in blocks:
+                break
+            found += 1
+        return key.ends[found - 1] if found else 0
+
+    def tokens(self, size_bytes: float) -> float:
+        """Tokens that so much text makes."""
+        return size_bytes / self.bytes_per_token
+
+    def sent(self, key: PrefixKey) -> float:
+        """The replica gets this prompt; returns the tokens of it that must be computed."""
+        cached = self.cached_bytes(key)
+        self._promised += cached
+        self._sent += key.size_bytes
+        blocks = self._blocks
+        for at in range(len(key.blocks) - 1, -1, -1):
+            digest = key.blocks[at]
+            if digest in blocks:
+                blocks.move_to_end(digest)
+            else:
+                size = key.ends[at] - (key.ends[at - 1] if at else 0)
+                blocks[digest] = size
+                self.used_bytes += size
+        self._evict()
+        return self.tokens(key.size_bytes - cached)
+
+    def learn_ratio(self, text_bytes: int, prompt_tokens: int) -> None:
+        """An answer said how many tokens its prompt had."""
+        if text_bytes <= 0 or prompt_tokens <= 0:
+            return
+        ratio = min(64.0, max(0.5, text_bytes / prompt_tokens))
+        self.bytes_per_token += (ratio - self.bytes_per_token) / 16
+        self._set_bound()
+
+    def learn_capacity(self, tokens: float) -> None:
+        """The engine said how many tokens its cache holds."""
+        if tokens > 0 and tokens != self.capacity_tokens:
+            self.capacity_tokens = tokens
+            self._set_bound()
+
+    def learn_counters(self, hits: float, queries: float) -> None:
+        """The engine's counters: tokens looked up in its prefix cache, and tokens found there, since it started."""
+        if self._hits is None or queries < self._queries:
+            self._restart(hits, queries)
+            return
+        asked = queries - self._queries
+        if asked < NEWS_MIN_TOKENS or self.tokens(self._sent) < NEWS_MIN_TOKENS:
+            return
+        difference = self._promised / self._sent - (hits - self._hits) / asked
+        if difference > TOLERANCE:
+            self.factor = max(FACTOR_MIN, self.factor * SHRINK)
+        elif difference < TOLERANCE:
+            self.factor = min(1.0, self.factor * GROW)
+        self._set_bound()
+        self._restart(hits, queries)
+
+    def clear(self) -> None:
+        """The engine forgot everything."""
+        self._blocks.clear()
+        self.used_bytes = 0
+
+    def _restart(self, hits: float, queries: float) -> None:
+        self._hits, self._queries = hits, queries
+        self._promised = self._sent = 0.0
+
+    def _set_bound(self) -> None:
+        self._bound = self.capacity_tokens * self.bytes_per_token * self.factor
+        self._evict()
+
+    def _evict(self) -> None:
+        blocks = self._blocks
+        while self.used_bytes > self._bound or len(blocks) > ENTRIES_MAX:
+            self.used_bytes -= blocks.popitem(last=False)[1]
