@@ -24,6 +24,10 @@ class Kind(str, Enum):
     METRICS = "metrics"
 
 
+LOCAL = frozenset({Kind.MODELS, Kind.MODEL, Kind.HEALTH, Kind.METRICS})
+"""Answered by the router itself."""
+
+
 class Sse(str, Enum):
     """How a broken stream tells its client."""
 

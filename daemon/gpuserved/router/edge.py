@@ -12,6 +12,7 @@ import msgspec
 from gpuserved.router import errors
 from gpuserved.router.errors import REASONS
 from gpuserved.router.fields import UNDERSCORE, BadField, Field, Roles, read_fields, tokens
+from gpuserved.router.grammar import ORIGIN_FORM, valid_host
 
 HEAD_MAX_BYTES = 32 * 1024
 HEADERS_MAX = 100
@@ -19,9 +20,8 @@ RESPONSE_HEAD_MAX_BYTES = 64 * 1024
 
 Headers = list[tuple[bytes, bytes]]
 
-_REQUEST_LINE = re.compile(rb"([A-Z]{3,16}) (/[!\"$-~]*) HTTP/1\.([01])")
+_REQUEST_LINE = re.compile(rb"([A-Z]{3,16}) (" + ORIGIN_FORM + rb") HTTP/1\.([01])")
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t -~\x80-\xff]*))?")
-_HOST = re.compile(rb"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _REASONS = {status: reason.encode() for status, reason in REASONS.items()}
@@ -104,7 +104,7 @@ def _check_host(hosts: list[bytes] | None, *, http10: bool) -> None:
         raise BadField("exactly one Host header is expected")
     if len(hosts) > 1:
         raise BadField("exactly one Host header is expected")
-    if not _HOST.fullmatch(hosts[0]):
+    if not valid_host(hosts[0]):
         raise BadField("the Host header is malformed")
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 
+from gpuserved.router.grammar import FIELD_LINE
+
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t -~\x80-\xff]*)?\r\n")
 _LINE_MAX_BYTES = 1024
 _TRAILER_MAX_BYTES = 8 * 1024
+LINES_MAX = 1024
+"""Lines a client's chunks may take of one turn of the loop, about 3 ms: a body of one-byte chunks holds up nobody."""
 _SIZE_LINE, _DATA, _DATA_END, _TRAILER = range(4)
 
 
@@ -54,15 +58,17 @@ class ChunkedDecoder:
         self._trailer_bytes = 0
         self.done = False
 
-    def feed(self, data: bytes) -> tuple[bytes, int]:
+    def feed(self, data: bytes, lines_max: int | None = None) -> tuple[bytes, int]:
         """(payload, bytes used of `data`).
 
+        :param lines_max: stop after so many lines of framing; the rest is for the next call.
         :raises FramingError: not chunked coding as we trust it.
         """
         out: list[bytes] = []
         at = 0
         size = len(data)
-        while at < size and not self.done:
+        lines_left = size if lines_max is None else lines_max
+        while at < size and not self.done and lines_left > 0:
             if self._state == _DATA:
                 piece = data[at : at + self._left]
                 out.append(piece)
@@ -71,6 +77,7 @@ class ChunkedDecoder:
                 if self._left == 0:
                     self._state = _DATA_END
                 continue
+            lines_left -= 1
             end = data.find(b"\n", at)
             stop = size if end < 0 else end + 1
             line = self._line + data[at:stop]
@@ -102,9 +109,10 @@ class ChunkedDecoder:
             self._state = _SIZE_LINE
         else:
             self._trailer_bytes += len(line)
-            if not line.endswith(b"\r\n") or self._trailer_bytes > _TRAILER_MAX_BYTES:
-                raise FramingError("the trailer is malformed")
             self.done = line == b"\r\n"
+            good = self.done or FIELD_LINE.fullmatch(line)
+            if not good or self._trailer_bytes > _TRAILER_MAX_BYTES:
+                raise FramingError("the trailer is malformed")
 
 
 Decoder = LengthDecoder | ChunkedDecoder | EofDecoder

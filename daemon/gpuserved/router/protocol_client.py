@@ -149,6 +149,9 @@ class ClientConnection(asyncio.Protocol):
             self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if whole is None:
             self.deadline = self._reader.deadline or self.deadline
+            if self._reader.has_more:
+                self.pause_reading()
+                self._loop.call_soon(self._go_on)
             return
         self._phase = _BUSY
         self.deadline = 0.0
@@ -161,6 +164,12 @@ class ClientConnection(asyncio.Protocol):
         error = whole.refusal or errors.internal()
         self._front.refused(error.status)
         self.refuse(error)
+
+    def _go_on(self) -> None:
+        """The next turn's share of a body in very small chunks."""
+        if self._phase == _READING:
+            self.resume_reading()
+            self.data_received(b"")
 
     # Writing answers.
 

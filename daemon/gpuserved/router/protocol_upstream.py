@@ -9,6 +9,9 @@ from gpuserved.router.body import SLICE_BYTES, Body
 from gpuserved.router.edge import RESPONSE_HEAD_MAX_BYTES, BadAnswer, ResponseHead, parse_response
 from gpuserved.router.framing import Decoder, EofDecoder, FramingError, decoder_for
 
+INTERIM_MAX = 16
+"""More 1xx heads than this before the answer are no answer."""
+
 
 class Sink(Protocol):
     """Who is told what arrives. After `upstream_end` or `upstream_lost` nothing more comes."""
@@ -49,6 +52,8 @@ class Upstream(asyncio.Protocol):
         self._head_bytes = b""
         self._decoder: Decoder | None = None
         self._tunnel = False
+        self._upgrade = False
+        self._interim = 0
         self._writable = asyncio.Event()
         self._writable.set()
         self._reading_paused = False
@@ -57,9 +62,14 @@ class Upstream(asyncio.Protocol):
         """Connected."""
         self.transport = cast("asyncio.Transport", transport)  # uvloop's are none by inheritance
 
-    def begin(self, sink: Sink) -> None:
-        """Expect one answer, for `sink`."""
+    def begin(self, sink: Sink, *, upgrade: bool = False) -> None:
+        """Expect one answer, for `sink`.
+
+        :param upgrade: 101 was asked for; else it is no answer.
+        """
         self.sink = sink
+        self._upgrade = upgrade
+        self._interim = 0
         self.read_any = False
         self._head = None
         self._head_bytes = b""
@@ -145,14 +155,18 @@ class Upstream(asyncio.Protocol):
             return
         head = parse_response(data[: end + 4])
         rest = data[end + 4 :]
+        self._head_bytes = b""
         if head.status < 200 and head.status != 101:
-            self._head_bytes = b""
+            self._interim += 1
+            if self._interim > INTERIM_MAX:
+                raise BadAnswer("too many interim heads")
             if rest:
                 self._read_head(rest)
             return
+        if head.status == 101 and not self._upgrade:
+            raise BadAnswer("an upgrade nobody asked for")
         assert self.sink is not None
         self._head = head
-        self._head_bytes = b""
         if head.status == 101:
             self._tunnel = True
             self._decoder = EofDecoder()

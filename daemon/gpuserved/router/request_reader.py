@@ -10,11 +10,13 @@ from gpuserved.router import errors
 from gpuserved.router.body import MEMORY_MAX_BYTES, Body
 from gpuserved.router.edge import HEAD_MAX_BYTES, RequestHead, parse_request
 from gpuserved.router.errors import HttpError
-from gpuserved.router.framing import ChunkedDecoder, FramingError, LengthDecoder
+from gpuserved.router.framing import LINES_MAX, ChunkedDecoder, FramingError, LengthDecoder
 
 HEADER_S = 10.0
 """Absolute, from a head's first byte to its end; trickling bytes do not stretch it."""
 BODY_STALL_S = 30.0
+BODY_MIN_BYTES_PER_S = 1024
+"""A body that is slower than this on average, after a grace of `BODY_STALL_S`, ends with 408."""
 
 
 class Screen(Protocol):
@@ -49,11 +51,14 @@ class RequestReader:
         self._body = Body()
         self._decoder: ChunkedDecoder | LengthDecoder | None = None
         self._body_max = 0
+        self._body_since = 0.0
         self._clock_runs = False
         self.deadline: float | None = None
         """Loop time at which what has begun must have advanced; None: nothing has begun."""
         self.wants_continue = False
         """The client waits for 100 Continue; whoever answers it clears this."""
+        self.has_more = False
+        """`advance` stopped so as not to hold up the loop: call it again on the next turn."""
 
     def feed(self, data: bytes) -> None:
         """More bytes."""
@@ -115,10 +120,10 @@ class RequestReader:
         self._clock_runs = False
         raw = bytes(buffer[: end + 4])
         del buffer[: end + 4]
-        self._start_body(parse_request(raw))
+        self._start_body(parse_request(raw), now)
         return True
 
-    def _start_body(self, head: RequestHead) -> None:
+    def _start_body(self, head: RequestHead, now: float) -> None:
         self._refusal = self._match = None
         self._body_max = self._screen.body_max_bytes()
         length = head.content_length or 0
@@ -130,15 +135,20 @@ class RequestReader:
                 raise
             self._refusal = error
         self._head = head
+        self._body_since = now
         self._decoder = ChunkedDecoder() if head.chunked else LengthDecoder(length)
         self.wants_continue = head.expects_continue and not self._decoder.done and not self._buffer
 
     def _read_body(self, now: float) -> bool:
         decoder = self._decoder
         assert decoder is not None
+        self.has_more = False
         if self._buffer and not decoder.done:
             try:
-                payload, used = decoder.feed(bytes(self._buffer))
+                if isinstance(decoder, ChunkedDecoder):
+                    payload, used = decoder.feed(bytes(self._buffer), LINES_MAX)
+                else:
+                    payload, used = decoder.feed(bytes(self._buffer))
             except FramingError as error:
                 raise errors.bad_request(f"Malformed request: {error}.", "malformed_request") from None
             del self._buffer[:used]
@@ -149,5 +159,7 @@ class RequestReader:
             except OSError:
                 raise errors.no_room() from None
         if not decoder.done:
-            self.deadline = now + BODY_STALL_S
+            self.has_more = bool(self._buffer)
+            slowest = self._body_since + self._body.size / BODY_MIN_BYTES_PER_S
+            self.deadline = min(now, slowest) + BODY_STALL_S
         return decoder.done

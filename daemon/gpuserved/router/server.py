@@ -13,7 +13,7 @@ from pathlib import Path
 from gpuserved.api.routing import RouterStats, RoutingTable
 from gpuserved.core import routes
 from gpuserved.core.replay import RetryBudget
-from gpuserved.core.routes import Kind, Match
+from gpuserved.core.routes import LOCAL, Kind, Match
 from gpuserved.router import admission, dispatch, errors, local
 from gpuserved.router.body import Body
 from gpuserved.router.context import Context
@@ -31,8 +31,8 @@ TICK_S = 0.5
 PROBE_S = 1.0
 DRAIN_S = 30.0
 _FDS_RESERVED = 128
-_FDS_PER_CONNECTION = 3
-"""The client's, the replica's, and a spooled body's."""
+_FDS_PER_REQUEST = 2
+"""Beside the client's own: the replica's, and a spooled body's."""
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +80,8 @@ class Router:
     def begin(self, client: ClientConnection, head: RequestHead, body: Body, found: Match) -> None:
         """A whole request: answered here, or served by a replica in a task of its own."""
         try:
+            if found.route.kind not in LOCAL and not self._has_fds(requests=len(self._tasks) + 1):
+                raise errors.overloaded()
             own = local.answer(self.context, found)
             if own is not None:
                 body.close()
@@ -91,6 +93,7 @@ class Router:
                 client.task = self._spawn(tunnel)
                 return
         except HttpError as error:
+            body.close()
             self.refused(error.status)
             client.refuse(error)
             return
@@ -108,13 +111,15 @@ class Router:
         """Counts a connection; False: over the cap, which keeps file descriptors for what already runs."""
         self._clients.add(client)
         self.context.metrics.connections = len(self._clients)
-        cap = min(
-            self.context.fleet.table.max_connections, (self._fds - _FDS_RESERVED) // _FDS_PER_CONNECTION
-        )
-        if len(self._clients) <= cap:
+        within = len(self._clients) <= self.context.fleet.table.max_connections
+        if within and self._has_fds(requests=len(self._tasks)):
             return True
         self.context.metrics.connections_refused += 1
         return False
+
+    def _has_fds(self, requests: int) -> bool:
+        """Are there file descriptors for all clients and so many requests, and some for the control socket and the logs?"""
+        return len(self._clients) + _FDS_PER_REQUEST * requests <= self._fds - _FDS_RESERVED
 
     def closed(self, client: ClientConnection) -> None:
         """A connection is gone."""

@@ -103,7 +103,7 @@ class Tunnel:
         if lease.upstream_model is not None:
             query = envelope.query_with_model(self.head.query, lease.upstream_model)
             target = f"{self.head.path}?{query}".encode()
-        upstream.begin(self)
+        upstream.begin(self, upgrade=True)
         head = upstream_request(
             self.head, target=target, content_length=None, request_id=self.request_id, peer=self.client.peer.encode()
         )  # fmt: skip
