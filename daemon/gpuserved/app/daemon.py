@@ -153,7 +153,7 @@ def _wire(
         task = asyncio.ensure_future(fleet.reload())
         task.add_done_callback(_report_reload)
 
-    fleet.on_shutdown = lambda drain: finish(Stop(drain=drain, forget=True))
+    fleet.on_shutdown = lambda drain, forget: finish(Stop(drain=drain, forget=forget))
     fleet.on_reload = reload_settings
     loop.add_signal_handler(signal.SIGTERM, finish, None)
     loop.add_signal_handler(signal.SIGINT, interrupted)

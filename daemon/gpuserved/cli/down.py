@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 import time
 
@@ -12,12 +13,16 @@ from gpuserved.api.errors import GpuserveError, TimedOut, Unavailable
 from gpuserved.cli.session import client_of, on_terminal, warn
 
 _POLL_S = 0.1
+_SYSTEMD_S = 10.0
 _EXIT_WAIT_S = 15.0
 """From the control socket's end to the process's."""
 
 
 def down(options: argparse.Namespace) -> int:
     """`gpuserve down`: returns once everything is gone."""
+    if options.unless_restarting and not is_stopping(options.unless_restarting):
+        warn(f"{options.unless_restarting} is not being stopped for good: replicas go on")
+        return 0
     client = client_of(options)
     status = client.status()
     if not options.yes and on_terminal():
@@ -30,9 +35,22 @@ def down(options: argparse.Namespace) -> int:
         if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
             warn("nothing was stopped")
             return 1
-    client.shutdown(drain=not options.no_drain)
+    client.shutdown(drain=not options.no_drain, forget=not options.keep_profiles)
     wait_gone(client, status.supervisor.pid, options.wait)
     return 0
+
+
+def is_stopping(unit: str) -> bool:
+    """Is systemd about to stop `unit` for good? A restart is a stop, too, while its first half runs; only the job tells them
+    apart (systemd.service(5), ExecStop). Where systemd does not answer, replicas are worth more than a tidy stop: False.
+    """
+    command = ["systemctl", "list-jobs", "--plain", "--no-legend", "--no-pager", unit]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SYSTEMD_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    jobs = [line.split() for line in done.stdout.splitlines()]
+    return any(len(job) > 2 and job[1:3] == [unit, "stop"] for job in jobs)
 
 
 def wait_gone(client: ControlClient, pid: int, limit_s: float) -> None:

@@ -118,6 +118,14 @@ def _run_verbs(verbs: _Verbs) -> None:
     )
     down.add_argument("--yes", "-y", action="store_true", help="do not ask")
     down.add_argument("--no-drain", action="store_true", help="do not wait for requests in flight")
+    down.add_argument(
+        "--keep-profiles", action="store_true", help="the next daemon starts what runs now (else: nothing)"
+    )
+    down.add_argument(
+        "--unless-restarting",
+        metavar="UNIT",
+        help="for a unit's ExecStop: do nothing where systemd restarts UNIT",
+    )
     down.add_argument("--wait", type=_seconds, default=3600.0, metavar="S", help="how long to wait (3600)")
     plan = verbs.add(
         "plan",

@@ -110,7 +110,9 @@ class Handlers:
         return answer(await self._fleet.reload())
 
     async def _shutdown(self, request: web.Request) -> web.Response:
-        await self._fleet.shutdown(flag(request, "drain", default=True))
+        await self._fleet.shutdown(
+            drain=flag(request, "drain", default=True), forget=flag(request, "forget", default=True)
+        )
         return web.Response(status=202, headers=HEADERS)
 
     async def _events(self, request: web.Request) -> web.StreamResponse:

@@ -89,8 +89,11 @@ class FleetPort(Protocol):
     async def reload(self) -> ApplyResult:
         """Read the daemon's file, the keys and the profiles again."""
 
-    async def shutdown(self, drain: bool) -> None:
-        """Begin to stop everything and the daemon; returns at once. The control socket goes when all is gone."""
+    async def shutdown(self, *, drain: bool, forget: bool) -> None:
+        """Begin to stop everything and the daemon; returns at once. The control socket goes when all is gone.
+
+        :param forget: the next daemon starts empty; else with the profiles of this one.
+        """
 
     def subscribe(self) -> Subscription:
         """A new reader of events: a snapshot first, then deltas."""

@@ -68,7 +68,7 @@ class Fleet:
         self.mutations = asyncio.Lock()
         self.bus = Bus(self.status, time.time)
         self.inspection = Inspection(self)
-        self.on_shutdown: Callable[[bool], None] = lambda _drain: None
+        self.on_shutdown: Callable[[bool, bool], None] = lambda _drain, _forget: None
         self.on_reload: Callable[[], None] = lambda: None
         self._began = time.monotonic()
         self._engines: dict[str, Engine] = {}
@@ -262,9 +262,9 @@ class Fleet:
             raise NotFound(f"no replica or profile is called {name!r}", f"replicas: {known}")
         return sorted(found, key=lambda o: _order(o.id))
 
-    async def shutdown(self, drain: bool) -> None:
+    async def shutdown(self, *, drain: bool, forget: bool) -> None:
         """See `FleetPort`."""
-        self.on_shutdown(drain)
+        self.on_shutdown(drain, forget)
 
     def subscribe(self) -> Subscription:
         """See `FleetPort`."""

@@ -1,0 +1,182 @@
+"""The installed units under a real systemd: what start, restart, stop, a crash and a hang of the daemon do to replicas and clients."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from tests.e2e.box import until
+from tests.e2e.texts import sim
+from tests.systemd.container import Container, why_not
+
+pytestmark = [pytest.mark.xdist_group("systemd"), pytest.mark.timeout(240)]
+ENDPOINT = "http://127.0.0.1:8000"
+GPUSERVE = "/opt/gpuserve/bin/gpuserve"
+STREAM_TOKENS = 400
+"""Eight seconds at 20 ms a token: longer than a restart."""
+
+
+@pytest.fixture(scope="module")
+def systemd() -> Iterator[Container]:
+    reason = why_not()
+    if reason:
+        pytest.skip(f"UNITS NOT TESTED: {reason}")
+    container = Container()
+    try:
+        container.boot()
+        container.run("systemd-sysusers")
+        profile = sim("tiny", replicas=2, tables={"limits": {"drain_s": 20}})
+        container.run(
+            "bash", "-c", 'mkdir -p /etc/gpuserve && printf %s "$1" >/etc/gpuserve/tiny.toml', "-", profile
+        )
+        container.run("systemctl", "daemon-reload")
+        container.run("systemctl", "enable", "--now", "gpuserved.socket", "gpuserved.service")
+        container.run(GPUSERVE, "apply", "/etc/gpuserve/tiny.toml")
+        yield container
+    finally:
+        container.close()
+
+
+def status(systemd: Container) -> dict[str, Any] | None:
+    """None: no daemon answers."""
+    printed = systemd.run(GPUSERVE, "status", "--json", check=False)
+    found: dict[str, Any] = json.loads(printed) if printed else {}
+    return found if "replicas" in found else None
+
+
+def serving(systemd: Container) -> dict[str, Any]:
+    """The status, once both replicas take requests."""
+
+    def ready() -> dict[str, Any] | None:
+        found = status(systemd)
+        rows = found["replicas"] if found else []
+        return found if len(rows) == 2 and all(r["rotation"] == "in" for r in rows) else None
+
+    return until(ready, f"both replicas in rotation; {systemd.journal()}", 60, every_s=0.2)
+
+
+def pids(found: dict[str, Any]) -> dict[str, int]:
+    return {row["id"]: row["pid"] for row in found["replicas"]}
+
+
+def show(systemd: Container, unit: str, name: str) -> str:
+    return systemd.run("systemctl", "show", "--property", name, "--value", unit).strip()
+
+
+def ask(systemd: Container) -> int:
+    """One request; its status code."""
+    body = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": "My order is late."}]})
+    code = (
+        "import json, sys, requests\n"
+        "print(requests.post(sys.argv[1], json=json.loads(sys.argv[2]), timeout=60).status_code)"
+    )
+    return int(
+        systemd.run(
+            "/opt/gpuserve/bin/python", "-c", code, f"{ENDPOINT}/v1/chat/completions", body, timeout_s=90
+        )
+    )
+
+
+@contextlib.contextmanager
+def load(systemd: Container, kind: str = "both") -> Iterator[None]:
+    """Requests and streams (or streams alone) while the block runs: every one must succeed."""
+    program = systemd.beside(
+        sys.executable, "-m", "tests.systemd.load", ENDPOINT, "tiny", str(STREAM_TOKENS), kind,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert program.stdout is not None
+    try:
+        assert program.stdout.readline() == "under load\n", program.communicate(timeout=60)[1]
+        yield
+        said, complaints = program.communicate(timeout=90)
+        assert program.returncode == 0, (said, complaints, systemd.journal())
+    finally:
+        program.kill()
+        program.wait(10)
+
+
+def test_a_start_returns_once_the_daemon_serves(systemd: Container) -> None:
+    """Type=notify: READY=1 is sent when the control socket answers, and not before."""
+    systemd.run("systemctl", "restart", "gpuserved")
+    assert show(systemd, "gpuserved", "ActiveState") == "active"
+    assert status(systemd) is not None
+    assert show(systemd, "gpuserved", "User") == "gpuserve"
+
+
+def test_a_restart_keeps_replicas_requests_and_streams(systemd: Container) -> None:
+    before = serving(systemd)
+    with load(systemd):
+        systemd.run("systemctl", "restart", "gpuserved")
+        after = serving(systemd)
+    assert after["supervisor"]["pid"] != before["supervisor"]["pid"]
+    assert pids(after) == pids(before)
+    assert after["router"]["pids"] == before["router"]["pids"]
+
+
+def test_a_killed_daemon_comes_back_and_adopts(systemd: Container) -> None:
+    before = serving(systemd)
+    with load(systemd):
+        systemd.run("systemctl", "kill", "--kill-who=main", "--signal=KILL", "gpuserved")
+        until(lambda: show(systemd, "gpuserved", "NRestarts") != "0", "systemd restarted it", 30)
+        after = serving(systemd)
+    assert pids(after) == pids(before)
+
+
+def test_a_stopped_daemon_is_replaced_by_the_watchdog(systemd: Container) -> None:
+    before = serving(systemd)
+    with load(systemd):
+        systemd.run("kill", "-STOP", str(before["supervisor"]["pid"]))
+        main = str(before["supervisor"]["pid"])
+        until(
+            lambda: show(systemd, "gpuserved", "MainPID") not in {"0", main},
+            "another daemon",
+            60,
+            every_s=0.2,
+        )
+        after = serving(systemd)
+    assert "watchdog" in systemd.run("journalctl", "--unit=gpuserved", "--no-pager").lower()
+    assert pids(after) == pids(before)
+
+
+def test_a_stop_drains_and_stops_and_the_next_start_serves_the_same(systemd: Container) -> None:
+    before = serving(systemd)
+    with load(systemd, "streams"):
+        # The socket too: a request that comes in would start the service again.
+        stop = systemd.start("systemctl", "stop", "gpuserved.socket", "gpuserved.service")
+        until(lambda: status(systemd) is None, "the control socket is gone", 60, every_s=0.2)
+    assert stop.wait(60) == 0
+    assert show(systemd, "gpuserved", "ActiveState") == "inactive"
+    assert systemd.run("pgrep", "--uid", "gpuserve", "--list-full", check=False) == "", "a process is left"
+    systemd.run("systemctl", "start", "gpuserved.socket")
+    systemd.run("systemctl", "start", "gpuserved.service")
+    after = serving(systemd)
+    assert pids(after).keys() == pids(before).keys()
+    assert not set(pids(after).values()) & set(pids(before).values())
+    assert ask(systemd) == 200
+
+
+def test_a_request_starts_the_service_and_is_answered(systemd: Container) -> None:
+    """Socket activation: systemd holds the address, and the first connection waits for the daemon and its replicas."""
+    serving(systemd)
+    systemd.run("systemctl", "stop", "gpuserved.service", timeout_s=120)
+    assert show(systemd, "gpuserved", "ActiveState") == "inactive"
+    assert show(systemd, "gpuserved.socket", "ActiveState") == "active"
+    assert ask(systemd) == 200
+    assert show(systemd, "gpuserved", "ActiveState") == "active"
+
+
+def test_down_is_final(systemd: Container) -> None:
+    """Exit code 0 is not restarted, and nothing that was applied comes back."""
+    serving(systemd)
+    systemd.run("systemctl", "stop", "gpuserved.socket")
+    systemd.run(GPUSERVE, "down", "--yes")
+    until(lambda: show(systemd, "gpuserved", "ActiveState") == "inactive", "inactive", 30)
+    systemd.run("systemctl", "start", "gpuserved")
+    found = status(systemd)
+    assert found is not None
+    assert found["replicas"] == []
