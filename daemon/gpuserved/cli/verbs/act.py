@@ -1,0 +1,24 @@
+"""Commands that act on replicas: start, stop, restart, drain, undrain, scale, reload."""
+
+from __future__ import annotations
+
+from gpuserved.cli.verbs.base import Verbs, count
+
+
+def add(verbs: Verbs) -> None:
+    """Add them."""
+    for name, summary in (
+        ("start", "start replicas that are stopped, failed or waiting"),
+        ("stop", "take replicas out of rotation, wait for their requests, and stop them"),
+        ("restart", "drain, stop and start replicas"),
+        ("drain", "take replicas out of rotation and keep them running"),
+        ("undrain", "put drained replicas back into rotation"),
+    ):
+        verb = verbs.add(name, "act:act", summary, f"{name} llama-8b-0\n{name} llama-8b")
+        verb.add_argument(
+            "replicas", nargs="+", metavar="REPLICA", help="PROFILE-N, or PROFILE for all of its replicas"
+        )
+    scale = verbs.add("scale", "act:scale", "change the number of replicas of a profile", "scale llama-8b 4")
+    scale.add_argument("profile", metavar="PROFILE")
+    scale.add_argument("count", type=count, metavar="N")
+    verbs.add("reload", "act:reload", "read the configuration, keys and profiles again", "reload")

@@ -1,0 +1,43 @@
+"""Commands that show: status, top, gpus, events, logs."""
+
+from __future__ import annotations
+
+from gpuserved.cli.verbs.base import Verbs, count
+
+
+def add(verbs: Verbs) -> None:
+    """Add them."""
+    status = verbs.add(
+        "status", "look:status", "show GPUs, replicas and the URL", "status\nstatus --watch\nstatus --json"
+    )
+    status.add_argument("--watch", "-w", action="store_true", help="show it again every second")
+    top = verbs.add(
+        "top",
+        "look:top",
+        "show the load of every model and replica: queues, tokens per second, latencies, cache hits",
+        "top\ntop --once\ntop --once --json",
+    )
+    top.add_argument("--once", action="store_true", help="show it once instead of every second")
+    verbs.add("gpus", "look:gpus", "show the GPUs and who uses them", "gpus\ngpus --json")
+    events = verbs.add(
+        "events",
+        "look:events",
+        "show the state of every replica, and with -f each change",
+        "events -f\nevents -f --json",
+    )
+    events.add_argument("--follow", "-f", action="store_true", help="go on until interrupted")
+    logs = verbs.add(
+        "logs",
+        "look:logs",
+        "show what a replica, or the daemon, has written",
+        "logs demo-0 -n 50\nlogs demo-0 -f\nlogs demo-0 --previous\nlogs --daemon",
+    )
+    logs.add_argument("replica", nargs="?", metavar="REPLICA")
+    logs.add_argument("--daemon", action="store_true", help="the daemon's own log")
+    logs.add_argument(
+        "--follow", "-f", action="store_true", help="go on, through restarts, until interrupted"
+    )
+    logs.add_argument(
+        "--lines", "-n", type=count, default=100, metavar="N", help="how many lines to begin with (100)"
+    )
+    logs.add_argument("--previous", action="store_true", help="the log of the start before this one")
