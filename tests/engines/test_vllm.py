@@ -43,6 +43,26 @@ def test_the_command_line(engine: Callable[..., VllmEngine], profile: Make, cont
     assert launch.env["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
 
 
+@pytest.mark.parametrize(
+    ("modules", "base"),
+    [
+        (["m=/adapters/a"], "m-base"),
+        (["other=/adapters/a"], "m"),
+        ([{"name": "m", "path": "/adapters/a"}], "m-base"),
+        ("m=/adapters/a", "m-base"),
+    ],
+)
+def test_an_adapter_with_the_served_name_takes_it_from_the_model(
+    engine: Callable[..., VllmEngine], profile: Make, context: Make, modules: Any, base: str
+) -> None:
+    """vLLM looks among the base names first: with one name for both nobody would reach the adapter."""
+    wanted = profile(python=sys.executable, flags={"enable_lora": True, "lora_modules": modules})
+    argv = engine().launch(context(wanted)).argv
+    assert argv[argv.index("--served-model-name") + 1] == base
+    assert wanted.model_names[0] == "m"
+    assert set(wanted.model_names) == {"m", base, *wanted.adapter_names}
+
+
 def test_automatic_length_and_one_gpu(
     engine: Callable[..., VllmEngine], profile: Make, context: Make
 ) -> None:

@@ -47,6 +47,14 @@ def _here(options: argparse.Namespace, target: Target, profile: Profile) -> Plan
 
 
 def _on_paper(path: str, profile: Profile) -> Plan:
+    return _local(profile, inventory_of(path), on_paper=True)
+
+
+def inventory_of(path: str) -> list[Gpu]:
+    """The GPUs of an `--inventory` file.
+
+    :raises Invalid: it cannot be read, or is no inventory.
+    """
     from gpuserved.telemetry.file import parse
 
     try:
@@ -57,7 +65,7 @@ def _on_paper(path: str, profile: Profile) -> Plan:
         ) from None
     except ValueError as error:
         raise Invalid(f"{path}: not JSON: {error}", "see gpuserve plan --help for the form") from None
-    return _local(profile, as_gpus(*parse(document, path)), on_paper=True)
+    return as_gpus(*parse(document, path))
 
 
 def _local(profile: Profile, gpus: list[Gpu], *, on_paper: bool) -> Plan:

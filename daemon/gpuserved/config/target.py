@@ -11,6 +11,7 @@ from pathlib import Path
 
 from gpuserved.api.errors import Invalid, NotFound
 from gpuserved.config.profile import NAME_MAX_CHARS, check_name
+from gpuserved.config.write import quoted
 from gpuserved.core.profile import EngineName
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -113,17 +114,16 @@ def _model_folder(path: Path, written: str, engine: str | None) -> Target:
 def _quick(model: str, *, served_name: str, name: str, source: str, engine: str | None) -> Target:
     """A profile with everything automatic."""
     engine_name = EngineName(engine) if engine else EngineName.VLLM
-    slug = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("._-")[:NAME_MAX_CHARS].rstrip("._-")
     served = re.sub(r"\s+", "-", served_name)
     lines = [
-        f"model = {_quoted(model)}",
-        f"served_name = {_quoted(served)}",
-        f"engine = {_quoted(engine_name.value)}",
+        f"model = {quoted(model)}",
+        f"served_name = {quoted(served)}",
+        f"engine = {quoted(engine_name.value)}",
     ]
-    return Target(check_name(slug or "model"), "\n".join(lines) + "\n", source)
+    return Target(check_name(name_from(name)), "\n".join(lines) + "\n", source)
 
 
-def _quoted(text: str) -> str:
-    """A TOML basic string."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + "".join(f"\\u{ord(c):04x}" if ord(c) < 0x20 or ord(c) == 0x7F else c for c in escaped) + '"'
+def name_from(text: str) -> str:
+    """A profile's name made of any text, such as a model's name."""
+    slug = re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("._-")[:NAME_MAX_CHARS].rstrip("._-")
+    return slug or "model"

@@ -131,6 +131,28 @@ class Profile:
     health: HealthPolicy = field(default_factory=HealthPolicy)
 
     @property
+    def adapter_names(self) -> tuple[str, ...]:
+        """Names of the LoRA adapters that vLLM loads beside the model, `lora_modules` in all its forms."""
+        written = self.flags.get("lora_modules")
+        modules = written if isinstance(written, list) else [] if written is None else [written]
+        names = [
+            str(one.get("name", "")) if isinstance(one, dict) else str(one).split("=")[0] for one in modules
+        ]
+        return tuple(dict.fromkeys(name for name in names if name))
+
+    @property
+    def base_name(self) -> str:
+        """What the engine calls the model itself. An adapter that has the served name leaves it NAME-base: vLLM looks for
+        the base model first, so that with one name for both nobody would ever reach the adapter.
+        """
+        return f"{self.served_name}-base" if self.served_name in self.adapter_names else self.served_name
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """Every name that requests may put into `model`: the served name first."""
+        return tuple(dict.fromkeys((self.served_name, *self.adapter_names, self.base_name)))
+
+    @property
     def gpus_per_replica(self) -> int:
         """GPUs that one replica occupies."""
         return self.tensor_parallel_size or 1

@@ -121,7 +121,7 @@ class VllmEngine:
         if looks_like_path(model):
             model = os.path.abspath(model)
         argv = [
-            *start, "serve", model, "--uds", str(socket), "--served-model-name", profile.served_name,
+            *start, "serve", model, "--uds", str(socket), "--served-model-name", profile.base_name,
             "--max-model-len", str(profile.max_model_len or "auto"),
         ]  # fmt: skip
         if profile.gpus_per_replica > 1:

@@ -122,13 +122,19 @@ def _one_engine_config_per_name(wanted: dict[str, Wanted]) -> None:
     """Two profiles may serve one name; their models must then be the same, or answers would depend on chance."""
     models: dict[str, tuple[str, str]] = {}
     for name, each in wanted.items():
-        served, model = each.profile.served_name, each.profile.model
-        other = models.setdefault(served, (name, model))
-        if other[1] != model:
-            raise Invalid(
-                f"profiles {other[0]} and {name} both serve {served!r}, with different models",
-                "give one of them another served_name",
+        for served in each.profile.model_names:
+            # One name may be an adapter here and a model there.
+            model = (
+                f"{each.profile.model}, adapter {served}"
+                if served in each.profile.adapter_names
+                else each.profile.model
             )
+            other = models.setdefault(served, (name, model))
+            if other[1] != model:
+                raise Invalid(
+                    f"profiles {other[0]} and {name} both serve {served!r}, with different models",
+                    "give one of them another served_name",
+                )
 
 
 async def scale(fleet: Fleet, request: ScaleRequest) -> ActionResult:

@@ -126,7 +126,7 @@ def router_view(pids: list[int], stats: RouterStats | None) -> RouterView:
 
 
 def model_routes(owners: Iterable[Owner]) -> list[ModelRoute]:
-    """The routing table's models: every profile's, also one none of whose replicas is ready."""
+    """The routing table's models: every name of every profile, also of one none of whose replicas is ready."""
     profiles: dict[str, Profile] = {}
     replicas: dict[str, list[ReplicaRoute]] = {}
     for owner in owners:
@@ -137,7 +137,7 @@ def model_routes(owners: Iterable[Owner]) -> list[ModelRoute]:
             replicas.setdefault(profile.name, []).append(route)
     return [
         ModelRoute(
-            name=profile.served_name,
+            name=served,
             profile=name,
             policy=profile.policy.value,
             queue=profile.limits.queue,
@@ -147,6 +147,7 @@ def model_routes(owners: Iterable[Owner]) -> list[ModelRoute]:
             replicas=replicas.get(name, []),
         )
         for name, profile in profiles.items()
+        for served in profile.model_names
     ]
 
 
