@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Callable
 
 from gpuserved.router.edge import ResponseHead
 from gpuserved.router.protocol_upstream import Upstream
@@ -14,24 +14,31 @@ HELD_MAX_BYTES = 256 * 1024
 
 
 class Attempt:
-    """The sink of one upstream connection."""
+    """The sink of one upstream connection. Tells its exchange by two calls: what kind of answer this is, and its end."""
 
-    __slots__ = ("_held", "_relay", "ended", "finished", "first", "head", "lost", "lost_why", "upstream")
+    __slots__ = (
+        "_held", "_known", "_on_end", "_on_known", "_relay", "ended", "head", "lost", "lost_why", "upstream",
+    )  # fmt: skip
 
     def __init__(self, upstream: Upstream) -> None:
-        loop = asyncio.get_running_loop()
         self.upstream = upstream
         self.head: ResponseHead | None = None
-        self.first: asyncio.Future[None] = loop.create_future()
-        """Done when it is known what kind of answer this is."""
-        self.finished: asyncio.Future[None] = loop.create_future()
-        """Done when nothing more comes."""
         self.ended = False
         self.lost = False
         self.lost_why: str | None = None
         self._held = b""
+        self._known = False
+        self._on_known: Callable[[], object] | None = None
+        self._on_end: Callable[[], object] | None = None
         self._relay: Relay | None = None
         upstream.begin(self)
+
+    def when_known(self, call: Callable[[], object]) -> None:
+        """Call once it is known what kind of answer this is, or that there is none; at once where it is."""
+        if self._known:
+            call()
+        else:
+            self._on_known = call
 
     def upstream_head(self, head: ResponseHead) -> None:
         """The head is held until the body begins."""
@@ -42,31 +49,42 @@ class Attempt:
         if self._relay is not None:
             self._relay.body(data)
             return
-        self._held += data
+        self._held = self._held + data if self._held else data
         if len(self._held) > HELD_MAX_BYTES:
             self.upstream.pause_reading()
         if self.head is not None and self.head.sse and first_event(self._held) is First.UNCLEAR:
             return
-        _done(self.first)
+        self._now_known()
 
     def upstream_end(self) -> None:
         """The answer is whole."""
         self.ended = True
-        _done(self.first)
-        _done(self.finished)
+        self._now_over()
 
     def upstream_lost(self, why: str | None) -> None:
         """The answer will never be whole."""
         self.lost = True
         self.lost_why = why
-        _done(self.first)
-        _done(self.finished)
+        self._now_over()
 
     def upstream_full(self) -> None:
         """Never: no tunnel."""
 
     def upstream_ready(self) -> None:
         """Never: no tunnel."""
+
+    def _now_known(self) -> None:
+        self._known = True
+        call, self._on_known = self._on_known, None
+        if call is not None:
+            call()
+
+    def _now_over(self) -> None:
+        call, self._on_end = self._on_end, None
+        if call is not None:
+            call()
+        else:
+            self._now_known()
 
     def blames_server(self) -> bool:
         """A 5xx, or a stream that begins with an error that is the server's."""
@@ -76,21 +94,24 @@ class Attempt:
             return self.head.status != 501
         return self.head.sse and first_event(self._held) is First.ERROR and is_server_error(self._held)
 
-    def commit(self, relay: Relay, *, request_id: bytes, replica: bytes) -> None:
-        """From here on everything goes to the client as it comes."""
+    def commit(
+        self, relay: Relay, on_end: Callable[[], object], *, request_id: bytes, replica: bytes
+    ) -> None:
+        """From here on everything goes to the client as it comes; `on_end` is called when nothing more does."""
         held, self._held = self._held, b""
         if len(held) > HELD_MAX_BYTES:
             self.upstream.resume_reading()
         self._relay = relay
         relay.start(held, request_id=request_id, replica=replica)
+        if self.ended or self.lost:
+            on_end()
+            return
+        self._on_end = on_end
+        self.upstream.pass_whole_chunks(relay)
 
     def drop(self) -> None:
         """Nobody wants this answer: an engine still at work stops."""
+        self._on_known = self._on_end = None
         self.upstream.detach()
         if not self.ended:
             self.upstream.abort()
-
-
-def _done(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import secrets
 from collections import OrderedDict
+from typing import Protocol
 
 from gpuserved.core.replay import RetryBudget
 from gpuserved.router.edge import RequestHead, valid_request_id
@@ -40,12 +41,15 @@ class RequestIds:
 
     def __init__(self) -> None:
         self._live: set[bytes] = set()
+        self._prefix = secrets.token_hex(8).encode()
+        self._minted = 0
 
     def mint(self, head: RequestHead) -> bytes:
         """The client's id if it is valid and not in flight already, else one of our own."""
         wanted = head.get(b"x-request-id")
         if wanted is None or not valid_request_id(wanted):
-            wanted = secrets.token_hex(16).encode()
+            self._minted += 1
+            wanted = b"%b%016x" % (self._prefix, self._minted)
         elif wanted in self._live:
             wanted = wanted[:111] + b"-" + secrets.token_hex(8).encode()
         self._live.add(wanted)
@@ -54,6 +58,13 @@ class RequestIds:
     def forget(self, identity: bytes) -> None:
         """The request is over."""
         self._live.discard(identity)
+
+
+class Cancellable(Protocol):
+    """A request being served."""
+
+    def cancel(self) -> object:
+        """Its client left, or the router stops."""
 
 
 class Context:
@@ -65,6 +76,8 @@ class Context:
         self.budget = budget
         self.responses = ResponseMap()
         self.request_ids = RequestIds()
+        self.live: set[Cancellable] = set()
+        """Requests being served."""
         self.draining = False
         self.started_at = 0
         """Unix seconds; `created` of the models."""

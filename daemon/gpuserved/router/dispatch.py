@@ -34,6 +34,11 @@ class Lease:
         return self._entry.replica
 
     @property
+    def model(self) -> Model:
+        """What it serves there."""
+        return self._model
+
+    @property
     def upstream_model(self) -> str | None:
         """What this replica calls the model, where that differs."""
         return self._entry.upstream_model
@@ -105,6 +110,12 @@ def lease_of(model: Model, replica: Replica | None, ask: Ask = UNTIED) -> Lease 
         if entry.replica is replica and entry.replica.rotation in {Rotation.IN, Rotation.PROBATION}:
             return Lease(model, _taken(entry), ask)
     return None
+
+
+def at_once(model: Model, ask: Ask) -> Lease | None:
+    """A lease on a replica that takes a request now; None: this one must wait, or be refused."""
+    entry = None if model.waiters else _pick(model, frozenset(), ask)
+    return Lease(model, entry, ask) if entry is not None else None
 
 
 async def acquire(

@@ -14,6 +14,23 @@ LINES_MAX = 1024
 _SIZE_LINE, _DATA, _DATA_END, _TRAILER = range(4)
 
 
+WHOLE_MAX_BYTES = 4096
+"""A chunk of one server-sent event is smaller."""
+
+
+def _opening(total: int) -> bytes:
+    for digits in range(1, 4):
+        size = total - digits - 4
+        if size > 0 and len(b"%x" % size) == digits:
+            return b"%x\r\n" % size
+    return b"\0"
+
+
+OPENINGS = [_opening(total) for total in range(WHOLE_MAX_BYTES)]
+"""What bytes of that total length begin with if they are one whole chunk in its usual writing, CRLF at both ends counted;
+where no chunk has that length, something that no chunk begins with."""
+
+
 class FramingError(Exception):
     """The chunks are malformed."""
 
@@ -57,6 +74,11 @@ class ChunkedDecoder:
         self._line = b""
         self._trailer_bytes = 0
         self.done = False
+
+    @property
+    def between_chunks(self) -> bool:
+        """The next byte begins a chunk."""
+        return self._state == _SIZE_LINE and not self._line and not self.done
 
     def feed(self, data: bytes, lines_max: int | None = None) -> tuple[bytes, int]:
         """(payload, bytes used of `data`).

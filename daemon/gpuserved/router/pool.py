@@ -61,20 +61,28 @@ class Pool:
         self._idle: list[Upstream] = []
         self._closed = False
 
-    async def take(self, now: float, *, fresh: bool = False) -> Upstream:
-        """A connection, reused if one is fresh enough.
+    def idle(self, now: float) -> Upstream | None:
+        """A connection that stands ready, if one is fresh enough.
 
         :param now: monotonic seconds.
-        :raises ConnectFailed: none could be made.
         """
-        while self._idle and not fresh:
+        while self._idle:
             upstream = self._idle.pop()
             if upstream.closed or now - upstream.idle_since > IDLE_MAX_S:
                 upstream.abort()
                 continue
             upstream.reused = True
             return upstream
-        return await connect(self.address)
+        return None
+
+    async def take(self, now: float, *, fresh: bool = False) -> Upstream:
+        """A connection, reused if one is fresh enough.
+
+        :param now: monotonic seconds.
+        :raises ConnectFailed: none could be made.
+        """
+        upstream = None if fresh else self.idle(now)
+        return upstream if upstream is not None else await connect(self.address)
 
     def give_back(self, upstream: Upstream, now: float) -> None:
         """Keep a connection whose answer ended cleanly."""

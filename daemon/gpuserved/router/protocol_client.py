@@ -6,7 +6,9 @@ import asyncio
 import logging
 import socket
 import struct
+from collections.abc import Callable
 from typing import Protocol, cast
+from urllib.parse import quote
 
 from gpuserved.core.routes import Match
 from gpuserved.router import errors
@@ -43,6 +45,13 @@ class Tunnelled(FlowControlled, Protocol):
         """Bytes of the tunnel."""
 
 
+class Work(Protocol):
+    """What runs for a client."""
+
+    def cancel(self) -> object:
+        """The client is gone."""
+
+
 class Front(Screen, Protocol):
     """What a connection needs of its router."""
 
@@ -67,17 +76,19 @@ class ClientConnection(asyncio.Protocol):
 
     def __init__(self, front: Front) -> None:
         self._front = front
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._phase = _READING
         self._reader = RequestReader(front)
         self._keep = True
         self._reading_paused = False
         self._transport: asyncio.Transport | None = None
-        self.task: asyncio.Task[None] | None = None
+        self.work: Work | None = None
         self.flow: FlowControlled | None = None
         self.tunnel: Tunnelled | None = None
         self.peer = "unknown"
-        self.deadline = self._loop.time() + IDLE_S
+        self.quoted_peer = b"unknown"
+        """For X-Forwarded-For: an IPv6 zone may hold anything."""
+        self.deadline = self.loop.time() + IDLE_S
         """Loop time at which `expire` is due; 0: never."""
         self.began = False
         """A byte of the present answer was written."""
@@ -90,6 +101,7 @@ class ClientConnection(asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         if isinstance(peer, tuple) and peer:
             self.peer = str(peer[0])
+            self.quoted_peer = quote(self.peer, safe=":.[]").encode()
         if not self._front.opened(self):
             self._refuse_and_close(errors.overloaded())
 
@@ -98,8 +110,9 @@ class ClientConnection(asyncio.Protocol):
         self._phase = _CLOSED
         self._front.closed(self)
         self._reader.clear()
-        if self.task is not None:
-            self.task.cancel()
+        work, self.work = self.work, None
+        if work is not None:
+            work.cancel()
 
     def data_received(self, data: bytes) -> None:
         """Bytes of the client. An error of ours costs this connection alone."""
@@ -120,7 +133,7 @@ class ClientConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The client reads too slowly."""
-        self.deadline = self._loop.time() + WRITE_STALL_S
+        self.deadline = self.loop.time() + WRITE_STALL_S
         if self.flow is not None:
             self.flow.client_full()
 
@@ -143,7 +156,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _advance(self) -> None:
         """Read on; hand over a request that is whole."""
-        whole = self._reader.advance(self._loop.time())
+        whole = self._reader.advance(self.loop.time())
         if self._reader.wants_continue:
             self._reader.wants_continue = False
             self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -151,7 +164,7 @@ class ClientConnection(asyncio.Protocol):
             self.deadline = self._reader.deadline or self.deadline
             if self._reader.has_more:
                 self.pause_reading()
-                self._loop.call_soon(self._go_on)
+                self.loop.call_soon(self._go_on)
             return
         self._phase = _BUSY
         self.deadline = 0.0
@@ -182,6 +195,10 @@ class ClientConnection(asyncio.Protocol):
         self.began = True
         self._write(data)
 
+    def writer(self) -> Callable[[bytes], object]:
+        """Takes bytes of the present answer, once it has begun, with nothing in between."""
+        return self._write if self._transport is None else self._transport.write
+
     def respond(self, status: int, headers: Headers, body: bytes) -> None:
         """A whole answer of the router itself."""
         keep = self._keep and self._front.keeps_alive()
@@ -201,17 +218,17 @@ class ClientConnection(asyncio.Protocol):
     def finished(self, *, keep_alive: bool) -> None:
         """The present answer is whole: on to the next request, or the end."""
         self.flow = None
-        self.task = None
+        self.work = None
         if self._phase != _BUSY:
             return
         if not keep_alive or not self._front.keeps_alive():
             self._linger()
             return
         self._phase = _READING
-        self.deadline = self._loop.time() + IDLE_S
+        self.deadline = self.loop.time() + IDLE_S
         self.resume_reading()
         if self._reader.buffered_bytes:
-            self._loop.call_soon(self.data_received, b"")
+            self.loop.call_soon(self.data_received, b"")
 
     def start_tunnel(self, tunnel: Tunnelled) -> None:
         """After 101: bytes go to `tunnel`."""
@@ -236,7 +253,7 @@ class ClientConnection(asyncio.Protocol):
         self._phase = _LINGER
         self._reader.clear()
         self.resume_reading()
-        self.deadline = self._loop.time() + LINGER_S
+        self.deadline = self.loop.time() + LINGER_S
         if not self._transport.is_closing() and self._transport.can_write_eof():
             self._transport.write_eof()
 

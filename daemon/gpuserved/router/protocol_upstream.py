@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol, cast
 
 from gpuserved.router.body import SLICE_BYTES, Body
 from gpuserved.router.edge import RESPONSE_HEAD_MAX_BYTES, BadAnswer, ResponseHead, parse_response
-from gpuserved.router.framing import Decoder, EofDecoder, FramingError, decoder_for
+from gpuserved.router.framing import (
+    OPENINGS,
+    WHOLE_MAX_BYTES,
+    ChunkedDecoder,
+    Decoder,
+    EofDecoder,
+    FramingError,
+    decoder_for,
+)
 
 INTERIM_MAX = 16
 """More 1xx heads than this before the answer are no answer."""
@@ -35,6 +44,20 @@ class Sink(Protocol):
         """After 101: the replica takes more."""
 
 
+class Passing(Protocol):
+    """A client that takes whole chunks as the replica wrote them."""
+
+    @property
+    def between_events(self) -> bool:
+        """Nothing of the answer is held back."""
+
+    def chunk_ending(self) -> bytes:
+        """How a chunk ends that cuts nothing in two."""
+
+    def chunk_writer(self) -> Callable[[bytes], object]:
+        """Takes a whole chunk, framing and all."""
+
+
 class Upstream(asyncio.Protocol):
     """The protocol of one connection."""
 
@@ -57,6 +80,12 @@ class Upstream(asyncio.Protocol):
         self._writable = asyncio.Event()
         self._writable.set()
         self._reading_paused = False
+        self._passing: Passing | None = None
+        self._forward: Callable[[bytes], object] | None = None
+        """Set while the next chunk may pass as it is: the shortest way through the router, and the one of most bytes."""
+        self._ending = b""
+        self.passed_bytes = 0
+        """Of the present answer, by that way."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Connected."""
@@ -74,10 +103,29 @@ class Upstream(asyncio.Protocol):
         self._head = None
         self._head_bytes = b""
         self._decoder = None
+        self.passed_bytes = 0
+
+    def pass_whole_chunks(self, passing: Passing) -> None:
+        """From here on a read that is one whole chunk goes to `passing` as it is; anything else to the sink."""
+        self._passing = passing
+        self._ending = passing.chunk_ending()
+        self._settle()
+
+    def _settle(self) -> None:
+        """May the next chunk pass as it is?"""
+        passing, decoder = self._passing, self._decoder
+        if passing is not None:
+            passes = isinstance(decoder, ChunkedDecoder) and decoder.between_chunks and passing.between_events
+            self._forward = passing.chunk_writer() if passes else None
 
     def detach(self) -> None:
         """The sink has gone: hear nothing more of this answer."""
-        self.sink = None
+        self._take_sink()
+
+    def _take_sink(self) -> Sink | None:
+        sink, self.sink = self.sink, None
+        self._passing = self._forward = None
+        return sink
 
     @property
     def reusable(self) -> bool:
@@ -94,7 +142,7 @@ class Upstream(asyncio.Protocol):
         """Write a request. Returns early where the connection ends: its sink hears of that."""
         size = body.size
         if size <= SLICE_BYTES:
-            self.write(head + body.view()[:size] if size else head)
+            self.write(head + body.view() if size else head)
             return
         self.write(head)
         view = body.view()
@@ -130,6 +178,18 @@ class Upstream(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes of the answer."""
+        forward = self._forward
+        if forward is not None:
+            size = len(data)
+            if size < WHOLE_MAX_BYTES and data.startswith(OPENINGS[size]) and data.endswith(self._ending):
+                self.passed_bytes += size
+                try:
+                    forward(data)
+                except (
+                    RuntimeError
+                ):  # uvloop's word for a client that has just gone; whoever serves it is about to hear
+                    self._forward = None
+                return
         if self.sink is None:
             self.abort()
             return
@@ -186,14 +246,16 @@ class Upstream(asyncio.Protocol):
         if payload and self.sink is not None:
             self.sink.upstream_body(payload)
         if decoder.done:
-            sink, self.sink = self.sink, None
+            sink = self._take_sink()
             if used < len(data):
                 self.abort()
             if sink is not None:
                 sink.upstream_end()
+        elif self._passing is not None:
+            self._settle()
 
     def _lose(self, why: str | None) -> None:
-        sink, self.sink = self.sink, None
+        sink = self._take_sink()
         self.abort()
         if sink is not None:
             sink.upstream_lost(why)
@@ -202,7 +264,7 @@ class Upstream(asyncio.Protocol):
         """The connection is gone, by either side."""
         self.closed = True
         self._writable.set()
-        sink, self.sink = self.sink, None
+        sink = self._take_sink()
         if sink is None:
             return
         if exc is None and isinstance(self._decoder, EofDecoder):

@@ -23,6 +23,11 @@ class IdTap:
         self._seen = b""
         self._learn: Callable[[str], None] | None = learn
 
+    @property
+    def done(self) -> bool:
+        """Needs to see no more."""
+        return self._learn is None
+
     def feed(self, data: bytes) -> None:
         """A piece of the body passes."""
         if self._learn is None:
@@ -81,6 +86,20 @@ class Relay:
         if not data or not self._chunked:
             return data
         return b"%x\r\n%b\r\n" % (len(data), data)
+
+    @property
+    def between_events(self) -> bool:
+        """Whole chunks may pass as they are: chunks are what the client gets, and nothing is held or looked for."""
+        tap, gate = self._tap, self._gate
+        return self._chunked and (tap is None or tap.done) and (gate is None or gate.between_events)
+
+    def chunk_ending(self) -> bytes:
+        """How a chunk ends that cuts nothing in two: for a stream, with the end of an event."""
+        return b"\r\n" if self._gate is None else b"\n\n\r\n"
+
+    def chunk_writer(self) -> Callable[[bytes], object]:
+        """Takes a whole chunk, framing and all."""
+        return self._client.writer()
 
     def body(self, data: bytes) -> None:
         """A piece of the body."""

@@ -36,6 +36,7 @@ class Replica:
         is_last: Callable[[Replica], bool],
     ) -> None:
         self.id = route.id
+        self.wire_id = route.id.encode()
         self.generation = route.generation
         self.address = route.address
         self.health_path = route.health_path

@@ -90,7 +90,7 @@ class Router:
             if found.route.kind is Kind.UPGRADE:
                 body.close()
                 tunnel = Tunnel(self.context, client, head, admission.read(self.context, head, body, found))
-                client.task = self._spawn(tunnel)
+                client.work = self._spawn(tunnel)
                 return
         except HttpError as error:
             body.close()
@@ -98,10 +98,10 @@ class Router:
             client.refuse(error)
             return
         exchange = Exchange(self.context, client, head, body, found)
-        client.flow = exchange
-        client.task = self._spawn(exchange)
+        client.flow = client.work = exchange
+        exchange.start()
 
-    def _spawn(self, work: Exchange | Tunnel) -> asyncio.Task[None]:
+    def _spawn(self, work: Tunnel) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work.run())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -195,15 +195,21 @@ class Router:
         self._server.close()
         for client in [c for c in self._clients if c.idle()]:
             client.close()
-        if self._tasks:
-            log.info("draining %d requests", len(self._tasks))
-            await asyncio.wait(self._tasks, timeout=DRAIN_S)
-        for task in (*self._tasks, *clockwork):
-            task.cancel()
+        await self._drained(loop.time() + DRAIN_S)
+        for work in (*self.context.live, *self._tasks, *clockwork):
+            work.cancel()
         await asyncio.sleep(0)
         self.control.close()
         self.context.fleet.close()
         await self._flushed(loop.time() + 2 * TICK_S)
+
+    async def _drained(self, until: float) -> None:
+        """Let what is in flight end."""
+        live = self.context.live
+        if live or self._tasks:
+            log.info("draining %d requests", len(live) + len(self._tasks))
+        while (live or self._tasks) and asyncio.get_running_loop().time() < until:
+            await asyncio.sleep(0.02)
 
     async def _flushed(self, until: float) -> None:
         """Let the last bytes of the last answers leave."""

@@ -65,6 +65,11 @@ class EventGate:
         self.mid_event = False
         """An event too long to hold was let go unfinished."""
 
+    @property
+    def between_events(self) -> bool:
+        """Nothing is held, and what was let go ended with an event."""
+        return not self._rest and not self.mid_event
+
     def feed(self, data: bytes) -> bytes:
         """What may be sent now."""
         if self._rest:

@@ -105,7 +105,7 @@ class Tunnel:
             target = f"{self.head.path}?{query}".encode()
         upstream.begin(self, upgrade=True)
         head = upstream_request(
-            self.head, target=target, content_length=None, request_id=self.request_id, peer=self.client.peer.encode()
+            self.head, target=target, content_length=None, request_id=self.request_id, peer=self.client.quoted_peer
         )  # fmt: skip
         await upstream.send(head, Body())
         await asyncio.wait({self._answered}, timeout=UPGRADE_S)
