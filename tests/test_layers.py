@@ -12,7 +12,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PRODUCT = sorted([*(ROOT / "daemon").rglob("*.py"), *(ROOT / "tui").rglob("*.py")])
-CODE = sorted([*PRODUCT, *(p for d in ("scripts", "examples", "tests") for p in (ROOT / d).rglob("*.py"))])
+CODE = sorted(
+    [*PRODUCT, *(p for d in ("scripts", "examples", "benchmarks", "tests") for p in (ROOT / d).rglob("*.py"))]
+)
 CORE = sorted((ROOT / "daemon" / "gpuserved" / "core").rglob("*.py"))
 SHIM = sorted((ROOT / "daemon" / "gpuserved" / "shim").glob("*.py"))
 MODULE_MAX_LINES = 300
