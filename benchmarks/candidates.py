@@ -13,9 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import fetch
 from benchmarks.fetch import Missing
 from benchmarks.process import Started, start, until_ready
+
+from benchmarks import fetch
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -178,7 +179,8 @@ def ours_at(name: str, checkout: Path) -> Candidate:
 def _debian_version(program: str, flag: str) -> Callable[[], str]:
     def read() -> str:
         path, environment = fetch.debian(program)
-        return fetch.version([str(path), flag], environment).replace("nginx version: ", "")
+        said = fetch.version([str(path), flag], environment)
+        return said.replace("nginx version: ", "").partition(" - ")[0]
 
     return read
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+_AUTOGROUP = Path("/proc/self/autogroup")
 
 
 def cores() -> tuple[int, list[int]]:
@@ -26,16 +29,30 @@ def tree(pid: int) -> list[int]:
         return []
 
 
-def cpu_s(pids: list[int]) -> float:
-    """CPU seconds of all threads, user and system: the scheduler's own count, in nanoseconds (schedstat)."""
-    total_ns = 0
+@dataclass(frozen=True)
+class CpuTime:
+    """Seconds of all threads of some processes."""
+
+    used_s: float
+    waited_s: float
+    """Ready to run, while something else had the core."""
+
+    def __sub__(self, before: CpuTime) -> CpuTime:
+        return CpuTime(self.used_s - before.used_s, self.waited_s - before.waited_s)
+
+
+def cpu_time(pids: list[int]) -> CpuTime:
+    """The scheduler's own count, user and system, in nanoseconds (schedstat)."""
+    used_ns = waited_ns = 0
     for pid in pids:
         for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):
             try:
-                total_ns += int(task.read_text().split()[0])
-            except (OSError, IndexError):
+                used, waited, _ = task.read_text().split()
+            except (OSError, ValueError):
                 continue  # a thread that has just ended
-    return total_ns / 1e9
+            used_ns += int(used)
+            waited_ns += int(waited)
+    return CpuTime(used_ns / 1e9, waited_ns / 1e9)
 
 
 def pss_bytes(pids: list[int]) -> int | None:
@@ -51,8 +68,11 @@ def pss_bytes(pids: list[int]) -> int | None:
 
 
 def hurry(pids: list[int], nice: int) -> bool:
-    """Set the priority of processes and their threads; False where this user may not."""
+    """Set the priority of processes, their threads, and this session; False where this user may not."""
     try:
+        if _AUTOGROUP.exists():
+            # Where the kernel groups tasks by session, a nice value counts inside the session alone (sched(7)).
+            _AUTOGROUP.write_text(str(nice))
         for pid in pids:
             for task in Path(f"/proc/{pid}/task").iterdir():
                 os.setpriority(os.PRIO_PROCESS, int(task.name), nice)

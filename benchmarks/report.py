@@ -69,7 +69,7 @@ def line(name: str, figures: Figures) -> str:
     parts = [f"{name:<12}"]
     for key, form, unit in (
         ("plain_per_s", ",.0f", "req/s"), ("plain_cpu_us", ".1f", "us/req"), ("paced_cpu_us", ".1f", "us/chunk paced"),
-        ("paced_kept_pct", ".1f", "% kept"), ("single_latency_p50_us", ".0f", "us alone"),
+        ("paced_kept_pct", ".1f", "% kept"), ("paced_waited_pct", ".1f", "% waited for the core"), ("single_latency_p50_us", ".0f", "us alone"),
     ):  # fmt: skip
         value = figures.get(key)
         if value is not None:
@@ -139,6 +139,12 @@ def markdown(rounds: list[Round], about: dict[str, Any]) -> str:
         f"{about['date']}, revision {about['revision']}, {about['rounds']} rounds; {about['machine']}. {versions}.",
         "Medians over the rounds; ratios and differences are of the same round, with lowest and highest in brackets.",
     ]
+    waited = [v for name in others for v in absolute(rounds, name, _key("paced_waited_pct"))]
+    if waited:
+        notes.append(
+            f"While pacing, a proxy was ready and waited for its core {statistics.median(waited):.1f} % of the time (median of "
+            f"all turns; highest {max(waited):.1f} %): what else ran on this machine."
+        )
     notes += [f"Not measured: {name} ({why})." for name, why in about["missing"].items()]
     blocks = [table, *(["\n".join(pairs)] if len(pairs) > 2 else []), " ".join(notes)]
     return "\n\n".join(blocks) + "\n"

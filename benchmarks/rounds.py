@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.candidates import Candidate, Setting
-from benchmarks.measure import cpu_s, hurry, pss_bytes, tree
+from benchmarks.measure import CpuTime, cpu_time, hurry, pss_bytes, tree
 from benchmarks.process import Started, start, stop
 
 REPLICAS = 4
@@ -42,7 +42,7 @@ class Phase:
 def phases(seconds: float, only: list[str] | None) -> list[Phase]:
     """The phases of a turn."""
     every = [
-        Phase("plain", 64, 0.5, seconds),
+        Phase("plain", 64, 0.5, seconds, urgent=True),
         Phase("paced", PACED_STREAMS, 1.5, seconds, STREAM_TOKENS, STEP_MS, urgent=True),
         Phase("fast", 64, 0.5, seconds, STREAM_TOKENS),
         Phase("single", 1, 0.2, 1.0, urgent=True),
@@ -113,9 +113,9 @@ class Arena:
             urgent = phase.urgent and hurry([*everyone, client.pid], _NICE)
             assert client.stdout is not None
             begin = client.stdout.readline()
-            before = cpu_s(pids)
+            before = cpu_time(pids)
             end = client.stdout.readline()
-            used = cpu_s(pids) - before
+            used = cpu_time(pids) - before
             memory = pss_bytes(pids) if pids else None
             said, _ = client.communicate("\n", timeout=30)
             if urgent:
@@ -127,7 +127,7 @@ class Arena:
         return _figures(phase, json.loads(said), used if pids else None, memory)
 
 
-def _figures(phase: Phase, seen: dict[str, object], used_s: float | None, memory: int | None) -> Figures:
+def _figures(phase: Phase, seen: dict[str, object], used: CpuTime | None, memory: int | None) -> Figures:
     """One phase's figures, named PHASE_WHAT_UNIT."""
 
     def number(name: str) -> float:
@@ -139,8 +139,10 @@ def _figures(phase: Phase, seen: dict[str, object], used_s: float | None, memory
     work = number("chunks" if phase.tokens else "requests")
     per_s = work / number("seconds")
     figures["per_s"] = per_s
-    figures["cpu_us"] = None if used_s is None or not work else used_s / work * 1e6
-    figures["cpu_pct"] = None if used_s is None else used_s / number("seconds") * 100
+    if used is not None:
+        figures["cpu_us"] = used.used_s / work * 1e6 if work else None
+        figures["cpu_pct"] = used.used_s / number("seconds") * 100
+        figures["waited_pct"] = used.waited_s / number("seconds") * 100
     if phase.name == "paced":
         figures["kept_pct"] = per_s / (phase.connections * 1000 / phase.pace_ms) * 100
     for name in ("latency_us", "ttft_us", "delay_us"):

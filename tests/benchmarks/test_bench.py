@@ -76,7 +76,7 @@ def test_the_record_replaces_what_stands_between_the_marks(tmp_path: Path) -> No
 def test_the_plot_draws_each_median_to_scale() -> None:
     root = ET.fromstring(svg({"CPU": {"nginx": [1.0], "ours": [1.0, 2.0, 3.0]}}, "note <&>"))
     widths = [float(bar.attrib["width"]) for bar in list(root.iter("{http://www.w3.org/2000/svg}rect"))[1:]]
-    assert widths[1] == 2 * widths[0]
+    assert abs(widths[1] - 2 * widths[0]) < 0.2
 
 
 def test_the_page_has_room_for_the_record_and_lists_every_candidate() -> None:

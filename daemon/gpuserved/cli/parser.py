@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import gpuserved
-from gpuserved.cli.verbs import act, files, look, other, run
+from gpuserved.cli.verbs import act, files, look, other, run, traffic
 from gpuserved.cli.verbs.base import Parser, Verbs
 
 Command = Callable[[argparse.Namespace], int]
@@ -33,6 +33,6 @@ def build() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"gpuserve {gpuserved.__version__}")
     parser.add_argument("--socket", metavar="PATH", default=None, help="the daemon's control socket")
     verbs = Verbs(parser)
-    for group in (run, look, act, files, other):
+    for group in (run, look, act, files, traffic, other):
         group.add(verbs)
     return parser

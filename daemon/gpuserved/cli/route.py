@@ -1,0 +1,58 @@
+"""route: the router alone, in front of servers one runs oneself."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from gpuserved.api.errors import Invalid
+from gpuserved.config.daemon import DaemonConfig, read_keys
+from gpuserved.host.listen import bind, inherited, url_of
+from gpuserved.route.address import parse_upstreams
+from gpuserved.route.service import Service, Wanted
+
+log = logging.getLogger(__name__)
+
+
+def route(options: argparse.Namespace) -> int:
+    """`gpuserve route`: in the foreground until SIGTERM or SIGINT."""
+    config = DaemonConfig().with_flags(
+        listen=options.listen, keys_file=options.keys_file, insecure=options.insecure
+    )
+    _safe(config)
+    if not options.health_path.startswith("/"):
+        raise Invalid(f"--health-path {options.health_path}: a path begins with /", "--health-path /health")
+    file = None if options.upstreams is None else Path(options.upstreams).expanduser()
+
+    def read() -> Wanted:
+        keys = [] if config.keys_file is None else read_keys(config.keys_file)
+        if not keys:
+            _safe(config)
+        return Wanted(parse_upstreams(options.upstream, file), keys)
+
+    read()  # complains before the port is taken
+    import uvloop
+
+    listener = inherited() or bind(config.listen)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("gpuserved.router").setLevel(logging.WARNING)
+
+    async def serve() -> None:
+        service = Service(
+            listener, read, policy=options.policy, override=options.model, health_path=options.health_path
+        )
+        log.info("serving %s/v1", url_of(listener))
+        await service.run()
+
+    uvloop.run(serve())
+    return 0
+
+
+def _safe(config: DaemonConfig) -> None:
+    try:
+        config.checked()
+    except Invalid as error:
+        raise Invalid(
+            error.message, "--keys-file FILE with lines NAME:SHA256 sets them; --insecure serves everybody"
+        ) from None
