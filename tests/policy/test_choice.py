@@ -42,9 +42,13 @@ def test_choice_is_in_rotation_and_there_is_one_where_one_is_ready(
     usable = [c for c in rows if c.rotation in {Rotation.IN, Rotation.PROBATION}]
     if index is None:
         assert not usable
+        assert not any(c.doubtful for c in rows)
         return
     assert index in eligible(rows)
     chosen = rows[index]
+    if not usable:
+        assert chosen.doubtful
+        return
     assert chosen.rotation in {Rotation.IN, Rotation.PROBATION}
     if chosen.rotation is Rotation.PROBATION and any(c.rotation is Rotation.IN for c in rows):
         assert chosen.in_flight == 0

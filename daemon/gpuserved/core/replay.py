@@ -36,7 +36,7 @@ class Decision:
     draws: bool = False
     """Only if the retry budget has room."""
     serial: bool = False
-    """Alone among its model's suspects."""
+    """Alone among its model's suspects, which bounds it: it draws on no budget, else the budget would fail its neighbours."""
     why: str = ""
 
 
@@ -70,7 +70,7 @@ def decide(
     if failure is Failure.DEATH:
         if deaths >= DEATHS_MAX:
             return Decision(False, why=f"{deaths} replicas died while they served it")
-        return Decision(True, draws=deaths > 1, serial=deaths > 1)
+        return Decision(True, serial=deaths > 1)
     if not other_ready:
         return Decision(False, why="no other replica is ready")
     return Decision(True, draws=True, serial=deaths > 1)

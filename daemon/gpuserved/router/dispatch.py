@@ -66,7 +66,7 @@ def _candidate(entry: Entry, avoid: frozenset[Replica], now: float) -> Candidate
     replica = entry.replica
     return Candidate(
         replica.in_flight, replica.rotation, replica in avoid, entry.weight,
-        ramp(now - replica.in_since, entry.slow_start_s), replica.identity, replica.mirror, replica.prefill.tokens(now),
+        ramp(now - replica.in_since, entry.slow_start_s), replica.identity, replica.mirror, replica.prefill.tokens(now), replica.doubtful,
     )  # fmt: skip
 
 
@@ -83,17 +83,27 @@ def _taken(entry: Entry) -> Entry:
 
 
 def pump(model: Model) -> None:
-    """Serve those who wait, first come first served, as long as a replica takes them."""
-    while model.waiters:
-        waiter = model.waiters[0]
+    """Serve those who wait, everybody in turn, as long as a replica takes them."""
+    while (waiter := model.waiters.head()) is not None:
         if waiter.future.done():
-            model.waiters.popleft()
+            model.waiters.pop()
             continue
         entry = _pick(model, waiter.avoid, waiter.ask)
         if entry is None:
             return
-        model.waiters.popleft()
+        model.waiters.pop()
         waiter.future.set_result(entry)
+
+
+def _make_room(model: Model, tenant: str) -> None:
+    """:raises HttpError: 429: the queue is full, and nobody holds more of it than `tenant`."""
+    if len(model.waiters) < model.queue_max:
+        return
+    displaced = model.waiters.displace(tenant)
+    if displaced is None:
+        raise errors.queue_full(model.name)
+    if not displaced.future.done():
+        displaced.future.set_exception(errors.queue_full(model.name))
 
 
 def other_ready(model: Model, avoid: frozenset[Replica]) -> bool:
@@ -125,9 +135,11 @@ async def acquire(
     avoid: frozenset[Replica] = frozenset(),
     deadline: float | None = None,
     again: bool = False,
+    tenant: str = "",
 ) -> Lease:
     """A lease on a replica, at once or after waiting for one.
 
+    :param tenant: whose turn in the queue it takes: the API key's name or the client's address.
     :param ask: what ties the request to a replica, for the model's policy.
     :param deadline: loop time at which the client gives up, if it said so.
     :param again: a replay: it was admitted before, so it goes to the front and the queue's bound is not its concern.
@@ -137,28 +149,27 @@ async def acquire(
         entry = _pick(model, avoid, ask)
         if entry is not None:
             return Lease(model, entry, ask)
-    if not again and len(model.waiters) >= model.queue_max:
-        raise errors.queue_full(model.name)
+    if not again:
+        _make_room(model, tenant)
     loop = asyncio.get_running_loop()
     until = loop.time() + model.queue_timeout_s
     if deadline is not None:
         until = min(until, deadline)
-    waiter = Waiter(loop.create_future(), avoid, ask)
+    waiter = Waiter(loop.create_future(), avoid, ask, tenant)
     if again:
-        model.waiters.appendleft(waiter)
+        model.waiters.push_front(waiter)
     else:
-        model.waiters.append(waiter)
+        model.waiters.push(tenant, waiter)
     try:
         await asyncio.wait({waiter.future}, timeout=max(0.0, until - loop.time()))
         if waiter.future.done():
             return Lease(model, waiter.future.result(), ask)
     except asyncio.CancelledError:
-        if waiter.future.done() and not waiter.future.cancelled():
+        if waiter.future.done() and not waiter.future.cancelled() and waiter.future.exception() is None:
             Lease(model, waiter.future.result(), UNTIED).release()
         raise
     finally:
         if not waiter.future.done():
             waiter.future.cancel()
-            if waiter in model.waiters:
-                model.waiters.remove(waiter)
+            model.waiters.remove(tenant, waiter)
     raise errors.none_ready(model.name)

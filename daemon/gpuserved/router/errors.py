@@ -17,10 +17,18 @@ class HttpError(Exception):
 
     :param kind: OpenAI's `type`; :param code: OpenAI's `code`, a word a program can test.
     :param retry_after_s: becomes a Retry-After header.
+    :param final: tells the SDKs of OpenAI and Anthropic, which retry 5xx by themselves, not to.
     """
 
     def __init__(
-        self, status: int, message: str, *, kind: str, code: str, retry_after_s: int | None = None
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str,
+        code: str,
+        retry_after_s: int | None = None,
+        final: bool = False,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -28,6 +36,7 @@ class HttpError(Exception):
         self.kind = kind
         self.code = code
         self.retry_after_s = retry_after_s
+        self.final = final
 
     def body(self) -> bytes:
         """The JSON error object. Its outer `type` is what Anthropic's clients look for; OpenAI's ignore it."""
@@ -36,9 +45,10 @@ class HttpError(Exception):
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Extra headers of the answer."""
-        if self.retry_after_s is None:
-            return []
-        return [(b"retry-after", str(self.retry_after_s).encode())]
+        out = [(b"x-should-retry", b"false")] if self.final else []
+        if self.retry_after_s is not None:
+            out.append((b"retry-after", str(self.retry_after_s).encode()))
+        return out
 
 
 def bad_request(message: str, code: str = "invalid_request") -> HttpError:
@@ -136,6 +146,14 @@ def replica_failed(why: str) -> HttpError:
     return HttpError(
         502, f"The replica failed before it answered, and {why}.", kind="replica_died", code="replica_failed"
     )
+
+
+def blocked(deaths: int) -> HttpError:
+    """502: it has killed as many replicas as one request may."""
+    return HttpError(
+        502, f"This request is blocked: {deaths} replicas died while they served it.",
+        kind="replica_died", code="request_blocked", final=True,
+    )  # fmt: skip
 
 
 def bad_answer(why: str) -> HttpError:

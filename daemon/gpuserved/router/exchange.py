@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from gpuserved.router import admission, dispatch, envelope, errors, tries
+from gpuserved.router import admission, dispatch, envelope, errors, killers, tries
 from gpuserved.router.attempt import Attempt
 from gpuserved.router.body import SLICE_BYTES, Body
 from gpuserved.router.edge import RequestHead, upstream_request
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from gpuserved.router.context import Context
     from gpuserved.router.errors import HttpError
     from gpuserved.router.protocol_client import ClientConnection
+
+SUSPECT_HOLD_S = 1.0
+"""A suspect of a second crash whose answer has begun keeps the next one waiting for so long, or until it is whole: a short
+stream is not cut by the culprit.
+"""
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +79,7 @@ class Exchange:
         self.context.metrics.in_flight += 1
         try:
             self.asked = admission.read(self.context, self.head, self.body, self.found)
+            killers.check(self.context, self.head.path, self.body, self.started)
             self.context.budget.deposit(self.started)
             if not self._try_at_once(self.asked):
                 self._wait()
@@ -151,7 +157,8 @@ class Exchange:
         assert attempt is not None
         assert attempt.head is not None
         assert lease is not None
-        self.release_suspects()
+        if self.holds_suspects:
+            self.loop.call_later(SUSPECT_HOLD_S, self.release_suspects)
         self.body.close()
         replica, model = lease.replica, lease.model
         lease.begun(streams=attempt.head.sse)

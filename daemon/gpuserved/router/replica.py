@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 
 from gpuserved.api.routing import ReplicaRoute, RouteStats
-from gpuserved.core.balance import Rotation, RotationRow, Signal, rotate
+from gpuserved.core.balance import CALM_S, Rotation, RotationRow, Signal, rotate
 from gpuserved.core.policy.mirror import Mirror
 from gpuserved.core.policy.prefill import Prefill
 from gpuserved.core.policy.session import session_key
@@ -52,6 +52,8 @@ class Replica:
         self.in_since = asyncio.get_running_loop().time()
         """Loop time at which it came, or came back, into rotation: slow start counts from here."""
         self._was_admitted = route.admit
+        self._ejected_at = 0.0
+        self._calm_since = 0.0
         self.requests_total = 0
         self.failures_total = 0
         self.dead = False
@@ -68,6 +70,11 @@ class Replica:
     def rotation(self) -> Rotation:
         """As the choice sees it."""
         return self.row.state if self.admit else Rotation.OUT
+
+    @property
+    def doubtful(self) -> bool:
+        """Ejected, but not proven dead."""
+        return self.admit and not self.dead and self.row.doubtful
 
     def set_admit(self, admit: bool) -> None:
         """The supervisor admits it, or no longer does."""
@@ -89,10 +96,11 @@ class Replica:
                 self.id, self.generation, before.value, self.row.state.value, signal.value,
             )  # fmt: skip
             if self.row.state is Rotation.EJECTED:
+                self._ejected_at = asyncio.get_running_loop().time()
                 self.pool.close()
                 self.pool = Pool(self.address)
             elif before is Rotation.PROBATION:
-                self.in_since = asyncio.get_running_loop().time()
+                self.in_since = self._calm_since = asyncio.get_running_loop().time()
             self._on_change(self)
 
     def failed(self, signal: Signal, kind: str) -> None:
@@ -155,8 +163,14 @@ class Replica:
         return self._died.is_set()
 
     async def probe(self) -> None:
-        """An ejected, admitted replica that is alive and healthy comes back on probation."""
+        """An ejected, admitted replica that has sat out its time and is healthy comes back on probation."""
+        now = asyncio.get_running_loop().time()
+        if self.row.state is Rotation.IN and self.row.ejections and now - self._calm_since >= CALM_S:
+            self._calm_since = now
+            self.signal(Signal.CALM)
         if self.dead or not self.admit or self.row.state is not Rotation.EJECTED:
+            return
+        if now - self._ejected_at < self.row.ejection_s:
             return
         if self.shim is not None and not self.shim.connected:
             return

@@ -80,7 +80,7 @@ class Router:
     def begin(self, client: ClientConnection, head: RequestHead, body: Body, found: Match) -> None:
         """A whole request: answered here, or served by a replica in a task of its own."""
         try:
-            if found.route.kind not in LOCAL and not self._has_fds(requests=len(self._tasks) + 1):
+            if found.route.kind not in LOCAL and not self._has_fds(1):
                 raise errors.overloaded()
             own = local.answer(self.context, found)
             if own is not None:
@@ -112,13 +112,14 @@ class Router:
         self._clients.add(client)
         self.context.metrics.connections = len(self._clients)
         within = len(self._clients) <= self.context.fleet.table.max_connections
-        if within and self._has_fds(requests=len(self._tasks)):
+        if within and self._has_fds(0):
             return True
         self.context.metrics.connections_refused += 1
         return False
 
-    def _has_fds(self, requests: int) -> bool:
-        """Are there file descriptors for all clients and so many requests, and some for the control socket and the logs?"""
+    def _has_fds(self, more: int) -> bool:
+        """Are there file descriptors for all clients, all requests and `more`, and some for the control socket and the logs?"""
+        requests = len(self._tasks) + len(self.context.live) + more
         return len(self._clients) + _FDS_PER_REQUEST * requests <= self._fds - _FDS_RESERVED
 
     def closed(self, client: ClientConnection) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from gpuserved.api.routing import ModelRoute, RoutingTable
 from gpuserved.core.balance import Rotation
+from gpuserved.core.fairqueue import FairQueue
 from gpuserved.core.policy.base import Ask, Policy
 from gpuserved.core.policy.least_inflight import LeastInflight
 from gpuserved.core.policy.make import make_policy
@@ -32,6 +32,7 @@ class Waiter:
     future: asyncio.Future[Entry]
     avoid: frozenset[Replica]
     ask: Ask
+    tenant: str
 
 
 @dataclass(eq=False)
@@ -46,7 +47,7 @@ class Model:
     queue_max: int = 512
     queue_timeout_s: float = 600.0
     entries: list[Entry] = field(default_factory=list)
-    waiters: deque[Waiter] = field(default_factory=deque)
+    waiters: FairQueue[Waiter] = field(default_factory=FairQueue)
     suspects: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by the one suspect of a second crash that may run."""
 
@@ -63,7 +64,10 @@ class Model:
 
     def usable(self) -> bool:
         """Could a request go somewhere now?"""
-        return any(e.replica.rotation in {Rotation.IN, Rotation.PROBATION} for e in self.entries)
+        return any(
+            e.replica.rotation in {Rotation.IN, Rotation.PROBATION} or e.replica.doubtful
+            for e in self.entries
+        )
 
 
 class Fleet:

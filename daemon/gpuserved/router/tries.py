@@ -7,8 +7,8 @@ import logging
 from typing import TYPE_CHECKING
 
 from gpuserved.core.balance import Signal
-from gpuserved.core.replay import Decision, Failure, decide
-from gpuserved.router import dispatch, errors
+from gpuserved.core.replay import DEATHS_MAX, Decision, Failure, decide
+from gpuserved.router import dispatch, errors, killers
 from gpuserved.router.attempt import Attempt
 from gpuserved.router.body import SLICE_BYTES, Body
 from gpuserved.router.errors import HttpError
@@ -74,7 +74,8 @@ class Tries:
         if asked.only:
             raise errors.no_response(self._x.found.id or "")
         return await dispatch.acquire(
-            asked.model, ask=asked.ask, avoid=self._avoid, deadline=self._x.deadline, again=again
+            asked.model, ask=asked.ask, avoid=self._avoid, deadline=self._x.deadline, again=again,
+            tenant=self._context.tenant_of(self._x.head, self._x.client.peer),
         )  # fmt: skip
 
     async def _once(self, asked: Asked, lease: dispatch.Lease) -> bool:
@@ -95,9 +96,12 @@ class Tries:
                 x.attempt = None
             await self._before_next(failure, asked)
             return False
-        if attempt is not None and attempt.head is not None and not attempt.lost:
+        if failure is Failure.SERVER_ERROR:
             x.commit()
             return True
+        killers.remember(self._context, x.head.path, x.body, self._deaths, self._loop.time())
+        if self._deaths >= DEATHS_MAX:
+            raise errors.blocked(self._deaths)
         raise errors.replica_failed(decision.why)
 
     def _judge(self, failure: Failure, asked: Asked, replica: Replica) -> Decision:

@@ -68,8 +68,9 @@ class Tunnel:
         while True:
             model = self.asked.model
             lease = await dispatch.acquire(
-                model, ask=self.asked.ask, avoid=avoid, deadline=self.deadline, again=again
-            )
+                model, ask=self.asked.ask, avoid=avoid, deadline=self.deadline, again=again,
+                tenant=self.context.tenant_of(self.head, self.client.peer),
+            )  # fmt: skip
             try:
                 if await self._connect(lease):
                     return await self._through(lease)

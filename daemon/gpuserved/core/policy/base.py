@@ -32,6 +32,8 @@ class Candidate(NamedTuple):
     """What its prefix cache holds, as far as this router knows."""
     queued_tokens: float = 0.0
     """Prompt tokens sent there and not yet computed."""
+    doubtful: bool = False
+    """Ejected, but not proven dead: chosen only where nothing is in rotation (panic rule)."""
 
 
 class Ties(Enum):
@@ -72,6 +74,8 @@ def eligible(candidates: Sequence[Candidate]) -> list[int]:
         if c.rotation is Rotation.IN
         or (c.rotation is Rotation.PROBATION and (c.in_flight == 0 or not any_in))
     ]
+    if not usable:
+        usable = [i for i, c in enumerate(candidates) if c.doubtful]
     fresh = [i for i in usable if not candidates[i].avoid]
     return fresh or usable
 
