@@ -16,13 +16,12 @@ import pytest
 from gpuserved.api.client import ControlClient
 from gpuserved.api.errors import Conflict, NotFound, Refused
 from gpuserved.api.inspect import EventsView, ProfilesView, ProfileView, ReplicaDetail
+from gpuserved.api.plan import Plan, PlanRequest
 from gpuserved.api.types import (
     ActionResult,
     ApplyRequest,
     ApplyResult,
     Change,
-    Plan,
-    PlanRequest,
     ReplicasRequest,
     ReplicaView,
     RouterView,

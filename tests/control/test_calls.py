@@ -11,7 +11,8 @@ import pytest
 
 from gpuserved.api import errors
 from gpuserved.api.client import ControlClient, find_socket
-from gpuserved.api.types import ApplyRequest, PlanRequest, ReplicasRequest, ScaleRequest
+from gpuserved.api.plan import PlanRequest
+from gpuserved.api.types import ApplyRequest, ReplicasRequest, ScaleRequest
 from gpuserved.control.peer import Peer, identify, may_operate
 
 

@@ -23,6 +23,8 @@ AT_ONCE: dict[str, Any] = {
     "name": "other",
     "replicas": 4,
     "target_concurrency": 64,
+    "max_model_len_auto": True,
+    "data_parallel": "internal",
     "policy": Policy.ROUND_ROBIN,
     "limits": Limits(queue=1),
     "routing": Routing(weight=2.0),
@@ -36,6 +38,8 @@ RESTARTS: dict[str, Any] = {
     "python": "/opt/vllm/bin/python",
     "tensor_parallel_size": 2,
     "max_model_len": 4096,
+    "data_parallel_size": 2,
+    "gpu_share": 0.5,
     "gpus": ("0",),
     "flags": {"dtype": "half"},
     "env": {"A": "b"},
@@ -60,3 +64,15 @@ def test_settings_of_the_engine_restart_it(name: str) -> None:
 def test_a_replica_takes_as_many_gpus_as_it_is_wide() -> None:
     assert PROFILE.gpus_per_replica == 1
     assert replace(PROFILE, tensor_parallel_size=4).gpus_per_replica == 4
+    assert replace(PROFILE, tensor_parallel_size=4, data_parallel_size=2).gpus_per_replica == 8
+
+
+def test_settings_that_planning_looks_at_are_planned_anew() -> None:
+    for change in (
+        {"replicas": 3},
+        {"target_concurrency": 9},
+        {"max_model_len_auto": True},
+        {"gpu_share": 0.5},
+    ):
+        assert not replace(PROFILE, **change).plans_like(PROFILE)
+    assert replace(PROFILE, limits=Limits(queue=1)).plans_like(PROFILE)

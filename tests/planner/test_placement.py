@@ -6,7 +6,8 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpuserved.core.placement import Gpu, Lease, NoFit, Placements, place, simulated, with_simulated
+from gpuserved.core.placement import Gpu, Lease, NoFit, Placements, simulated, with_simulated
+from gpuserved.core.planner.decide import place
 from gpuserved.core.profile import EngineName, Profile
 
 GIB = 1024**3

@@ -24,6 +24,7 @@ from gpuserved.api.connection import (
     start_hint,
 )
 from gpuserved.api.inspect import EventsView, LogBatch, LogPage, ProfilesView, ReplicaDetail
+from gpuserved.api.plan import Plan, PlanRequest
 from gpuserved.api.roots import SUN_PATH_MAX, candidate_sockets
 from gpuserved.api.types import (
     PROTOCOL_VERSION,
@@ -32,8 +33,6 @@ from gpuserved.api.types import (
     ApplyRequest,
     ApplyResult,
     FleetEvent,
-    Plan,
-    PlanRequest,
     ReplicasRequest,
     ScaleRequest,
     Status,

@@ -5,8 +5,6 @@ Requests are closed (unknown fields are refused); answers are open (a newer daem
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 PROTOCOL_VERSION = 1
@@ -183,44 +181,11 @@ class Change(Answer, frozen=True, kw_only=True):
     why: str
 
 
-class Placement(Answer, frozen=True, kw_only=True):
-    """Where one replica goes. Bytes are per GPU; None: not estimated."""
-
-    replica: str
-    gpus: list[int]
-    tensor_parallel_size: int
-    max_model_len: int | None = None
-    gpu_memory_utilization: float | None = None
-    weights_bytes: int | None = None
-    kv_cache_bytes: int | None = None
-    kv_cache_tokens: int | None = None
-    max_concurrency: float | None = None
-    command: list[str] = []
-    environment: dict[str, str] = {}
-
-
 class PlanWarning(Answer, frozen=True, kw_only=True):
     """Something the operator should know."""
 
     code: str
     message: str
-
-
-class Refusal(Answer, frozen=True, kw_only=True):
-    """Why a plan does not fit, and the smallest change that would make it."""
-
-    code: str
-    message: str
-    hint: str
-
-
-class Plan(Answer, frozen=True, kw_only=True):
-    """`gpuserve plan --json`."""
-
-    fits: bool
-    placements: list[Placement] = []
-    warnings: list[PlanWarning] = []
-    refusal: Refusal | None = None
 
 
 class ApplyResult(Answer, frozen=True, kw_only=True):
@@ -229,15 +194,6 @@ class ApplyResult(Answer, frozen=True, kw_only=True):
     generation: int
     changes: list[Change] = []
     warnings: list[PlanWarning] = []
-
-
-class PlanRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One profile to plan; `inventory` as in `--inventory FILE`, else the daemon's own."""
-
-    name: str
-    text: str
-    source: str | None = None
-    inventory: dict[str, Any] | None = None
 
 
 class ReplicasRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -181,7 +181,7 @@ async def _take_up(fleet: Fleet) -> None:
     held = {name: record.gpu_uuids for name, record in records.items()}
     found, unexplained = adopt.scan(fleet.roots.run)
     notes = {each.note.replica: each.note.gpu_uuids for each in found}
-    arranged = arrange(fleet.wanted, await fleet.gpus.real_inventory(), {**held, **notes})
+    arranged = arrange(fleet.wanted, await fleet.gpus.real_inventory(fleet.owners), {**held, **notes})
     ours, strays = adopt.match(found, records, {each.replica for each in arranged.assignments})
     for assignment in arranged.assignments:
         owner = Owner(assignment, fleet)
@@ -209,7 +209,7 @@ def _wanted(fleet: Fleet, saved: store.FleetRecord) -> dict[str, Wanted]:
             fleet.degraded = f"profile {each.name} is not valid any more: {error.message}"
             log.error("%s", fleet.degraded)  # noqa: TRY400 - the sentence says it all
             continue
-        found[each.name] = Wanted(each.text, each.source, profile, each.scaled)
+        found[each.name] = Wanted(each.text, each.source, profile, each.scaled, each.solved)
     return found
 
 

@@ -11,8 +11,9 @@ from typing import TextIO
 import msgspec
 
 from gpuserved.api.errors import GpuserveError
+from gpuserved.api.plan import Plan, Refusal
 from gpuserved.api.roots import from_environment
-from gpuserved.api.types import Plan, PlanWarning, Refusal
+from gpuserved.api.types import PlanWarning
 from gpuserved.cli.importing_prompts import Compared, lines_of
 from gpuserved.cli.plan import as_gpus
 from gpuserved.cli.session import shown_path, width
@@ -126,7 +127,7 @@ def _plan(profile: Profile, gpus: list[Gpu], *, on_paper: bool) -> Plan | None:
 
     roots = from_environment(os.environ, uid=os.getuid())
     try:
-        return plan_profile(profile, gpus, cache_dir=roots.cache, on_paper=on_paper)
+        return plan_profile(profile, gpus, cache_dir=roots.cache, state_dir=roots.state, on_paper=on_paper)
     except GpuserveError as error:
         return Plan(
             fits=False, refusal=Refusal(code=error.code, message=error.message, hint=error.hint or "")

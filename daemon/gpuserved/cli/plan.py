@@ -1,4 +1,4 @@
-"""plan: pure placement, with or without a daemon."""
+"""plan: what would run where, what fits and why; with or without a daemon."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from gpuserved.api.errors import Invalid, Refused, Unavailable
+from gpuserved.api.plan import Plan, PlanRequest
 from gpuserved.api.roots import from_environment
-from gpuserved.api.types import Plan, PlanRequest
 from gpuserved.cli.apply import read_targets
+from gpuserved.cli.plan_text import plan_lines
 from gpuserved.cli.session import client_of, print_json, warn
-from gpuserved.cli.text import gib, gpu_list, number, table
 from gpuserved.config.target import Target
 from gpuserved.core.placement import Gpu
 from gpuserved.core.profile import Profile
@@ -28,7 +28,9 @@ def plan(options: argparse.Namespace) -> int:
     if options.json:
         print_json(found)
     else:
-        _show(found)
+        print("\n".join(plan_lines(found)))
+        for warning in found.warnings:
+            warn(f"warning ({warning.code}): {clean(warning.message)}")
     return 0 if found.fits else Refused.exit_code
 
 
@@ -68,56 +70,16 @@ def inventory_of(path: str) -> list[Gpu]:
     return as_gpus(*parse(document, path))
 
 
+def as_gpus(infos: list[GpuInfo], samples: list[GpuSample]) -> list[Gpu]:
+    """The provider's facts as the planner takes them; nothing there is ours."""
+    from gpuserved.fleet.gpus import gpu_of
+
+    by_uuid = {sample.uuid: sample for sample in samples}
+    return [gpu_of(info, by_uuid.get(info.uuid), {}) for info in infos]
+
+
 def _local(profile: Profile, gpus: list[Gpu], *, on_paper: bool) -> Plan:
     from gpuserved.fleet.plan import plan_profile
 
     roots = from_environment(os.environ, uid=os.getuid())
-    return plan_profile(profile, gpus, cache_dir=roots.cache, on_paper=on_paper)
-
-
-def as_gpus(infos: list[GpuInfo], samples: list[GpuSample]) -> list[Gpu]:
-    """The provider's facts as the planner takes them."""
-    used = {sample.uuid: sample.memory_used_bytes for sample in samples}
-    return [
-        Gpu(
-            info.index,
-            info.uuid,
-            info.name,
-            info.memory_total_bytes,
-            used.get(info.uuid),
-            info.nvlink,
-            info.numa_node,
-        )
-        for info in infos
-    ]
-
-
-def _show(found: Plan) -> None:
-    if found.refusal is not None:
-        print(
-            f"does not fit ({found.refusal.code}): {clean(found.refusal.message)}\n  {clean(found.refusal.hint)}"
-        )
-    rows = [
-        [
-            one.replica,
-            gpu_list(one.gpus),
-            str(one.tensor_parallel_size),
-            number(one.max_model_len),
-            gib(one.weights_bytes),
-            gib(one.kv_cache_bytes),
-        ]
-        for one in found.placements
-    ]
-    if rows:
-        header = ["REPLICA", "GPUS", "TP", "MAX LEN", "WEIGHTS GiB", "KV GiB"]
-        print("\n".join(table(header, rows, frozenset({2, 3, 4, 5}))))
-    first = next((one for one in found.placements if one.command), None)
-    if first is not None:
-        import shlex
-
-        print(f"\n{first.replica} would be started with:")
-        for key, value in first.environment.items():
-            print(f"  {key}={shlex.quote(clean(value))} \\")
-        print(f"  {shlex.join(clean(word) for word in first.command)}")
-    for warning in found.warnings:
-        warn(f"warning ({warning.code}): {clean(warning.message)}")
+    return plan_profile(profile, gpus, cache_dir=roots.cache, state_dir=roots.state, on_paper=on_paper)

@@ -30,7 +30,6 @@ _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
 _DAY_S = 86_400.0
 _WEEK_S = 7 * _DAY_S
 _NOT_YET = {
-    "data_parallel": {"internal": "this version serves data parallel by replicas; leave it out"},
     "policy": {"prefix": "not in this version"},
 }
 _TOP: dict[str, Read] = {
@@ -40,9 +39,10 @@ _TOP: dict[str, Read] = {
     "python": Text(),
     "replicas": Integer(0, 1024, auto=True),
     "tensor_parallel_size": Integer(1, 64, auto=True),
-    "data_parallel": Text(choices=("replicas",)),
+    "data_parallel": Text(choices=("replicas", "internal")),
     "max_model_len": Integer(1, 100_000_000, auto=True),
     "target_concurrency": Integer(1, 1_000_000),
+    "gpu_share": Number(0.01, 1),
     "policy": Text(choices=tuple(policy.value for policy in Policy)),
 }  # fmt: skip
 _ROUTING: dict[str, Read] = {
@@ -128,7 +128,6 @@ def load_profile(text: str, source: str, name: str) -> Profile:
     for key in ("model", "python"):
         if key in top:
             top[key] = _beside(top[key], source)
-    top.pop("data_parallel", None)
     policy = Policy(top.pop("policy", Policy.LEAST_INFLIGHT.value))
     served_name = top.pop("served_name", None) or default_served_name(top["model"], name)
     profile = Profile(
@@ -144,6 +143,7 @@ def load_profile(text: str, source: str, name: str) -> Profile:
         limits=Limits(**read_table(document, ("limits",), _LIMITS)),
         restart=RestartPolicy(**read_table(document, ("restart",), _RESTART)),
         health=HealthPolicy(**read_table(document, ("health",), _HEALTH)),
+        max_model_len_auto="max_model_len" in top and top["max_model_len"] is None,
         **top,
     )
     _agree(document, profile)
@@ -267,6 +267,13 @@ def _command(document: Document) -> CommandSpec:
 
 def _agree(document: Document, profile: Profile) -> None:
     """Settings that are fine alone and wrong together."""
+    share, used = profile.gpu_share, profile.flags.get("gpu_memory_utilization")
+    if share is not None and isinstance(used, (int, float)) and used > share:
+        document.refuse((profile.engine.value, "gpu_memory_utilization"), f"is above gpu_share = {share:g}", "lower it, or raise gpu_share: the rest of the card is another profile's")  # fmt: skip
+    if profile.data_parallel == "internal" and profile.engine is not EngineName.VLLM:
+        document.refuse(
+            ("data_parallel",), '"internal" is vLLM\'s own, and this is another engine', "leave it out"
+        )
     if profile.restart.backoff_max_s < profile.restart.backoff_s:
         document.refuse(("restart", "backoff_max_s"), "is below backoff_s", "raise it, or lower backoff_s")
     if profile.health.hang_timeout_s < profile.health.hang_rotation_s:

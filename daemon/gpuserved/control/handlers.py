@@ -10,11 +10,11 @@ from aiohttp import web
 
 import gpuserved
 from gpuserved.api.errors import Invalid
+from gpuserved.api.plan import PlanRequest
 from gpuserved.api.types import (
     PROTOCOL_VERSION,
     ApplyProfileRequest,
     ApplyRequest,
-    PlanRequest,
     ReplicasRequest,
     ScaleRequest,
     VersionView,

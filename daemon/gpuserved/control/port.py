@@ -6,16 +6,8 @@ from pathlib import Path
 from typing import Protocol
 
 from gpuserved.api.inspect import EventsView, ProfilesView, ReplicaDetail
-from gpuserved.api.types import (
-    ActionResult,
-    ApplyRequest,
-    ApplyResult,
-    Plan,
-    PlanRequest,
-    ReplicasRequest,
-    ScaleRequest,
-    Status,
-)
+from gpuserved.api.plan import Plan, PlanRequest
+from gpuserved.api.types import ActionResult, ApplyRequest, ApplyResult, ReplicasRequest, ScaleRequest, Status
 from gpuserved.fleet.bus import Subscription
 
 

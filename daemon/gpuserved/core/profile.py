@@ -114,9 +114,17 @@ class Profile:
     replicas: int | None = None
     """None: automatic, one per GPU (or per group of `tensor_parallel_size` GPUs)."""
     tensor_parallel_size: int | None = None
-    """None: automatic; this version takes 1."""
+    """None: automatic, by what fits."""
+    data_parallel: str = "replicas"
+    """`replicas`: independent servers; `internal`: vLLM's own data parallelism inside one server."""
+    data_parallel_size: int | None = None
+    """Engines of one server with `internal`; None: as many as GPUs allow. The planner sets it."""
     max_model_len: int | None = None
-    """None: `auto`."""
+    """None: not set, or `auto`."""
+    max_model_len_auto: bool = False
+    """True where the profile says `auto`: the model's longest if it fits."""
+    gpu_share: float | None = None
+    """Part of each GPU, so that others may have the rest; None: the whole GPU."""
     target_concurrency: int | None = None
     gpus: tuple[str, ...] | None = None
     """Indexes or UUIDs this profile may use; None: all."""
@@ -155,7 +163,7 @@ class Profile:
     @property
     def gpus_per_replica(self) -> int:
         """GPUs that one replica occupies."""
-        return self.tensor_parallel_size or 1
+        return (self.tensor_parallel_size or 1) * (self.data_parallel_size or 1)
 
     def runs_like(self, other: Profile) -> bool:
         """True where a replica started from `other` need not be restarted to obey this profile.
@@ -165,6 +173,13 @@ class Profile:
         """
         return _engine_part(self) == _engine_part(other)
 
+    def plans_like(self, other: Profile) -> bool:
+        """True where what was decided for `other` holds for this profile too."""
+        return self.runs_like(other) and all(
+            getattr(self, name) == getattr(other, name)
+            for name in ("replicas", "target_concurrency", "max_model_len_auto", "data_parallel")
+        )
+
 
 def _engine_part(profile: Profile) -> tuple[object, ...]:
     return (
@@ -172,8 +187,10 @@ def _engine_part(profile: Profile) -> tuple[object, ...]:
         profile.served_name,
         profile.engine,
         profile.python,
-        profile.tensor_parallel_size,
+        profile.tensor_parallel_size or 1,
+        profile.data_parallel_size or 1,
         profile.max_model_len,
+        profile.gpu_share,
         profile.gpus,
         profile.flags,
         profile.env,

@@ -124,8 +124,10 @@ class VllmEngine:
             *start, "serve", model, "--uds", str(socket), "--served-model-name", profile.base_name,
             "--max-model-len", str(profile.max_model_len or "auto"),
         ]  # fmt: skip
-        if profile.gpus_per_replica > 1:
-            argv += ["--tensor-parallel-size", str(profile.gpus_per_replica)]
+        if (profile.tensor_parallel_size or 1) > 1:
+            argv += ["--tensor-parallel-size", str(profile.tensor_parallel_size)]
+        if (profile.data_parallel_size or 1) > 1:
+            argv += ["--data-parallel-size", str(profile.data_parallel_size)]
         defaults: dict[str, str] = {
             "shutdown_timeout": str(int(max(1.0, profile.limits.term_grace_s - _TERM_MARGIN_S))),
             "allowed_media_domains": NO_MEDIA_DOMAIN,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -30,9 +31,7 @@ async def apply(fleet: Fleet, request: ApplyRequest) -> ApplyResult:
     :raises GpuserveError: nothing has changed then.
     """
     fresh = {
-        name: Wanted(
-            text, request.sources.get(name, name), read(fleet, name, text, request.sources.get(name, name))
-        )
+        name: _fresh(fleet, name, text, request.sources.get(name, name))
         for name, text in request.profiles.items()
     }
     wanted = fresh if request.prune else {**fleet.wanted, **fresh}
@@ -45,6 +44,14 @@ async def apply(fleet: Fleet, request: ApplyRequest) -> ApplyResult:
     if not request.dry_run:
         await carry_out(fleet, wanted, arranged, found)
     return ApplyResult(generation=fleet.generation, changes=found, warnings=warnings)
+
+
+def _fresh(fleet: Fleet, name: str, text: str, source: str) -> Wanted:
+    """What is wanted now; a profile that did not change keeps what the planner decided for it."""
+    before = fleet.wanted.get(name)
+    profile = read(fleet, name, text, source)
+    same = before is not None and before.profile.plans_like(profile)
+    return Wanted(text, source, profile, solved=before.solved if before is not None and same else None)
 
 
 def read(fleet: Fleet, name: str, text: str, source: str) -> Profile:
@@ -79,13 +86,22 @@ async def check(fleet: Fleet, profiles: list[Profile]) -> list[PlanWarning]:
 async def arranged_for(fleet: Fleet, wanted: dict[str, Wanted]) -> Arranged:
     """Place `wanted`; replicas stay where they are where they can."""
     held = {name: (o.next_assignment or o.assignment).gpu_uuids for name, o in fleet.owners.items()}
-    return arrange(wanted, await fleet.gpus.real_inventory(), held)
+    known = await asyncio.to_thread(
+        lambda: {
+            name: fleet.knowledge.of(each.profile) for name, each in wanted.items() if each.solved is None
+        }
+    )
+    return arrange(wanted, await fleet.gpus.real_inventory(fleet.owners), held, known)
 
 
 async def carry_out(fleet: Fleet, wanted: dict[str, Wanted], arranged: Arranged, found: list[Change]) -> None:
     """Make it so: assignments first, then one event per replica."""
     fleet.generation += 1
-    fleet.wanted = wanted
+    solutions = arranged.solutions()
+    fleet.wanted = {
+        name: each if each.solved else replace(each, solved=solutions.get(name))
+        for name, each in wanted.items()
+    }
     fleet.gpus.simulate([each.profile for each in wanted.values()])
     by_name = {each.replica: each for each in arranged.assignments}
     for change in found:

@@ -3,13 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from gpuserved.api.errors import Refused
 from gpuserved.api.types import Change, PlanWarning
-from gpuserved.core.placement import Gpu, Lease, NoFit, place, with_simulated
+from gpuserved.core.placement import Gpu, Lease, NoFit, Placements, with_simulated
+from gpuserved.core.planner.decide import place, unmeasured
+from gpuserved.core.planner.model import ModelFacts, Unknown
+from gpuserved.core.planner.options import Lookup
 from gpuserved.core.profile import Profile
 from gpuserved.supervisor.surroundings import Assignment
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What the planner decided for a profile, kept until the profile changes: a restart of the daemon decides nothing anew."""
+
+    tensor_parallel_size: int
+    data_parallel_size: int = 1
+    max_model_len: int | None = None
+    utilization: float | None = None
+
+    def applied(self, profile: Profile) -> Profile:
+        """The profile with it."""
+        flags = dict(profile.flags)
+        if self.utilization is not None:
+            flags.setdefault("gpu_memory_utilization", self.utilization)
+        return replace(
+            profile,
+            tensor_parallel_size=self.tensor_parallel_size,
+            data_parallel_size=self.data_parallel_size,
+            max_model_len=self.max_model_len or profile.max_model_len,
+            flags=flags,
+        )
 
 
 @dataclass(frozen=True)
@@ -21,6 +47,7 @@ class Wanted:
     profile: Profile
     scaled: int | None = None
     """An operator's `scale`, until the profile is applied again."""
+    solved: Solution | None = None
 
     @property
     def effective(self) -> Profile:
@@ -29,39 +56,69 @@ class Wanted:
 
 
 @dataclass(frozen=True)
+class Known:
+    """What planning one profile may look at beside the inventory."""
+
+    facts: ModelFacts | Unknown | None = None
+    lookup: Lookup = unmeasured
+
+
+@dataclass(frozen=True)
 class Arranged:
     """Every replica that should exist."""
 
     assignments: tuple[Assignment, ...]
     warnings: tuple[PlanWarning, ...]
+    placements: dict[str, Placements] = field(default_factory=dict)
+    """By profile."""
+
+    def solutions(self) -> dict[str, Solution]:
+        """By profile; those that run without GPUs, or not at all, have none."""
+        return {
+            name: Solution(first.tensor_parallel_size, first.data_parallel_size, first.max_model_len, first.utilization)
+            for name, each in self.placements.items()
+            if (first := next(iter(each.replicas), None)) is not None and first.gpus
+        }  # fmt: skip
 
 
 def arrange(
-    wanted: Mapping[str, Wanted], inventory: Sequence[Gpu], held: Mapping[str, tuple[str, ...]]
+    wanted: Mapping[str, Wanted],
+    inventory: Sequence[Gpu],
+    held: Mapping[str, tuple[str, ...]],
+    known: Mapping[str, Known] | None = None,
 ) -> Arranged:
     """Place all profiles on one host.
 
     :param held: GPU UUIDs that replicas have now; they stay where they can.
+    :param known: of each profile that is to be planned by memory; those already solved are placed as they were.
     :raises Refused: a profile does not fit; names what is short and the smallest change.
     """
     gpus = with_simulated(inventory, [each.profile for each in wanted.values()])
+    ours = [replace(gpu, memory_used_bytes=None) for gpu in gpus]
     leases: list[Lease] = []
     assignments: list[Assignment] = []
     warnings: list[PlanWarning] = []
+    placements: dict[str, Placements] = {}
     # Profiles that hold GPUs come first, so that one that is new is placed around them.
     order = sorted(wanted, key=lambda name: not any(r.rsplit("-", 1)[0] == name and held[r] for r in held))
     for name in order:
-        profile = wanted[name].effective
-        found = place(profile, gpus, leases, keep=held)
+        each, about = wanted[name], (known or {}).get(name, Known())
+        profile = each.effective
+        if each.solved is not None:  # what runs is not weighed against today's free memory
+            found = place(each.solved.applied(profile), ours, leases, keep=held)
+        else:
+            found = place(profile, gpus, leases, keep=held, facts=about.facts, lookup=about.lookup)
         if isinstance(found, NoFit):
-            raise Refused(found.message, found.hint, {"code": found.code})
+            raise Refused(found.message, found.hint, {"code": found.code, "levers": [vars(lever) for lever in found.levers]})  # fmt: skip
+        base = each.solved.applied(profile) if each.solved is not None else profile
+        placements[name] = found
         warnings += [PlanWarning(code=each.code, message=each.message) for each in found.warnings]
         for placed in found.replicas:
             uuids = tuple(gpu.uuid for gpu in placed.gpus)
             indexes = tuple(gpu.index for gpu in placed.gpus)
-            assignments.append(Assignment(placed.replica, profile, indexes, uuids))
-            leases += [Lease(uuid, placed.replica) for uuid in uuids]
-    return Arranged(tuple(assignments), tuple(warnings))
+            assignments.append(Assignment(placed.replica, placed.resolved(base), indexes, uuids))
+            leases += [Lease(uuid, placed.replica, profile.gpu_share or 1.0) for uuid in uuids]
+    return Arranged(tuple(assignments), tuple(warnings), placements)
 
 
 def changes(before: Mapping[str, Assignment], after: Sequence[Assignment]) -> list[Change]:
@@ -89,7 +146,8 @@ def changes(before: Mapping[str, Assignment], after: Sequence[Assignment]) -> li
 def difference(old: Profile, new: Profile) -> str:
     """The settings that make a new process necessary."""
     names = (
-        "model", "served_name", "engine", "python", "tensor_parallel_size", "max_model_len", "gpus", "command",
+        "model", "served_name", "engine", "python", "tensor_parallel_size", "data_parallel_size", "max_model_len", "gpu_share",
+        "gpus", "command",
     )  # fmt: skip
     changed = [name for name in names if getattr(old, name) != getattr(new, name)]
     keys = sorted(

@@ -10,14 +10,13 @@ from collections.abc import Callable
 
 import gpuserved
 from gpuserved.api.errors import Conflict, NotFound
+from gpuserved.api.plan import Plan, PlanRequest
 from gpuserved.api.roots import Roots
 from gpuserved.api.routing import ApiKey, RoutingTable
 from gpuserved.api.types import (
     ActionResult,
     ApplyRequest,
     ApplyResult,
-    Plan,
-    PlanRequest,
     ReplicasRequest,
     ScaleRequest,
     Status,
@@ -34,6 +33,7 @@ from gpuserved.fleet.bus import Bus, Subscription
 from gpuserved.fleet.desired import Wanted
 from gpuserved.fleet.gpus import Gpus
 from gpuserved.fleet.inspection import Inspection
+from gpuserved.fleet.knowledge import Knowledge
 from gpuserved.supervisor.gate import StartGate
 from gpuserved.supervisor.owner import Owner
 from gpuserved.supervisor.router_link import RouterLink
@@ -55,6 +55,7 @@ class Fleet:
         self.gate = StartGate()
         self.router = router
         self.gpus = gpus
+        self.knowledge = Knowledge(roots.state)
         self.orphan_ttl_s = orphan_ttl_s
         self.hf_token: str | None = None
         self.hang_timeout_s: float | None = None
@@ -136,7 +137,9 @@ class Fleet:
         return store.FleetRecord(
             generation=self.generation,
             wanted=[
-                store.WantedRecord(name=name, text=each.text, source=each.source, scaled=each.scaled)
+                store.WantedRecord(
+                    name=name, text=each.text, source=each.source, scaled=each.scaled, solved=each.solved
+                )
                 for name, each in self.wanted.items()
             ],
             replicas=[

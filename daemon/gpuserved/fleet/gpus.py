@@ -7,12 +7,13 @@ import logging
 from collections.abc import Callable, Mapping
 
 from gpuserved.api.types import GpuView
-from gpuserved.core.placement import SIM_DEFAULT_GIB, Gpu
+from gpuserved.core.placement import SIM_DEFAULT_GIB, Foreign, Gpu
 from gpuserved.core.profile import EngineName, Profile
 from gpuserved.host import procfs
 from gpuserved.supervisor.owner import Owner
-from gpuserved.telemetry.attribution import views
-from gpuserved.telemetry.provider import Combined, GpuInfo, GpuProvider, GpuSample
+from gpuserved.telemetry.attribution import foreign_bytes, views
+from gpuserved.telemetry.attribution import owners as owners_of
+from gpuserved.telemetry.provider import OK, Combined, GpuInfo, GpuProvider, GpuSample
 from gpuserved.telemetry.sampler import Sampler
 from gpuserved.telemetry.sim import Claim, SimProvider
 
@@ -40,12 +41,18 @@ class Gpus:
         """Why there is nothing to see."""
         return self._real.reason
 
-    async def real_inventory(self) -> list[Gpu]:
-        """The host's own GPUs."""
-        return [
-            Gpu(info.index, info.uuid, info.name, info.memory_total_bytes, None, info.nvlink, info.numa_node)
-            for info in await self._real.inventory()
-        ]
+    async def real_inventory(self, owners: Mapping[str, Owner]) -> list[Gpu]:
+        """The host's own GPUs, with what others than our replicas hold there."""
+        infos = await self._real.inventory()
+        samples = {each.uuid: each for each in await self._real.sample()} if infos else {}
+        trees = _trees(owners) if infos else {}
+        ours = {
+            uuid
+            for owner in owners.values()
+            if owner.process is not None
+            for uuid in owner.assignment.gpu_uuids
+        }
+        return [gpu_of(info, samples.get(info.uuid), trees, shared=info.uuid in ours) for info in infos]
 
     def simulate(self, profiles: list[Profile]) -> None:
         """Make the simulated GPUs those that these profiles ask for."""
@@ -89,6 +96,38 @@ class Gpus:
         if self._task is not None:
             self._task.cancel()
         self._real.close()
+
+
+def gpu_of(
+    info: GpuInfo, sample: GpuSample | None, trees: Mapping[str, set[int]], *, shared: bool = False
+) -> Gpu:
+    """One GPU as the planner takes it.
+
+    :param shared: a replica of ours runs there; where the driver names none of its processes (a container), nobody can tell
+        what others hold, and nothing is counted.
+    """
+    used: int | None = None
+    foreign: tuple[Foreign, ...] = ()
+    if sample is not None:
+        named = owners_of(sample, trees, procfs.identity)
+        told = not shared or any(each.replica is not None for each in named)
+        used = foreign_bytes(sample, trees) if sample.processes is not None else sample.memory_used_bytes
+        used = used if told else None
+        foreign = tuple(
+            Foreign(each.pid, each.user, each.memory_bytes) for each in named if each.replica is None
+        )
+    lost = f"GPU is {sample.state}" if sample is not None and sample.state != OK else None
+    return Gpu(
+        info.index,
+        info.uuid,
+        info.name,
+        info.memory_total_bytes,
+        used,
+        info.nvlink,
+        info.numa_node,
+        foreign,
+        lost,
+    )
 
 
 class _Known:

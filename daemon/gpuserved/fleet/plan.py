@@ -1,4 +1,4 @@
-"""A profile's plan without a daemon: placements with the command line of each replica."""
+"""A profile's plan without a daemon: placements with the memory card and command line of each replica."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from gpuserved.api.errors import Invalid
-from gpuserved.api.types import Placement, Plan, PlanWarning, Refusal
-from gpuserved.core.placement import Gpu, NoFit, place, with_simulated
+from gpuserved.api.plan import Plan
+from gpuserved.api.types import PlanWarning
+from gpuserved.core.placement import Gpu, NoFit, with_simulated
+from gpuserved.core.planner.decide import place
 from gpuserved.core.profile import Profile
 from gpuserved.engines import registry
-from gpuserved.fleet.plan_view import placement_view
+from gpuserved.fleet.knowledge import Knowledge
+from gpuserved.fleet.plan_view import command_of, placement_view, plan_view, refusal_view
 from gpuserved.supervisor.surroundings import Assignment
 
 
 def plan_profile(
-    profile: Profile, inventory: Iterable[Gpu], *, cache_dir: Path, on_paper: bool = False
+    profile: Profile, inventory: Iterable[Gpu], *, cache_dir: Path, state_dir: Path, on_paper: bool = False
 ) -> Plan:
     """Place a profile on free GPUs and fill in what each replica would be started with.
 
@@ -23,33 +26,31 @@ def plan_profile(
     :param on_paper: the inventory is another host's: what the engine here says of the profile is a warning, not an error.
     :raises Invalid: the profile cannot start on this host (bad flag, missing model, engine not installed).
     """
-    answer = place(profile, with_simulated(inventory, [profile]))
+    known = Knowledge(state_dir).of(profile)
+    answer = place(profile, with_simulated(inventory, [profile]), facts=known.facts, lookup=known.lookup)
     if isinstance(answer, NoFit):
-        return Plan(fits=False, refusal=Refusal(code=answer.code, message=answer.message, hint=answer.hint))
+        return refusal_view(answer)
     assignments = [
         Assignment(
-            one.replica, profile, tuple(gpu.index for gpu in one.gpus), tuple(gpu.uuid for gpu in one.gpus)
+            one.replica,
+            one.resolved(profile),
+            tuple(gpu.index for gpu in one.gpus),
+            tuple(gpu.uuid for gpu in one.gpus),
         )
         for one in answer.replicas
     ]
-    engine = registry.get(profile.engine, cache_dir)
+    engine = registry.for_profile(profile, cache_dir)
     try:
         said = engine.check(profile)
-        placements = [placement_view(one, engine, cache_dir) for one in assignments]
+        made = [command_of(one, engine, cache_dir) for one in assignments]
     except Invalid as error:
         if not on_paper:
             raise
         said = [f"no command line can be shown: {error.message}"]
-        placements = [_without_command(one) for one in assignments]
+        made = []
+    views = [
+        placement_view(one, placed, made[n] if made else None)
+        for n, (one, placed) in enumerate(zip(assignments, answer.replicas, strict=True))
+    ]
     warnings = [PlanWarning(code=one.code, message=one.message) for one in answer.warnings]
-    warnings += [PlanWarning(code="engine", message=message) for message in said]
-    return Plan(fits=True, placements=placements, warnings=warnings)
-
-
-def _without_command(assignment: Assignment) -> Placement:
-    return Placement(
-        replica=assignment.replica,
-        gpus=list(assignment.gpu_indexes),
-        tensor_parallel_size=assignment.profile.gpus_per_replica,
-        max_model_len=assignment.profile.max_model_len,
-    )
+    return plan_view(answer, views, warnings, said)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpuserved.api.errors import Refused
-from gpuserved.api.types import Plan, PlanRequest, PlanWarning, Refusal
+from gpuserved.api.plan import LeverView, Plan, PlanRequest, Refusal
 from gpuserved.core.placement import Gpu
 from gpuserved.fleet import apply as applying
-from gpuserved.fleet.desired import Wanted, arrange
-from gpuserved.fleet.plan_view import placement_view
+from gpuserved.fleet.desired import Arranged, Wanted, arrange
+from gpuserved.fleet.gpus import gpu_of
+from gpuserved.fleet.plan_view import command_of, placement_view, plan_view
 from gpuserved.telemetry.file import parse
 
 if TYPE_CHECKING:
@@ -23,15 +25,12 @@ def inventory_of(document: dict[str, Any]) -> list[Gpu]:
     :raises Invalid: it is no inventory.
     """
     infos, samples = parse(document, "inventory")
-    used = {sample.uuid: sample.memory_used_bytes for sample in samples}
-    return [
-        Gpu(i.index, i.uuid, i.name, i.memory_total_bytes, used.get(i.uuid), i.nvlink, i.numa_node)
-        for i in infos
-    ]
+    by_uuid = {sample.uuid: sample for sample in samples}
+    return [gpu_of(info, by_uuid.get(info.uuid), {}) for info in infos]
 
 
 async def plan(fleet: Fleet, request: PlanRequest) -> Plan:
-    """Place one profile beside what runs; nothing is changed.
+    """Place one profile beside what runs; nothing is changed. It is planned anew, whatever was decided before.
 
     :raises Invalid: the profile or the inventory is wrong.
     """
@@ -39,14 +38,35 @@ async def plan(fleet: Fleet, request: PlanRequest) -> Plan:
     wanted = Wanted(request.text, request.source or request.name, profile)
     try:
         if request.inventory is not None:
-            arranged = arrange({request.name: wanted}, inventory_of(request.inventory), {})
+            known = await asyncio.to_thread(fleet.knowledge.of, profile)
+            arranged = arrange(
+                {request.name: wanted}, inventory_of(request.inventory), {}, {request.name: known}
+            )
         else:
             arranged = await applying.arranged_for(fleet, {**fleet.wanted, request.name: wanted})
     except Refused as error:
-        code = str((error.detail or {}).get("code", "does_not_fit"))
-        return Plan(fits=False, refusal=Refusal(code=code, message=error.message, hint=error.hint or ""))
-    engine = fleet.engine(profile)
-    engine_warnings = [PlanWarning(code="engine", message=text) for text in engine.check(profile)]
-    mine = [each for each in arranged.assignments if each.profile.name == request.name]
-    placements = [placement_view(each, engine, Path(fleet.roots.cache)) for each in mine]
-    return Plan(fits=True, placements=placements, warnings=[*arranged.warnings, *engine_warnings])
+        return _refused(error)
+    return _shown(fleet, arranged, request.name, wanted)
+
+
+def _refused(error: Refused) -> Plan:
+    detail = error.detail or {}
+    return Plan(
+        fits=False,
+        refusal=Refusal(
+            code=str(detail.get("code", "does_not_fit")), message=error.message, hint=error.hint or ""
+        ),
+        levers=[LeverView(**each) for each in detail.get("levers", [])],
+    )
+
+
+def _shown(fleet: Fleet, arranged: Arranged, name: str, wanted: Wanted) -> Plan:
+    engine, cache_dir = fleet.engine(wanted.profile), Path(fleet.roots.cache)
+    said = engine.check(wanted.profile)
+    mine = {each.replica: each for each in arranged.assignments if each.profile.name == name}
+    placements = arranged.placements[name]
+    views = [
+        placement_view(mine[one.replica], one, command_of(mine[one.replica], engine, cache_dir))
+        for one in placements.replicas
+    ]
+    return plan_view(placements, views, arranged.warnings, said)

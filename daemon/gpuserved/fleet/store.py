@@ -11,6 +11,7 @@ import msgspec
 from gpuserved.core.cause import Cause
 from gpuserved.core.restart import RestartHistory
 from gpuserved.core.state import Goal, Replica, State
+from gpuserved.fleet.desired import Solution
 from gpuserved.host import statefile
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ class WantedRecord(msgspec.Struct, frozen=True, kw_only=True):
     text: str
     source: str
     scaled: int | None = None
+    solved: Solution | None = None
 
 
 class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True):

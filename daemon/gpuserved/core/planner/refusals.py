@@ -1,0 +1,153 @@
+"""Refusals. Each names what is short and by how much, and the smallest change that would make it fit."""
+
+from __future__ import annotations
+
+from gpuserved.core.placement import NoFit, Warned
+from gpuserved.core.planner import kv
+from gpuserved.core.planner.levers import levers, smallest_change
+from gpuserved.core.planner.memory import GIB, Card
+from gpuserved.core.planner.options import VLLM_DEFAULT_LENGTH, Asked, Option, sizes
+from gpuserved.core.planner.room import Room
+from gpuserved.core.profile import Profile
+
+_STRETCHING = frozenset({"hf_overrides", "rope_scaling", "rope_theta"})
+
+
+def gib(value: int) -> str:
+    """`12.34 GiB`."""
+    return f"{value / GIB:.2f} GiB"
+
+
+def too_few(profile: Profile, count: int, size: int, there: int) -> NoFit:
+    """More GPUs are asked for than the profile may use."""
+    plural = "s" if there != 1 else ""
+    if there >= size:
+        hint = f"replicas = {there // size}" + (
+            f", or tensor_parallel_size = {there // count}" if there >= count else ""
+        )
+    else:
+        hint = f"tensor_parallel_size = {there}" + ("" if count == 1 else " and replicas = 1")
+    return NoFit(
+        "does_not_fit",
+        f"{profile.name}: {count} x {size} GPUs are asked for (replicas x tensor_parallel_size), "
+        f"and this profile has {there} GPU{plural} to use",
+        hint,
+    )
+
+
+def overlap(profile: Profile, needed: int, space: Room) -> NoFit:
+    """The GPUs are there, and something holds them."""
+    size = profile.gpus_per_replica
+    owners = "; ".join(f"GPU {gpu.index} {who}" for gpu, who in space.taken)
+    fits = len(space.free) // size
+    hint = f"replicas = {fits}, or " if fits else ""
+    share = "" if profile.gpu_share else "; profiles share a card where each sets gpu_share"
+    return NoFit(
+        "gpu_overlap",
+        f"{profile.name}: {needed} GPUs are needed and {len(space.free)} are free; held: {owners}",
+        f"{hint}stop what holds them, or name other GPUs in gpus{share}",
+    )
+
+
+def degraded(profile: Profile, space: Room) -> Warned:
+    """Fewer replicas, because GPUs are blocked."""
+    names = "; ".join(f"GPU {gpu.index}: {gpu.blocked}" for gpu in space.allowed if gpu.blocked)
+    return Warned("gpu_quarantined", f"{profile.name}: placed on fewer GPUs than it may use. {names}")
+
+
+def not_divisible(asked: Asked, size: int, why: str, there: int) -> NoFit:
+    """VLLM refuses this tensor-parallel size."""
+    possible = sizes(asked.facts, max(there, size))
+    near = sorted(possible, key=lambda n: (abs(n - size), n))[:2]
+    return NoFit(
+        "heads_not_divisible",
+        f"{asked.profile.name}: tensor_parallel_size = {size}: {why}",
+        "tensor_parallel_size = " + ", or ".join(str(n) for n in sorted(near)),
+    )
+
+
+def too_long(asked: Asked) -> NoFit | None:
+    """A length beyond the model's own: vLLM refuses it."""
+    wanted, longest = asked.profile.max_model_len, asked.facts.max_length
+    stretched = (
+        _STRETCHING & asked.profile.flags.keys() or "VLLM_ALLOW_LONG_MAX_MODEL_LEN" in asked.profile.env
+    )
+    if wanted is None or longest is None or wanted <= longest or stretched:
+        return None
+    return NoFit(
+        "does_not_fit",
+        f"{asked.profile.name}: max_model_len = {wanted} is {wanted - longest} tokens more than the model's {longest}",
+        f"max_model_len = {longest}, or stretch it with rope scaling in hf_overrides",
+    )
+
+
+def none_feasible(asked: Asked, options: list[Option], space: Room) -> NoFit:
+    """No size fits: explained by the one that comes nearest."""
+    profile = asked.profile
+    there = [each for each in options if each.best is not None]
+    if not there:
+        size = options[0].tensor_parallel_size * options[0].data_parallel_size if options else 1
+        if len(space.allowed) >= size * (profile.replicas or 1):
+            return overlap(profile, size * (profile.replicas or 1), space)
+        return too_few(profile, profile.replicas or 1, size, len(space.allowed))
+    some = [each for each in there if each.places]
+    if some:
+        most = max(some, key=lambda each: len(each.places))
+        return _fewer(asked, most, space)
+    nearest = max(
+        there, key=lambda each: (each.best.longest, each.best.card.kv_cache_bytes) if each.best else (0, 0)
+    )
+    best = nearest.best
+    assert best is not None
+    size = nearest.tensor_parallel_size
+    found = levers(asked, best.group.gpus[0], size, len(space.allowed))
+    hint = smallest_change(asked, best.card, found, size)
+    beside = [gpu for gpu in best.group.gpus if gpu.memory_used_bytes and gpu.memory_used_bytes > GIB]
+    foreign = "".join(
+        f"; GPU {gpu.index} is short of {gib(gpu.memory_used_bytes or 0)} that others hold" for gpu in beside
+    )
+    taken = "".join(f"; GPU {gpu.index} is held {who}" for gpu, who in space.taken)
+    message = f"{profile.name}: {_short(asked, best.card, size)}{foreign}{taken}"
+    code = "gpu_overlap" if space.taken and not beside and _would_fit(asked, space) else "does_not_fit"
+    return NoFit(code, message, hint, found, best.card)
+
+
+def _would_fit(asked: Asked, space: Room) -> bool:
+    """True where it is only others' leases that are in the way."""
+    most = max(sizes(asked.facts, len(space.allowed)), default=0)
+    return most > len(space.free)
+
+
+def _fewer(asked: Asked, most: Option, space: Room) -> NoFit:
+    profile, wanted = asked.profile, asked.profile.replicas or 1
+    span = most.tensor_parallel_size * most.data_parallel_size
+    missing = (wanted - len(most.places)) * span
+    held = "; ".join(f"GPU {gpu.index} {who}" for gpu, who in space.taken)
+    return NoFit(
+        "gpu_overlap" if held else "does_not_fit",
+        f"{profile.name}: {wanted} replicas of {span} GPU{'s' if span > 1 else ''} are asked for, and {len(most.places)} fit: "
+        f"{missing} GPU{'s are' if missing > 1 else ' is'} missing" + (f"; held: {held}" if held else ""),
+        f"replicas = {len(most.places)}",
+    )
+
+
+def _short(asked: Asked, card: Card, size: int) -> str:
+    """What is missing on each GPU."""
+    facts, limit = asked.facts, asked.limit
+    each = f"on each of {size} GPUs" if size > 1 else "on one GPU"
+    need = card.weights_bytes + card.activation_bytes + card.graph_bytes + card.non_torch_bytes
+    budget = int(card.total_bytes * card.utilization)
+    parts = (
+        f"weights {gib(card.weights_bytes)}, activations {gib(card.activation_bytes)}, CUDA graphs {gib(card.graph_bytes)}, "
+        f"other {gib(card.non_torch_bytes)} {each}, of {gib(budget)} (gpu_memory_utilization {card.utilization:g} of {gib(card.total_bytes)})"
+    )
+    room = card.kv_cache_bytes - card.margin_bytes
+    if card.kv_cache_bytes <= 0:
+        return f"short of {gib(-card.kv_cache_bytes)} before the first token: {parts}" if need else parts
+    wanted = asked.profile.max_model_len or min(limit, VLLM_DEFAULT_LENGTH)
+    missing = kv.request_bytes(facts, card.shape, wanted) + kv.reserved_bytes(facts, card.shape) - room
+    unsure = f", less {gib(card.margin_bytes)} that the estimate may be wrong by" if card.margin_bytes else ""
+    return (
+        f"the KV cache is short of {gib(missing)} for one request of {wanted} tokens: {gib(card.kv_cache_bytes)} "
+        f"({card.kv_cache_tokens} tokens) are left {each}{unsure}; {parts}"
+    )

@@ -1,0 +1,108 @@
+"""Which GPUs a profile may use, and how much of each is free: leases, foreign memory, what is blocked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from gpuserved.core.placement import SIM_PREFIX, Gpu, Lease, NoFit
+from gpuserved.core.planner.memory import DEFAULT_UTILIZATION
+from gpuserved.core.profile import EngineName, Profile
+
+FRACTION_ERROR = 1e-9
+MIB = 1024**2
+
+
+@dataclass(frozen=True)
+class Room:
+    """The GPUs of one profile's plan."""
+
+    allowed: tuple[Gpu, ...]
+    free: tuple[Gpu, ...]
+    taken: tuple[tuple[Gpu, str], ...]
+    """The others, each with who or what is in the way."""
+
+
+def allowed(profile: Profile, inventory: Iterable[Gpu]) -> list[Gpu] | NoFit:
+    """The GPUs this profile may use, by index; an empty list: it runs on the CPU."""
+    own = profile.engine is EngineName.SIM
+    there = sorted(
+        (g for g in inventory if g.uuid.startswith(SIM_PREFIX) == own), key=lambda gpu: (gpu.index, gpu.uuid)
+    )
+    if profile.gpus is None:
+        return (
+            [] if profile.engine is EngineName.LLAMACPP else there
+        )  # the embedded engine computes on the CPU
+    by_name = {name: gpu for gpu in there for name in (str(gpu.index), gpu.uuid)}
+    missing = [name for name in profile.gpus if name not in by_name]
+    if missing:
+        known = ", ".join(f"{gpu.index} ({gpu.name})" for gpu in there) or "none"
+        return NoFit(
+            "does_not_fit",
+            f"{profile.name}: gpus names {', '.join(missing)}, which this host does not have",
+            f'GPUs here: {known}; correct gpus, or use gpus = "all"',
+        )
+    return sorted({by_name[name] for name in profile.gpus}, key=lambda gpu: gpu.index)
+
+
+def room(profile: Profile, gpus: list[Gpu], leases: Iterable[Lease]) -> Room:
+    """What is free of `gpus` for replicas of this profile."""
+    held: dict[str, list[Lease]] = {}
+    for lease in leases:
+        held.setdefault(lease.uuid, []).append(lease)
+    free: list[Gpu] = []
+    taken: list[tuple[Gpu, str]] = []
+    for gpu in gpus:
+        obstacle = _obstacle(profile, gpu, held.get(gpu.uuid, []))
+        if obstacle is None:
+            free.append(gpu)
+        else:
+            taken.append((gpu, obstacle))
+    return Room(tuple(gpus), tuple(free), tuple(taken))
+
+
+def _obstacle(profile: Profile, gpu: Gpu, held: list[Lease]) -> str | None:
+    if gpu.blocked is not None:
+        return gpu.blocked
+    share = profile.gpu_share or 1.0
+    if sum(lease.fraction for lease in held) + share > 1.0 + FRACTION_ERROR:
+        owners = ", ".join(sorted({lease.replica for lease in held}))
+        left = 1.0 - sum(lease.fraction for lease in held)
+        return f"by {owners}" if left < 0.01 else f"by {owners}, {left:.2f} of it is free"
+    wanted = utilization_of(profile)
+    if wanted is not None and wanted > utilization_cap(gpu) + FRACTION_ERROR:
+        return "by " + foreigners(gpu)
+    return None
+
+
+def utilization_of(profile: Profile) -> float | None:
+    """The share of a card that the profile asks for; None: the planner chooses."""
+    if profile.engine is not EngineName.VLLM:
+        return None
+    value = profile.flags.get("gpu_memory_utilization")
+    return float(value) if isinstance(value, (int, float)) else profile.gpu_share
+
+
+def utilization_cap(gpu: Gpu) -> float:
+    """The largest utilisation with which vLLM starts beside what others hold: it wants that much to be free."""
+    total, used = gpu.memory_total_bytes, gpu.memory_used_bytes or 0
+    return math.floor(100 * (total - used) / total) / 100 if total else 1.0
+
+
+def chosen_utilization(profile: Profile, gpu: Gpu) -> float | None:
+    """What a card is computed with; None: the default, which keeps room for the estimate's error."""
+    wanted = utilization_of(profile)
+    cap = utilization_cap(gpu)
+    return wanted if wanted is not None or cap >= DEFAULT_UTILIZATION else cap
+
+
+def foreigners(gpu: Gpu) -> str:
+    """Who holds memory that is not ours: PID, user, MiB."""
+    named = [
+        f"PID {one.pid}"
+        + (f" of {one.user}" if one.user else "")
+        + (f" ({one.memory_bytes // MIB} MiB)" if one.memory_bytes is not None else "")
+        for one in gpu.foreign
+    ]
+    return ", ".join(named) or f"processes that are not ours ({(gpu.memory_used_bytes or 0) // MIB} MiB)"
