@@ -28,7 +28,7 @@ from gpuserved.core.state import NotAllowed, State
 from gpuserved.engines import registry
 from gpuserved.engines.base import Engine
 from gpuserved.fleet import apply as applying
-from gpuserved.fleet import planning, store, views
+from gpuserved.fleet import learning, planning, store, views
 from gpuserved.fleet.bus import Bus, Subscription
 from gpuserved.fleet.desired import Wanted
 from gpuserved.fleet.gpus import Gpus
@@ -55,7 +55,7 @@ class Fleet:
         self.gate = StartGate()
         self.router = router
         self.gpus = gpus
-        self.knowledge = Knowledge(roots.state)
+        self.knowledge = Knowledge(roots.state, roots.cache)
         self.orphan_ttl_s = orphan_ttl_s
         self.hf_token: str | None = None
         self.hang_timeout_s: float | None = None
@@ -105,6 +105,7 @@ class Fleet:
         owner = self.owners.get(replica)
         if owner is not None:
             self.inspection.note(owner, previous_state)
+            learning.after_change(self, owner, previous_state)
             severity = views.SEVERITIES.get(owner.r.state, "info")
             view = views.replica_view(owner, self.router.stats, self.inspection.since(replica))
             self.bus.publish("replica", replica=view, previous_state=previous_state, severity=severity)

@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from gpuserved.api.errors import Invalid
-from gpuserved.core.planner.model import Unknown
+from gpuserved.api.types import GpuView
+from gpuserved.core.planner.memory import Measured, Setting
+from gpuserved.core.planner.model import ModelFacts, Unknown
+from gpuserved.core.planner.options import Lookup
 from gpuserved.core.profile import Profile
+from gpuserved.engines import vllm_flags, vllm_memory
+from gpuserved.engines.installed import version_of
+from gpuserved.engines.vllm import VllmEngine
 from gpuserved.fleet.desired import Known
+from gpuserved.fleet.measured import MeasuredStore, key_of
 from gpuserved.models.facts import ModelReader
+from gpuserved.supervisor.surroundings import Assignment
 
 log = logging.getLogger(__name__)
+
+LOG_MAX_BYTES = 8 * 1024 * 1024
+"""Of a start's log that are looked at: the figures come before the first request."""
 
 
 class Knowledge:
     """Of one host. Reads files: call it off the event loop."""
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, cache_dir: Path) -> None:
         self._models = ModelReader()
-        self._state = state
+        self._measured = MeasuredStore(state)
+        self._vllm = VllmEngine(cache_dir)
 
     def of(self, profile: Profile) -> Known:
         """What to plan this profile with; a damaged model is one that nobody knows, and its engine will say so."""
@@ -27,4 +40,62 @@ class Knowledge:
             facts = self._models.facts(profile)
         except Invalid as error:
             return Known(Unknown("unknown_architecture", error.message, error.hint or ""))
-        return Known(facts)
+        return Known(facts, self._lookup(profile, facts)) if isinstance(facts, ModelFacts) else Known(facts)
+
+    def _lookup(self, profile: Profile, facts: ModelFacts) -> Lookup:
+        version = self._version(profile)
+
+        def find(setting: Setting) -> Measured | None:
+            if version is None:
+                return None
+            return self._measured.find(key_of(facts.identity, setting, profile, version))
+
+        return find
+
+    def _version(self, profile: Profile) -> str | None:
+        try:
+            return version_of(self._vllm.program(profile).python, *vllm_flags.DISTRIBUTIONS)
+        except Invalid:
+            return None
+
+    def learn(self, assignment: Assignment, gpus: Sequence[GpuView], logs: Sequence[Path]) -> Measured | None:
+        """Remember what a start that became ready wrote of its memory; None: there was nothing to learn.
+
+        :param gpus: those of the assignment.
+        """
+        profile = assignment.profile
+        facts, version = self._models.facts(profile), self._version(profile)
+        report = vllm_memory.read(_lines(logs))
+        share = profile.flags.get("gpu_memory_utilization")
+        known = [gpu for gpu in gpus if gpu.memory_total_bytes]
+        if not isinstance(facts, ModelFacts) or version is None or report is None or not known:
+            return None
+        if not isinstance(share, (int, float)) or "kv_cache_memory_bytes" in profile.flags:
+            return None  # without a utilisation nobody can say what was left over
+        tight = min(known, key=lambda gpu: gpu.memory_total_bytes or 0)
+        setting = Setting(
+            tight.memory_total_bytes or 0, tight.name, profile.tensor_parallel_size or 1, profile.data_parallel_size or 1
+        )  # fmt: skip
+        measured = Measured(
+            kv_cache_bytes=report.kv_cache_bytes,
+            utilization=float(share),
+            weights_bytes=report.weights_bytes,
+            activation_bytes=report.activation_bytes,
+            graph_bytes=report.graph_bytes,
+            kv_cache_tokens=report.kv_cache_tokens,
+            version=version,
+        )
+        key = key_of(facts.identity, setting, profile, version)
+        self._measured.add(key, profile.model, tight.name, measured)
+        return measured
+
+
+def _lines(logs: Sequence[Path]) -> list[str]:
+    text = b""
+    for path in logs:
+        try:
+            with open(path, "rb") as file:
+                text += file.read(LOG_MAX_BYTES - len(text))
+        except OSError as error:
+            log.info("%s: %s", path, error.strerror)
+    return text.decode(errors="replace").splitlines()

@@ -26,7 +26,7 @@ def plan_profile(
     :param on_paper: the inventory is another host's: what the engine here says of the profile is a warning, not an error.
     :raises Invalid: the profile cannot start on this host (bad flag, missing model, engine not installed).
     """
-    known = Knowledge(state_dir).of(profile)
+    known = Knowledge(state_dir, cache_dir).of(profile)
     answer = place(profile, with_simulated(inventory, [profile]), facts=known.facts, lookup=known.lookup)
     if isinstance(answer, NoFit):
         return refusal_view(answer)

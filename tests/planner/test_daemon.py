@@ -1,0 +1,76 @@
+"""The planner inside a real daemon: real starts, with the look-alike in vLLM's place on GPUs that a file describes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.e2e.box import Box, until
+from tests.planner import configs
+
+
+def text(model: Path, python: str, more: str = "") -> str:
+    return f'model = "{model}"\nserved_name = "m"\npython = "{python}"\n{more}'
+
+
+def plan(box: Box, path: str, *more: str, code: int = 0) -> dict[str, Any]:
+    done = box.run("plan", path, "--json", *more)
+    assert done.returncode == code, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def argument(box: Box, replica: str, flag: str) -> str:
+    command = box.tree(box.replica(replica)["shim_pid"])[1].cmdline()
+    joined = next((word for word in command if word.startswith(f"{flag}=")), None)
+    return joined.partition("=")[2] if joined else command[command.index(flag) + 1]
+
+
+def test_a_start_is_measured_and_the_next_plan_says_so(
+    boxes: Callable[[], Box], vllm_stand_in: str, tmp_path: Path
+) -> None:
+    model = configs.write_model(tmp_path / "model", configs.LLAMA_8B, 16_060_522_496)
+    box = boxes()
+    configs.write_inventory(box.root / "gpus.json", 2, 80)
+    profile = text(model, vllm_stand_in, "max_model_len = 8192\nreplicas = 1\n")
+    first = plan(box, box.write("m", profile), "--inventory", str(box.root / "gpus.json"))["placements"][0]
+    assert (first["memory_source"], first["gpu_memory_utilization"]) == ("estimated", 0.92)
+    box.up({"m": profile})
+    assert argument(box, "m-0", "--max-model-len") == "8192"
+    assert argument(box, "m-0", "--gpu-memory-utilization") == "0.92"
+    until((box.roots.state / "measured.json").exists, "the figures are kept", 20)
+    second = plan(box, box.write("m2", profile))
+    placed = second["placements"][0]
+    assert (placed["memory_source"], placed["kv_cache_bytes"]) == ("measured", 8 * configs.GIB)
+    assert placed["gpus"] == [1], "the first GPU is taken"
+    assert "memory as vLLM measured it at an earlier start" in second["why"]
+    other = plan(box, box.write("m3", profile + "[vllm]\nmax_num_seqs = 16\n"))["placements"][0]
+    assert other["memory_source"] == "estimated", "other flags, other figures"
+
+
+def test_what_was_decided_stays_over_a_restart_and_goes_with_a_change(
+    boxes: Callable[[], Box], vllm_stand_in: str, tmp_path: Path
+) -> None:
+    model = configs.write_model(tmp_path / "model", configs.LLAMA_8B, 16_060_522_496)
+    box = boxes()
+    inventory = configs.write_inventory(box.root / "gpus.json", 2, 24)
+    profile = text(model, vllm_stand_in, "max_model_len = 8192\ntarget_concurrency = 32\n")
+    box.up({"m": profile})
+    before = box.wait_state("m-0", "READY")
+    assert (before["gpus"], argument(box, "m-0", "--tensor-parallel-size")) == ([0, 1], "2")
+    box.ok("apply", str(box.profiles / "m.toml"))
+    assert box.replica("m-0")["pid"] == before["pid"], "nothing changed"
+    # Somebody else fills the cards now; what runs there is not weighed anew.
+    found = json.loads(inventory.read_text())
+    for gpu in found["gpus"]:
+        gpu["memory_used_bytes"] = int(22 * configs.GIB)
+    inventory.write_text(json.dumps(found))
+    supervisor = box.status()["supervisor"]["pid"]
+    os.kill(supervisor, signal.SIGKILL)
+    box.ok("up", str(box.profiles / "m.toml"), "--wait", "30")
+    after = box.wait_state("m-0", "READY")
+    assert (after["pid"], after["generation"]) == (before["pid"], before["generation"])
