@@ -186,6 +186,35 @@ def test_a_generated_key_is_shown_once_and_wanted_from_then_on(shell: Any) -> No
     assert shell("chat", "--max-tokens", "2", "hi", GPUSERVE_API_KEY=key[0]).returncode == 0
 
 
+def test_keys_come_and_go_without_a_restart_and_show_what_they_used(shell: Any) -> None:
+    path = shell.profile("demo", 'model = "sim/x"\nengine = "sim"\nmax_model_len = 4096\n')
+    assert shell("keys", "add", "alice", "--rpm", "2").returncode == 0
+    assert shell.up(path).returncode == 0
+    pids = json.loads(shell("status", "--json").stdout)["router"]["pids"]
+    made = shell("keys", "add", "bob", "--tpd", "1000000")
+    key = made.stdout.strip()
+    assert re.fullmatch(r"gs-[\w-]{43}", key), made.stderr
+    assert "gpuserve reload" in made.stderr
+    assert shell("chat", "--max-tokens", "2", "hi", GPUSERVE_API_KEY=key).returncode == 1
+    assert shell("reload").returncode == 0
+    assert shell("chat", "--max-tokens", "2", "hi", GPUSERVE_API_KEY=key).returncode == 0
+    deadline = time.monotonic() + 20
+    while True:  # the routers' figures reach `status` once a second
+        rows = {row["name"]: row for row in json.loads(shell("keys", "--json").stdout)}
+        if rows["bob"]["completion_tokens_total"] or time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
+    assert (rows["bob"]["requests_total"], rows["bob"]["tokens_per_day"]) == (1, 1_000_000)
+    assert (rows["alice"]["requests_total"], rows["alice"]["requests_per_minute"]) == (0, 2)
+    shown = shell("keys").stdout
+    assert "tpd=1000000" in shown
+    assert key not in shown + shell("status", "--json").stdout + (shell.root / "keys").read_text("utf-8")
+    assert shell("keys", "remove", "bob").returncode == 0
+    assert shell("reload").returncode == 0
+    assert shell("chat", "--max-tokens", "2", "hi", GPUSERVE_API_KEY=key).returncode == 1
+    assert json.loads(shell("status", "--json").stdout)["router"]["pids"] == pids
+
+
 def test_a_daemon_that_cannot_start_says_why(served: Any, shell: Any) -> None:
     path = shell.profile("demo", 'model = "sim/x"\nengine = "sim"\n')
     done = shell("up", path, "--port", str(served.port))

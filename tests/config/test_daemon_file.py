@@ -11,8 +11,8 @@ from gpuserved.config.daemon import (
     load_daemon_config,
     parse_listen,
     read_hf_token,
-    read_keys,
 )
+from gpuserved.config.keys import read_keys
 
 KEY_LINE = "alice:" + hashlib.sha256(b"key").hexdigest()
 
@@ -107,6 +107,29 @@ def test_a_line_that_may_be_a_key_itself_is_not_repeated(tmp_path: Path, bad: st
         read_keys(keys)
     assert f"{keys}:2:" in refused.value.message
     assert bad not in f"{refused.value.message} {refused.value.hint}"
+
+
+def test_limits_stand_behind_the_hash(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(f"{KEY_LINE} rpm=60  tpd=1000000\n", "utf-8")
+    (key,) = read_keys(keys)
+    assert (key.requests_per_minute, key.tokens_per_minute, key.tokens_per_day) == (60, None, 1_000_000)
+
+
+@pytest.mark.parametrize("limits", ["rpm=0", "rpm=1 rpm=2", "rps=5", "rpm=-1", "rpm", "rpm=1,tpm=2"])
+def test_limits_that_are_none_are_refused_with_their_line(tmp_path: Path, limits: str) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(f"\n{KEY_LINE} {limits}\n", "utf-8")
+    with pytest.raises(Invalid, match=":2:"):
+        read_keys(keys)
+
+
+def test_the_folder_s_own_keys_count_where_none_are_named(tmp_path: Path) -> None:
+    assert DaemonConfig().with_default_keys(tmp_path).keys_file is None
+    (tmp_path / "keys").write_text(f"{KEY_LINE}\n", "utf-8")
+    assert DaemonConfig().with_default_keys(tmp_path).keys_file == tmp_path / "keys"
+    other = DaemonConfig(keys_file=tmp_path / "other")
+    assert other.with_default_keys(tmp_path) == other
 
 
 def test_a_key_name_is_used_once(tmp_path: Path) -> None:

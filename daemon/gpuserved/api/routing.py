@@ -47,6 +47,9 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     sha256: str
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    tokens_per_day: int | None = None
 
 
 class RoutingTable(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +75,17 @@ class RouteStats(msgspec.Struct, frozen=True, kw_only=True):
     failures_total: int
 
 
+class KeyStats(msgspec.Struct, frozen=True, kw_only=True):
+    """What one API key has used since the router's start."""
+
+    name: str
+    requests_total: int
+    limited_total: int
+    """429 for its own limits."""
+    prompt_tokens_total: int
+    completion_tokens_total: int
+
+
 class RouterStats(msgspec.Struct, frozen=True, kw_only=True):
     """One router's figures."""
 
@@ -88,3 +102,4 @@ class RouterStats(msgspec.Struct, frozen=True, kw_only=True):
     connections: int = 0
     queued_by_model: dict[str, int] = {}
     replicas: list[RouteStats] = []
+    keys: list[KeyStats] = []

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
+from gpuserved.api.routing import KeyStats
+
 PROTOCOL_VERSION = 1
 
 
@@ -65,6 +67,8 @@ class RouterView(Answer, frozen=True, kw_only=True):
     in_flight: int | None = None
     queued: int | None = None
     requests_total: int | None = None
+    keys: list[KeyStats] = []
+    """What each API key has used since the router's start."""
 
 
 class GpuOwner(Answer, frozen=True, kw_only=True):

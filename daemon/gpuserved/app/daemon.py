@@ -15,7 +15,8 @@ from gpuserved.api.errors import Conflict, GpuserveError
 from gpuserved.api.roots import Roots
 from gpuserved.api.types import ApplyRequest
 from gpuserved.app.main import BACKGROUND_ORPHAN_TTL_S
-from gpuserved.config.daemon import DaemonConfig, load_daemon_config, read_hf_token, read_keys
+from gpuserved.config.daemon import DaemonConfig, load_daemon_config, read_hf_token
+from gpuserved.config.keys import read_keys
 from gpuserved.control.server import ControlServer
 from gpuserved.core.events import EventKind
 from gpuserved.fleet import adopt, store
@@ -147,7 +148,8 @@ def _wire(
 
     def reload_settings() -> None:
         config = load_daemon_config(path) if path else DaemonConfig()
-        _settings(fleet, config.with_flags(keys_file=args.keys_file))
+        config = config.with_flags(listen=args.listen, keys_file=args.keys_file, insecure=args.insecure)
+        _settings(fleet, config.with_default_keys(fleet.roots.config).checked())
 
     def hang_up() -> None:
         task = asyncio.ensure_future(fleet.reload())

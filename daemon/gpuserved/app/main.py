@@ -59,7 +59,7 @@ def configuration(args: argparse.Namespace, roots: Roots) -> tuple[DaemonConfig,
     config = load_daemon_config(path).with_flags(
         listen=args.listen, keys_file=args.keys_file, insecure=args.insecure
     )
-    return config.checked(), path
+    return config.with_default_keys(roots.config).checked(), path
 
 
 def set_up_logging(roots: Roots, *, background: bool) -> None:

@@ -7,7 +7,8 @@ import logging
 from pathlib import Path
 
 from gpuserved.api.errors import Invalid
-from gpuserved.config.daemon import DaemonConfig, read_keys
+from gpuserved.config.daemon import DaemonConfig
+from gpuserved.config.keys import read_keys
 from gpuserved.host.listen import bind, inherited, url_of
 from gpuserved.route.address import parse_upstreams
 from gpuserved.route.service import Service, Wanted

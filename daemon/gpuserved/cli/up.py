@@ -17,9 +17,9 @@ from gpuserved.api.types import ReplicaView, Status
 from gpuserved.cli.apply import read_targets, request_of
 from gpuserved.cli.background import start_daemon
 from gpuserved.cli.down import wait_gone
-from gpuserved.cli.keys import generate_key
+from gpuserved.cli.keys import generate_key, keys_path
 from gpuserved.cli.session import client_of, notice, print_json, warn
-from gpuserved.config.daemon import DaemonConfig, find_config, load_daemon_config, parse_listen
+from gpuserved.config.daemon import find_config, load_daemon_config, parse_listen
 from gpuserved.config.target import Target
 from gpuserved.core.profile import Profile
 from gpuserved.host.logtail import clean
@@ -94,7 +94,7 @@ def _daemon(options: argparse.Namespace, roots: Roots) -> tuple[Daemon, str | No
     key = None
     if options.generate_key:
         config = load_daemon_config(find_config(roots))
-        key = generate_key(_keys_path(config, roots))
+        key = generate_key(keys_path(config, roots))
         client.reload()
     return Daemon(client, status, fresh=False), key
 
@@ -106,10 +106,10 @@ def _start(options: argparse.Namespace, roots: Roots) -> tuple[Daemon, str | Non
     )
     key = None
     if options.generate_key:
-        config = config.with_flags(keys_file=str(_keys_path(config, roots)))
+        config = config.with_flags(keys_file=str(keys_path(config, roots)))
         assert config.keys_file is not None
         key = generate_key(config.keys_file)
-    config.checked()
+    config = config.with_default_keys(roots.config).checked()
     flags: list[str] = []
     if path is not None:
         flags += ["--config", str(path)]
@@ -124,10 +124,6 @@ def _start(options: argparse.Namespace, roots: Roots) -> tuple[Daemon, str | Non
     if not started.ours:
         _same_address(options.listen, status)
     return Daemon(started.client, status, fresh=started.ours), key
-
-
-def _keys_path(config: DaemonConfig, roots: Roots) -> Path:
-    return config.keys_file or roots.config / "keys"
 
 
 def _same_address(listen: str | None, status: Status) -> None:

@@ -11,12 +11,11 @@ from pathlib import Path
 
 from gpuserved.api.errors import Invalid
 from gpuserved.api.roots import Roots
-from gpuserved.api.routing import ApiKey
 from gpuserved.config.document import Document, parse
 from gpuserved.config.fields import Number, Read, Text, boolean, read_table
+from gpuserved.config.keys import read_keys
 
 DEFAULT_LISTEN = ("127.0.0.1", 8000)
-_KEY_LINE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._@-]{0,63}):([0-9a-fA-F]{64})")
 _WEEK_S = 7 * 86_400.0
 _ROUTER: dict[str, Read] = {"listen": Text(), "keys_file": Text(), "insecure": boolean}
 _SUPERVISOR: dict[str, Read] = {
@@ -67,6 +66,11 @@ class DaemonConfig:
         if orphan_ttl_s is not None:
             config = replace(config, orphan_ttl_s=orphan_ttl_s)
         return replace(config, insecure=config.insecure or insecure)
+
+    def with_default_keys(self, folder: Path) -> DaemonConfig:
+        """The same; where nothing names a keys file, the one called `keys` in the configuration folder counts."""
+        path = folder / "keys"
+        return replace(self, keys_file=path) if self.keys_file is None and path.is_file() else self
 
     def checked(self) -> DaemonConfig:
         """The same, once it is safe to serve with it.
@@ -169,35 +173,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def read_keys(path: Path) -> list[ApiKey]:
-    """The hashed keys in a keys file: `NAME:SHA256HEX` a line, blank lines and `#` lines between.
-
-    :raises Invalid: unreadable, or a line of another form (its text is not repeated: it may be a key).
-    """
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise Invalid(f"{path}: the keys file cannot be read: {_reason(error)}", "check keys_file") from None
-    keys: list[ApiKey] = []
-    for number, line in enumerate(lines, start=1):
-        stripped = line.strip()
-        if not stripped or stripped.startswith("#"):
-            continue
-        found = _KEY_LINE.fullmatch(stripped)
-        if found is None:
-            raise Invalid(
-                f"{path}:{number}: expected NAME:SHA256, the hash as 64 hex digits",
-                "gpuserve up --generate-key writes such a line; printf %s KEY | sha256sum makes the hash",
-                {"file": str(path), "line": number},
-            )
-        if any(key.name == found[1] for key in keys):
-            raise Invalid(
-                f"{path}:{number}: the name {found[1]} is used twice", "give every key its own name"
-            )
-        keys.append(ApiKey(name=found[1], sha256=found[2].lower()))
-    return keys
 
 
 def read_hf_token(path: Path) -> str:

@@ -121,7 +121,11 @@ def router_view(pids: list[int], stats: RouterStats | None) -> RouterView:
     if stats is None:
         return RouterView(pids=pids)
     return RouterView(
-        pids=pids, in_flight=stats.in_flight, queued=stats.queued, requests_total=stats.requests_total
+        pids=pids,
+        in_flight=stats.in_flight,
+        queued=stats.queued,
+        requests_total=stats.requests_total,
+        keys=stats.keys,
     )
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import secrets
 from collections import OrderedDict
 from typing import Protocol
 
-from gpuserved.api.routing import ApiKey
 from gpuserved.core.blocked import Blocked
 from gpuserved.core.replay import RetryBudget
+from gpuserved.router.accounts import Accounts
 from gpuserved.router.edge import RequestHead, valid_request_id
 from gpuserved.router.metrics import Metrics
 from gpuserved.router.replica import Replica
@@ -77,6 +75,7 @@ class Context:
         self.metrics = metrics
         self.budget = budget
         self.blocked = Blocked()
+        self.accounts = Accounts()
         self.responses = ResponseMap()
         self.request_ids = RequestIds()
         self.live: set[Cancellable] = set()
@@ -85,27 +84,7 @@ class Context:
         self.started_at = 0
         """Unix seconds; `created` of the models."""
 
-    def key_of(self, head: RequestHead) -> ApiKey | None:
-        """The key the request carries; None: none, or a wrong one."""
-        presented = head.get(b"x-api-key")
-        scheme, _, token = (head.get(b"authorization") or b"").partition(b" ")
-        if scheme.lower() == b"bearer":
-            presented = token.strip(b" ")
-        if not presented:
-            return None
-        digest = hashlib.sha256(presented).hexdigest()
-        found = None
-        for key in self.fleet.table.keys:
-            # Every key is compared, in constant time.
-            if hmac.compare_digest(digest, key.sha256.lower()):
-                found = key
-        return found
-
-    def has_key(self, head: RequestHead) -> bool:
-        """Does the request carry one of the keys, or are none set?"""
-        return not self.fleet.table.keys or self.key_of(head) is not None
-
     def tenant_of(self, head: RequestHead, peer: str) -> str:
-        """Whose the request is: the key's name, else the client's address."""
-        key = self.key_of(head) if self.fleet.table.keys else None
-        return peer if key is None else f"key {key.name}"
+        """Whose the request is: its key's, else its client's address."""
+        account = self.accounts.find(head)
+        return peer if account is None else account.tenant

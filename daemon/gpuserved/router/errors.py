@@ -126,6 +126,14 @@ def queue_full(model: str) -> HttpError:
     )  # fmt: skip
 
 
+def rate_limited(key: str, what: str, retry_after_s: int, *, final: bool) -> HttpError:
+    """429 for a key's own limit."""
+    return HttpError(
+        429, f"The API key '{key}' has used up its {what}; try again in {retry_after_s} s.",
+        kind="rate_limit_error", code="rate_limit_exceeded", retry_after_s=retry_after_s, final=final,
+    )  # fmt: skip
+
+
 def none_ready(model: str) -> HttpError:
     """503 after waiting."""
     return HttpError(

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 from gpuserved.router import admission, dispatch, envelope, errors, killers, tries
 from gpuserved.router.attempt import Attempt
 from gpuserved.router.body import SLICE_BYTES, Body
-from gpuserved.router.edge import RequestHead, upstream_request
+from gpuserved.router.edge import RequestHead, ResponseHead, upstream_request
 from gpuserved.router.relay import IdTap, Relay
+from gpuserved.router.usage import UsageTap
 
 if TYPE_CHECKING:
     from gpuserved.core.routes import Match
+    from gpuserved.router.accounts import Account
     from gpuserved.router.admission import Asked
     from gpuserved.router.context import Context
     from gpuserved.router.errors import HttpError
@@ -34,7 +36,7 @@ class Exchange:
     """
 
     __slots__ = (
-        "_over", "_relay", "_task", "asked", "attempt", "body", "client", "context", "deadline", "found", "head",
+        "_charge", "_over", "_relay", "_task", "asked", "attempt", "body", "client", "context", "deadline", "found", "head",
         "holds_suspects", "lease", "loop", "request_id", "sent_at", "started", "status",
     )  # fmt: skip
 
@@ -58,6 +60,7 @@ class Exchange:
         self.holds_suspects = False
         """It is the one suspect of a second crash of its model that may run."""
         self._relay: Relay | None = None
+        self._charge: tuple[Account, UsageTap] | None = None
         self._task: asyncio.Task[None] | None = None
         self._over = False
 
@@ -170,10 +173,18 @@ class Exchange:
             tap = IdTap(lambda identity: self.context.responses.learn(identity, model, replica))
         self._relay = Relay(
             self.client, attempt.head, http10=self.head.http10, style=self.found.route.sse, tap=tap,
-            close=not self.head.keep_alive or self.context.draining,
+            close=not self.head.keep_alive or self.context.draining, usage=self._count(attempt.head),
         )  # fmt: skip
         self.context.metrics.first_byte[model.name].observe(self.loop.time() - self.started)
         attempt.commit(self._relay, self._ended, request_id=self.request_id, replica=replica.wire_id)
+
+    def _count(self, head: ResponseHead) -> UsageTap | None:
+        """What counts the tokens of an answer that a key pays for."""
+        account = self.context.accounts.find(self.head) if head.status == 200 else None
+        if account is not None:
+            self._charge = (account, UsageTap(sse=head.sse))
+            return self._charge[1]
+        return None
 
     def _ended(self) -> None:
         """Nothing more comes of the answer."""
@@ -233,6 +244,9 @@ class Exchange:
             attempt.drop()
         self.release_lease()
         self.body.close()
+        if self._charge is not None:
+            account, usage = self._charge
+            account.charge(*usage.tokens(self.body.size), self.loop.time())
         context = self.context
         context.live.discard(self)
         context.request_ids.forget(self.request_id)

@@ -41,5 +41,5 @@ def answer(context: Context, found: Match) -> tuple[int, Headers, bytes] | None:
         body = msgspec.json.encode({"status": status, "replicas_in_rotation": in_rotation})
         return (200 if ready else 503), _JSON, body
     if kind is Kind.METRICS:
-        return 200, _TEXT, render(context.metrics, context.fleet)
+        return 200, _TEXT, render(context.metrics, context.fleet, context.accounts)
     return None

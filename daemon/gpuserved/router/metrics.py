@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 
+from gpuserved.router.accounts import Accounts
 from gpuserved.router.replica import Replica
 from gpuserved.router.tables import Fleet
 
@@ -82,11 +83,31 @@ def _histogram(metrics: Metrics) -> Iterator[str]:
         yield f"{name}_count{{{label}}} {running}"
 
 
+def _keys(accounts: Accounts) -> Iterator[str]:
+    """Of each API key, by its name in the keys file."""
+    if not accounts:
+        return
+    named = [(f'key="{_label(account.name)}"', account) for account in accounts]
+    yield from _family(
+        "key_requests_total",
+        "counter",
+        "Requests of an API key.",
+        [(f"{{{k}}}", a.requests) for k, a in named],
+    )
+    yield from _family(
+        "key_limited_total", "counter", "Requests beyond the key's own limits.",
+        [(f"{{{k}}}", a.limited) for k, a in named],
+    )  # fmt: skip
+    tokens = [(f'{{{k},kind="prompt"}}', a.prompt_tokens) for k, a in named]
+    tokens += [(f'{{{k},kind="completion"}}', a.completion_tokens) for k, a in named]
+    yield from _family("key_tokens_total", "counter", "Tokens of an API key, reported or estimated.", tokens)
+
+
 def _of(replica: Replica) -> str:
     return f'{{replica="{_label(replica.id)}",generation="{replica.generation}"}}'
 
 
-def render(metrics: Metrics, fleet: Fleet) -> bytes:
+def render(metrics: Metrics, fleet: Fleet, accounts: Accounts) -> bytes:
     """The page `/metrics` answers with."""
     replicas = list(fleet.replicas())
     lines = [
@@ -126,6 +147,7 @@ def render(metrics: Metrics, fleet: Fleet) -> bytes:
             "queued", "gauge", "Requests that wait for a replica.",
             [(f'{{model="{_label(m.name)}"}}', len(m.waiters)) for m in fleet.models.values()],
         ),
+        *_keys(accounts),
         *_histogram(metrics),
     ]  # fmt: skip
     return ("\n".join(lines) + "\n").encode()

@@ -9,6 +9,7 @@ from gpuserved.core.routes import Sse
 from gpuserved.router.edge import ResponseHead, client_response
 from gpuserved.router.protocol_client import ClientConnection
 from gpuserved.router.sse import EventGate, death_notice
+from gpuserved.router.usage import UsageTap
 
 _RESPONSE_ID = re.compile(rb"\"id\": ?\"(resp_[A-Za-z0-9_-]{1,200})\"")
 _RESPONSE_ID_LOOK_BYTES = 4096
@@ -44,7 +45,7 @@ class IdTap:
 class Relay:
     """One committed answer."""
 
-    __slots__ = ("_chunked", "_client", "_close", "_gate", "_head", "_style", "_tap")
+    __slots__ = ("_chunked", "_client", "_close", "_gate", "_head", "_style", "_tap", "_usage")
 
     def __init__(
         self,
@@ -55,6 +56,7 @@ class Relay:
         close: bool,
         style: Sse,
         tap: IdTap | None,
+        usage: UsageTap | None = None,
     ) -> None:
         self._client = client
         self._head = head
@@ -63,6 +65,7 @@ class Relay:
         self._gate = EventGate() if head.sse and head.content_length is None else None
         self._style = style
         self._tap = tap
+        self._usage = usage
 
     def start(self, held: bytes, *, request_id: bytes, replica: bytes) -> None:
         """Write the head and what came of the body so far."""
@@ -81,6 +84,8 @@ class Relay:
     def _framed(self, data: bytes) -> bytes:
         if data and self._tap is not None:
             self._tap.feed(data)
+        if data and self._usage is not None:
+            self._usage.feed(data)
         if self._gate is not None:
             data = self._gate.feed(data)
         if not data or not self._chunked:
@@ -99,7 +104,15 @@ class Relay:
 
     def chunk_writer(self) -> Callable[[bytes], object]:
         """Takes a whole chunk, framing and all."""
-        return self._client.writer()
+        write, usage = self._client.writer(), self._usage
+        if usage is None:
+            return write
+
+        def counted(chunk: bytes) -> None:
+            usage.feed(chunk)
+            write(chunk)
+
+        return counted
 
     def body(self, data: bytes) -> None:
         """A piece of the body."""

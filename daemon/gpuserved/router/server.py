@@ -60,17 +60,20 @@ class Router:
     # ClientConnection's front.
 
     def screen(self, head: RequestHead) -> Match:
-        """Key, route and length, from the head alone.
+        """Key, route, length and the key's limits, from the head alone.
 
-        :raises HttpError: 401, 404 or 413.
+        :raises HttpError: 401, 404, 413 or 429.
         """
         found = routes.match(head.method, head.path)
-        if not (found is not None and found.route.open) and not self.context.has_key(head):
+        account = self.context.accounts.find(head)
+        if not (found is not None and found.route.open) and self.context.accounts and account is None:
             raise errors.unauthorized()
         if found is None:
             raise errors.no_route(head.method, head.path)
         if (head.content_length or 0) > self.body_max_bytes():
             raise errors.too_large(self.body_max_bytes())
+        if account is not None and found.route.kind not in LOCAL:
+            account.admit(asyncio.get_running_loop().time())
         return found
 
     def body_max_bytes(self) -> int:
@@ -143,6 +146,7 @@ class Router:
         self._apply(table)
 
     def _apply(self, table: RoutingTable) -> None:
+        self.context.accounts.update(table.keys, asyncio.get_running_loop().time())
         self.context.fleet.apply(table)
         log.info("table generation %d: %d models", table.generation, len(table.models))
 
@@ -179,6 +183,7 @@ class Router:
             replayed_total=sum(metrics.replays.values()), cut_total=sum(metrics.cuts.values()),
             rejected_total=metrics.rejected_total, connections=len(self._clients), queued_by_model=queued,
             replicas=[replica.stats() for replica in fleet.replicas()],
+            keys=[account.stats() for account in self.context.accounts],
         )  # fmt: skip
 
     # Life.

@@ -1,4 +1,4 @@
-"""Commands beside the fleet: chat, sim-engine, completion, version."""
+"""Commands beside the fleet: chat, keys, sim-engine, completion, version."""
 
 from __future__ import annotations
 
@@ -23,6 +23,20 @@ def add(verbs: Verbs) -> None:
     )
     chat.add_argument("--max-tokens", type=count, default=200, metavar="N", help="longest answer (200)")
     chat.add_argument("--temperature", type=float, default=0.7, metavar="T", help="0.7")
+    keys = verbs.add(
+        "keys",
+        "keys:keys",
+        "list, add and remove API keys, and what each may use and has used",
+        "keys\nkeys add alice --rpm 60 --tpd 1000000\nkeys remove alice && gpuserve reload",
+    )
+    keys.add_argument("action", nargs="?", choices=("list", "add", "remove"), default="list", help="list")
+    keys.add_argument("name", nargs="?", metavar="NAME", help="whose key: letters, digits and . _ @ -")
+    keys.add_argument("--rpm", type=count, metavar="N", help="requests a minute")
+    keys.add_argument(
+        "--tpm", type=count, metavar="N", help="tokens a minute, prompt and completion together"
+    )
+    keys.add_argument("--tpd", type=count, metavar="N", help="tokens a day")
+    keys.add_argument("--keys-file", metavar="FILE", help="another file than the daemon's")
     sim = verbs.add(
         "sim-engine", "main:main", "the look-alike of vLLM, for tests and demonstrations", "sim-engine serve MODEL --port 9000", json=False,
     )  # fmt: skip
