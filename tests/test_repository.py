@@ -126,7 +126,7 @@ def test_every_flag_in_the_readme_exists() -> None:
             assert flag in helps[verb], f"gpuserve {verb} has no {flag}"
 
 
-@pytest.mark.parametrize("table", ["_TOP", "_LIMITS", "_RESTART", "_HEALTH", "_COMMAND"])
+@pytest.mark.parametrize("table", ["TOP", "ROUTING", "LIMITS", "RESTART", "HEALTH", "COMMAND"])
 def test_every_key_of_a_profile_is_documented(table: str) -> None:
     page = (ROOT / "docs" / "profiles.md").read_text()
     missing = [key for key in getattr(profile_config, table) if f"| `{key}`" not in page]

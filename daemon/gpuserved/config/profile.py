@@ -25,14 +25,14 @@ from gpuserved.core.profile import (
 NAME_MAX_CHARS = 63
 """A profile's name is part of file names and of replica ids."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
 _DAY_S = 86_400.0
 _WEEK_S = 7 * _DAY_S
 _NOT_YET = {
     "policy": {"prefix": "not in this version"},
 }
-_TOP: dict[str, Read] = {
+TOP: dict[str, Read] = {
     "model": Text(),
     "served_name": Text(needs=("a name without blanks or control characters", lambda v: v.isprintable() and " " not in v)),
     "engine": Text(choices=tuple(engine.value for engine in EngineName)),
@@ -45,7 +45,7 @@ _TOP: dict[str, Read] = {
     "gpu_share": Number(0.01, 1),
     "policy": Text(choices=tuple(policy.value for policy in Policy)),
 }  # fmt: skip
-_ROUTING: dict[str, Read] = {
+ROUTING: dict[str, Read] = {
     "weight": Number(0.01, 100),
     "slow_start_s": Number(0, 3600),
     "session_header": Text(
@@ -53,13 +53,13 @@ _ROUTING: dict[str, Read] = {
     ),
     "load_factor": Number(1, 100),
 }
-_LIMITS: dict[str, Read] = {
+LIMITS: dict[str, Read] = {
     "queue": Integer(0, 1_000_000),
     "queue_timeout_s": Number(0, _DAY_S),
     "drain_s": Number(0, _DAY_S),
     "term_grace_s": Number(0, 3600),
 }
-_RESTART: dict[str, Read] = {
+RESTART: dict[str, Read] = {
     "budget": Integer(1, 1000),
     "stable_s": Number(0, _WEEK_S),
     "backoff_s": Number(0.01, 3600),
@@ -67,7 +67,7 @@ _RESTART: dict[str, Read] = {
     "jitter": Number(0, 1),
     "retry_s": Number(1, _WEEK_S),
 }
-_HEALTH: dict[str, Read] = {
+HEALTH: dict[str, Read] = {
     "interval_s": Number(0.1, 3600),
     "timeout_s": Number(0.1, 3600),
     "failure_threshold": Integer(1, 1000),
@@ -76,10 +76,10 @@ _HEALTH: dict[str, Read] = {
     "hang_timeout_s": Number(1, _DAY_S),
 }
 _path_of_url = Text(needs=('a path that begins with "/"', lambda v: v.startswith("/")))
-_COMMAND: dict[str, Read] = {"argv": Words(), "health_path": _path_of_url, "metrics_path": _path_of_url}
+COMMAND: dict[str, Read] = {"argv": Words(), "health_path": _path_of_url, "metrics_path": _path_of_url}
 _ENGINE_TABLES = tuple(engine.value for engine in EngineName)
 _TABLES = ("routing", "limits", "restart", "health", "env", *_ENGINE_TABLES)
-_TWICE = {
+HOISTED = {
     "served_model_name": "served_name",
     "tensor_parallel_size": "tensor_parallel_size",
     "max_model_len": "max_model_len",
@@ -115,7 +115,7 @@ def load_profile(text: str, source: str, name: str) -> Profile:
     for key, later in _NOT_YET.items():
         if isinstance(data.get(key), str) and data[key] in later:
             document.refuse((key,), f'"{data[key]}": {later[data[key]]}')
-    top = read_table(document, (), _TOP, also=("gpus", *_TABLES))
+    top = read_table(document, (), TOP, also=("gpus", *_TABLES))
     engine = EngineName(top.pop("engine", EngineName.VLLM.value))
     _only_own_table(document, engine)
     flags = _flags(document, engine)
@@ -140,9 +140,9 @@ def load_profile(text: str, source: str, name: str) -> Profile:
         env=_env(document),
         command=_command(document) if engine is EngineName.COMMAND else None,
         routing=_routing(document),
-        limits=Limits(**read_table(document, ("limits",), _LIMITS)),
-        restart=RestartPolicy(**read_table(document, ("restart",), _RESTART)),
-        health=HealthPolicy(**read_table(document, ("health",), _HEALTH)),
+        limits=Limits(**read_table(document, ("limits",), LIMITS)),
+        restart=RestartPolicy(**read_table(document, ("restart",), RESTART)),
+        health=HealthPolicy(**read_table(document, ("health",), HEALTH)),
         max_model_len_auto="max_model_len" in top and top["max_model_len"] is None,
         **top,
     )
@@ -198,7 +198,7 @@ def _flag_value(document: Document, path: tuple[str, ...], value: Any) -> FlagVa
 
 def _hoist(document: Document, top: dict[str, Any], flags: dict[str, FlagValue]) -> None:
     """Move what the profile has a key for out of [vllm], so that the planner and vLLM see one value."""
-    for flag, key in _TWICE.items():
+    for flag, key in HOISTED.items():
         if flag not in flags:
             continue
         written = next(k for k in document.data["vllm"] if k.replace("-", "_") == flag)
@@ -208,7 +208,7 @@ def _hoist(document: Document, top: dict[str, Any], flags: dict[str, FlagValue])
                 f"set twice: {key} is also set at the top of the profile, in line {document.line(key)}",
                 "keep the one at the top",
             )
-        top[key] = _TOP[key](document, ("vllm", written), flags.pop(flag))
+        top[key] = TOP[key](document, ("vllm", written), flags.pop(flag))
 
 
 def _beside(value: str, source: str) -> str:
@@ -240,7 +240,7 @@ def _env(document: Document) -> dict[str, str]:
     if not isinstance(table, dict):
         document.refuse(("env",), "expected a table, as in [env]")
     for key, value in table.items():
-        if not _VARIABLE.fullmatch(key):
+        if not VARIABLE.fullmatch(key):
             document.refuse(("env", key), "cannot be the name of an environment variable")
         if not isinstance(value, str) or "\0" in value:
             document.refuse(("env", key), 'expected a string: environment variables are text, as in "4"')
@@ -248,7 +248,7 @@ def _env(document: Document) -> dict[str, str]:
 
 
 def _routing(document: Document) -> Routing:
-    found = read_table(document, ("routing",), _ROUTING)
+    found = read_table(document, ("routing",), ROUTING)
     if "session_header" in found:
         found["session_header"] = found["session_header"].lower()
     return Routing(**found)
@@ -259,7 +259,7 @@ def _command(document: Document) -> CommandSpec:
         document.refuse(
             (), 'engine = "command" needs a [command] table', 'add [command] with argv = ["server", "--uds", "{socket}"]'
         )  # fmt: skip
-    found = read_table(document, ("command",), _COMMAND)
+    found = read_table(document, ("command",), COMMAND)
     if "argv" not in found:
         document.refuse(("command",), "argv is missing", 'add argv = ["server", "--uds", "{socket}"]')
     return CommandSpec(**found)

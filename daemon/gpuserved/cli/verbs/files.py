@@ -1,4 +1,4 @@
-"""Commands about files and this host, which need no daemon: import-llamafactory."""
+"""Commands about files and this host, which need no daemon: import-llamafactory, schema."""
 
 from __future__ import annotations
 
@@ -7,6 +7,20 @@ from gpuserved.cli.verbs.base import Verbs
 
 def add(verbs: Verbs) -> None:
     """Add them."""
+    _import(verbs)
+    schema = verbs.add(
+        "schema",
+        "schema:schema",
+        "print the JSON Schema of a profile, for editors",
+        "schema -o profiles/profile.schema.json\nschema --vllm\nschema --python /opt/vllm/bin/python",
+        json=False,
+    )
+    schema.add_argument("--output", "-o", metavar="FILE", help="write it there (standard output)")
+    schema.add_argument("--vllm", action="store_true", help="with the flags of the vLLM in PATH")
+    schema.add_argument("--python", metavar="PYTHON", help="the same for the vLLM of this environment")
+
+
+def _import(verbs: Verbs) -> None:
     imports = verbs.add(
         "import-llamafactory",
         "importing:import_llamafactory",

@@ -1,0 +1,67 @@
+"""schema: the JSON Schema of a profile, with the installed vLLM's own flags where they are asked for."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from gpuserved.api.errors import Invalid
+from gpuserved.api.roots import from_environment
+from gpuserved.cli.session import warn
+from gpuserved.config.schema import profile_schema, with_flags
+from gpuserved.config.target import profile_folders
+from gpuserved.core.profile import EngineName
+
+NAME = "profile.schema.json"
+
+
+def schema(options: argparse.Namespace) -> int:
+    """`gpuserve schema`."""
+    found = _shipped()
+    if options.vllm or options.python:
+        found = _with_vllm(found, options.python)
+    text = json.dumps(found, indent=2, ensure_ascii=False)
+    if options.output is None:
+        print(text, flush=True)
+        return 0
+    path = Path(options.output)
+    try:
+        path.write_text(text + "\n", "utf-8")
+    except OSError as error:
+        raise Invalid(f"{path}: cannot be written: {error.strerror}", "choose another -o") from None
+    warn(f"wrote {path}; the first line of a profile beside it: #:schema ./{path.name}")
+    return 0
+
+
+def _shipped() -> dict[str, Any]:
+    """The file that comes with the profiles: it says what each key means."""
+    roots = from_environment(os.environ, uid=os.getuid())
+    for folder in profile_folders(roots.config, Path.cwd())[2:]:
+        try:
+            found: dict[str, Any] = json.loads((folder / NAME).read_bytes())
+        except (OSError, ValueError):
+            continue
+        return found
+    return profile_schema({})
+
+
+def _with_vllm(found: dict[str, Any], python: str | None) -> dict[str, Any]:
+    from gpuserved.engines import vllm_flags
+    from gpuserved.engines.installed import expand, find_program
+    from gpuserved.engines.vllm_schema import flag_schemas
+
+    program = None if python else find_program("vllm", os.environ, beside=sys.executable)
+    interpreter = expand(python) if python else (program.python if program else None)
+    cache = from_environment(os.environ, uid=os.getuid()).cache
+    table = None if interpreter is None else asyncio.run(vllm_flags.ensure_flag_table(interpreter, cache))
+    if table is None:
+        raise Invalid(
+            "no vLLM told its flags" if interpreter else "vLLM is not installed: no `vllm` in PATH",
+            "--python names the interpreter of the environment that vLLM is installed in",
+        )
+    return with_flags(found, EngineName.VLLM, flag_schemas(table))

@@ -1,0 +1,116 @@
+"""The JSON Schema says what the loader says; a real validator is the judge of the one, the loader of the other."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft7Validator
+
+from gpuserved.api.errors import Invalid
+from gpuserved.config.profile import load_profile
+from gpuserved.config.schema import profile_schema
+from gpuserved.config.write import literal
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = sorted((ROOT / "profiles").glob("*.toml"))
+VALIDATOR = Draft7Validator(profile_schema({}))
+LOOSE = {"served_name", "session_header", "health_path", "metrics_path"}
+"""Texts with a form that the schema leaves to the loader."""
+
+
+def accepted(text: str) -> bool:
+    try:
+        load_profile(text, "p.toml", "p")
+    except Invalid:
+        return False
+    return True
+
+
+def test_the_shipped_schema_is_what_the_tables_say() -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "profile_schema.py"))
+    assert script["SCHEMA"].read_text() == script["schema"](), "run: make docs"
+
+
+def test_it_is_a_schema_with_a_meaning_for_every_key() -> None:
+    schema = json.loads((ROOT / "profiles" / "profile.schema.json").read_text())
+    Draft7Validator.check_schema(schema)
+    tables = [schema, *(inner for inner in schema["properties"].values() if "properties" in inner)]
+    assert len(tables) == 6
+    silent = [
+        key for table in tables for key, inner in table["properties"].items() if "description" not in inner and "properties" not in inner
+    ]  # fmt: skip
+    assert not silent
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_every_shipped_profile_is_valid_and_names_the_schema(path: Path) -> None:
+    text = path.read_text()
+    assert text.startswith("#:schema ./profile.schema.json\n# ")
+    assert not list(VALIDATOR.iter_errors(tomli.loads(text)))
+    load_profile(text, str(path), path.stem)
+
+
+FIELDS = [
+    (table, key)
+    for table in ("", "routing", "limits", "restart", "health", "command")
+    for key in (VALIDATOR.schema if not table else VALIDATOR.schema["properties"][table])["properties"]
+    if (table or "properties" not in VALIDATOR.schema["properties"][key]) and key not in {"vllm", "sim", "llamacpp", "env"}
+]  # fmt: skip
+VALUES: st.SearchStrategy[Any] = st.one_of(
+    st.sampled_from(["auto", "all", "replicas", "vllm", "sim", "least_inflight", "/x", "", " ", True, False, [], ["a"], [0, "GPU-1"], [0, 0], {}]),
+    st.integers(-2, 2000),
+    st.integers(10**5, 10**9),
+    st.floats(-2, 10**6, allow_nan=False, allow_infinity=False),
+    st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=5),
+)  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None)
+@given(field=st.sampled_from(FIELDS), value=VALUES)
+def test_one_value_is_judged_alike(field: tuple[str, str], value: Any) -> None:
+    table, key = field
+    lines = [] if (table, key) == ("", "model") else ['model = "org/m"']
+    if table == "command" or (key, value) == ("engine", "command"):
+        lines.append('engine = "command"')
+    lines += [f"[{table}]"] if table else []
+    if table == "command" and key != "argv":
+        lines.append('argv = ["x", "{port}"]')
+    text = "\n".join([*lines, f"{key} = {literal(value)}"]) + "\n"
+    by_schema = VALIDATOR.is_valid(tomli.loads(text))
+    if accepted(text):
+        assert by_schema, f"the schema refuses what the loader accepts: {text}"
+    elif by_schema:
+        # The loader alone knows these: blank texts, forms, and settings that contradict another one's default.
+        contradicts = key in {"backoff_s", "backoff_max_s", "hang_timeout_s", "hang_rotation_s"}
+        assert isinstance(value, (str, list)) or contradicts, (
+            f"the schema accepts what the loader refuses: {text}"
+        )
+        assert (
+            key in LOOSE
+            or contradicts
+            or isinstance(value, list)
+            or not value.strip()
+            or key in {"model", "python"}
+        ), text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'modle = "x"',
+        'model = "m"\n[limits]\nqeue = 1',
+        'model = "m"\nmax_model_len = "8k"',
+        'model = "m"\n[env]\n1X = "a"',
+        "replicas = 2",
+    ],
+)
+def test_mistakes_are_seen_in_the_editor(text: str) -> None:
+    assert not VALIDATOR.is_valid(tomli.loads(text))
+    assert not accepted(text)
