@@ -3,8 +3,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tomli
+from jsonschema import Draft7Validator
 
 from gpuserved.api.errors import Invalid
+from gpuserved.config.schema import profile_schema, with_flags
+from gpuserved.core.profile import EngineName
 from gpuserved.engines.vllm_flags import (
     arguments,
     cached,
@@ -13,6 +17,7 @@ from gpuserved.engines.vllm_flags import (
 )
 from gpuserved.engines.vllm_help import SWITCH, TOGGLE, VALUE, VALUES, FlagTable, parse_help
 from gpuserved.engines.vllm_renamed import RENAMED
+from gpuserved.engines.vllm_schema import flag_schemas
 
 
 @pytest.fixture
@@ -203,3 +208,25 @@ async def test_a_table_of_an_older_release_is_made_anew(
     again = await ensure_flag_table(python, cache)
     assert again is not None
     assert again.choices
+
+
+def test_an_editor_knows_the_flags_of_the_installed_vllm(table: FlagTable) -> None:
+    schema = Draft7Validator(with_flags(profile_schema({}), EngineName.VLLM, flag_schemas(table)))
+
+    def fine(flags: str) -> bool:
+        return not list(schema.iter_errors(tomli.loads(f'model = "m"\n[vllm]\n{flags}')))
+
+    for flags in (
+        'dtype = "half"', "gpu-memory-utilization = 0.9", "gpu_memory_utilization = 0.9", "max_lora_rank = 16", "enforce_eager = true",
+        'max_num_batched_tokens = "8k"', 'lora_modules = ["a=/x"]', "hf_overrides = { a = 1 }", "max_model_len = 4096",
+    ):  # fmt: skip
+        assert fine(flags), flags
+    for flags in (
+        'dtype = "bf"',
+        "max_lora_rank = 20",
+        "enforce_eager = 1",
+        "gpu_memory_utilisation = 0.9",
+        "port = 1",
+        "seed = true",
+    ):
+        assert not fine(flags), flags

@@ -41,7 +41,9 @@ def schema(options: argparse.Namespace) -> int:
 def _shipped() -> dict[str, Any]:
     """The file that comes with the profiles: it says what each key means."""
     roots = from_environment(os.environ, uid=os.getuid())
-    for folder in profile_folders(roots.config, Path.cwd())[2:]:
+    for folder in reversed(
+        profile_folders(roots.config, Path.cwd())[2:]
+    ):  # a source tree is newer than its install
         try:
             found: dict[str, Any] = json.loads((folder / NAME).read_bytes())
         except (OSError, ValueError):
