@@ -56,9 +56,10 @@ bench: $(VENV)/.dev  ## the router beside nginx, HAProxy, vllm-router and aiohtt
 	@$(BIN)/python -m benchmarks $(if $(filter-out file,$(origin ARGS)),$(ARGS))
 
 .PHONY: docs
-docs: $(VENV)/.dev  ## write docs/lifecycle.md and profiles/profile.schema.json from the code's tables
+docs: $(VENV)/.dev  ## write docs/lifecycle.md, profiles/profile.schema.json and the tables of keys from the code's tables
 	@$(BIN)/python scripts/lifecycle_table.py
 	@$(BIN)/python scripts/profile_schema.py
+	@$(BIN)/python scripts/keys_table.py
 
 .PHONY: lock
 lock:  ## resolve the dependencies again and write requirements/*.lock.txt

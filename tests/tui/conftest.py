@@ -1,35 +1,75 @@
-"""A scripted daemon for the screen: events are put in, connections can be cut."""
+"""A daemon that does what a test tells it to, behind the same calls as the real control client."""
 
 from __future__ import annotations
 
 import queue
+import sys
+import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
 
+import msgspec
 import pytest
 from textual.pilot import Pilot
 
-from gpuserved.api.errors import Unavailable
+# Test files share modules of this folder; under --import-mode=importlib the repository is not on the path by itself.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.tui.fleets import normal
+
+from gpuserved.api.errors import GpuserveError, Unavailable
+from gpuserved.api.inspect import (
+    EventsView,
+    LogBatch,
+    LogPage,
+    ProfilesView,
+    ProfileView,
+    ReplicaDetail,
+    Transition,
+)
 from gpuserved.api.types import (
+    PROTOCOL_VERSION,
+    ActionResult,
+    ApplyProfileRequest,
+    ApplyResult,
+    Change,
     FleetEvent,
-    GpuOwner,
-    GpuView,
+    ReplicasRequest,
     ReplicaView,
-    RouterView,
+    ScaleRequest,
     Status,
-    SupervisorView,
+    VersionView,
 )
 
-GIB = 1024**3
+Request: TypeAlias = ReplicasRequest | ScaleRequest | ApplyProfileRequest
 
 
 class ScriptedDaemon:
-    """The `Source` of a screen under test."""
+    """`events()` yields what is put here, like a control client's stream; a cut ends or breaks it."""
 
     def __init__(self) -> None:
         self.current: Status | None = None
         self.connections = 0
+        self.calls: list[tuple[str, Request]] = []
+        """Every change that was asked for."""
+        self.answer: GpuserveError | None = None
+        """Raised by the next changes."""
+        self.may_operate = True
+        self.pages: list[LogPage] = []
+        self.page_questions: list[tuple[str, str | None, str | None]] = []
+        self.found = [ProfileView(name="qwen", source="/etc/qwen.toml", model="Qwen/Qwen3-8B", engine="vllm",
+                                  replicas=8, applied_text="replicas = 8\n", source_text="replicas = 6\n", differs=True)]  # fmt: skip
+        self.plan = ApplyResult(
+            generation=4, changes=[Change(replica="qwen-7", action="stop", why="no longer wanted")]
+        )
+        self.log: queue.Queue[LogBatch] = queue.Queue()
+        self.followed: list[list[str]] = []
+        self.told = EventsView()
+        self.hold = threading.Event()
+        """Cleared: changes do not come back."""
+        self.hold.set()
         self._queue: queue.Queue[FleetEvent | Exception | None] = queue.Queue()
         self._seq = 0
 
@@ -37,6 +77,9 @@ class ScriptedDaemon:
         if self.current is None:
             raise Unavailable("no daemon listens at /x.sock")
         return self.current
+
+    def version(self) -> VersionView:
+        return VersionView(version="1", protocol=PROTOCOL_VERSION, may_operate=self.may_operate)
 
     def events(self) -> Iterator[FleetEvent]:
         self.connections += 1
@@ -48,12 +91,79 @@ class ScriptedDaemon:
                 raise item
             yield item
 
+    def recent_events(self) -> EventsView:
+        return self.told
+
+    def detail(self, replica: str) -> ReplicaDetail:
+        view = next(r for r in self.status().replicas if r.id == replica)
+        return ReplicaDetail(
+            replica=view, command=["vllm", "serve", "Qwen/Qwen3-8B", "--uds", "/run/x sock"],
+            environment={"HF_TOKEN": "********"}, last_lines=["[/] RuntimeError: CUDA error"],
+            history=[Transition(at=0.0, generation=3, previous_state="READY", state="BACKOFF", reason="killed by SIGKILL")],
+        )  # fmt: skip
+
+    def profiles(self) -> ProfilesView:
+        return ProfilesView(generation=4, profiles=self.found)
+
+    def profile_diff(self, profile: str) -> ApplyResult:
+        del profile
+        return self.plan
+
+    def apply_profile(self, profile: str, request: ApplyProfileRequest) -> ApplyResult:
+        self._asked(f"apply {profile}", request)
+        return self.plan
+
+    def act(self, verb: str, request: ReplicasRequest) -> ActionResult:
+        self._asked(verb, request)
+        return ActionResult(
+            generation=(request.generation or 0) + 1, replicas=dict.fromkeys(request.replicas, "DONE")
+        )
+
+    def scale(self, request: ScaleRequest) -> ActionResult:
+        self._asked("scale", request)
+        return ActionResult(generation=(request.generation or 0) + 1)
+
+    def log_page(
+        self, source: str, *, before: str | None = None, lines: int = 500, match: str | None = None
+    ) -> LogPage:
+        del lines
+        self.page_questions.append((source, before, match))
+        return self.pages.pop(0) if self.pages else LogPage(lines=[])
+
+    def follow_logs(
+        self, sources: Sequence[str], *, lines: int = 100, after: Mapping[str, str] | None = None
+    ) -> Iterator[LogBatch]:
+        del lines, after
+        self.followed.append(list(sources))
+        mine = len(self.followed)
+        while len(self.followed) == mine:
+            try:
+                yield self.log.get(timeout=0.05)
+            except queue.Empty:
+                continue
+
+    def _asked(self, name: str, request: Request) -> None:
+        self.calls.append((name, request))
+        self.hold.wait(20)
+        if self.answer is not None:
+            raise self.answer
+
     def snapshot(self, status: Status) -> None:
         self.current = status
-        self._put(FleetEvent(seq=self._next(), at=0.0, kind="snapshot", status=status))
+        self._put(FleetEvent(seq=self._next(), at=time.time(), kind="snapshot", status=status))
 
-    def replica(self, replica: ReplicaView, message: str | None = None) -> None:
-        self._put(FleetEvent(seq=self._next(), at=0.0, kind="replica", replica=replica, message=message))
+    def telemetry(self, status: Status) -> None:
+        self.current = status
+        self._put(FleetEvent(seq=self._next(), at=time.time(), kind="telemetry", status=status))
+
+    def replica(self, replica: ReplicaView, previous: str | None = None) -> None:
+        if self.current is not None:
+            others = [replica if r.id == replica.id else r for r in self.current.replicas]
+            self.current = msgspec.structs.replace(self.current, replicas=others)
+        event = FleetEvent(
+            seq=self._next(), at=time.time(), kind="replica", replica=replica, previous_state=previous
+        )
+        self._put(event)
 
     def cut(self, error: Exception | None = None) -> None:
         self.current = None
@@ -71,47 +181,22 @@ class ScriptedDaemon:
 def daemon() -> Iterator[ScriptedDaemon]:
     scripted = ScriptedDaemon()
     yield scripted
+    scripted.hold.set()
+    scripted.followed.append([])
     scripted.cut()
 
 
 @pytest.fixture
 def fleet() -> Status:
-    """Two GPUs, one of them partly foreign, and three replicas in different straits."""
-    gpus = [
-        GpuView(
-            index=0, uuid="GPU-a", name="NVIDIA H200", memory_used_bytes=130 * GIB, memory_total_bytes=140 * GIB,
-            utilization_pct=78.4, temperature_c=62, power_w=548.2,
-            owners=[GpuOwner(replica="llama-0", pid=11), GpuOwner(replica=None, pid=88123)],
-        ),
-        GpuView(index=1, uuid="GPU-b", name="NVIDIA H200", state="LOST"),
-    ]  # fmt: skip
-    common: dict[str, Any] = {"profile": "llama", "model": "llama-8b", "engine": "vllm"}
-    replicas = [
-        ReplicaView(
-            id="llama-0", state="READY", rotation="in", pid=11, gpus=[0], in_flight=3, running=3, waiting=0,
-            kv_cache_pct=41.7, restarts=1, reason="restarted after: API process killed by SIGKILL",
-            started_at=time.time() - 200, **common,
-        ),
-        ReplicaView(id="llama-1", state="STARTING", phase="loading weights", gpus=[1], **common),
-        ReplicaView(id="llama-2", state="FAILED", reason="[/] unrecognized [red]arguments\x1b[31m", **common),
-    ]  # fmt: skip
-    return Status(
-        generation=4,
-        version="0.1.0",
-        endpoint="http://127.0.0.1:8000",
-        supervisor=SupervisorView(pid=1, version="0.1.0", uptime_s=10.0),
-        router=RouterView(pids=[2], in_flight=3, queued=None, requests_total=100),
-        gpus=gpus,
-        replicas=replicas,
-    )
+    return normal()
 
 
 @pytest.fixture
-def until() -> Callable[[Pilot[int], Callable[[], bool]], Awaitable[None]]:
+def until() -> Callable[[Pilot[int], Callable[[], object]], Awaitable[None]]:
     """Wait for a condition on the screen, with a deadline."""
 
-    async def wait(pilot: Pilot[int], condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 20
+    async def wait(pilot: Pilot[int], condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 12
         while not condition():
             assert time.monotonic() < deadline, "the screen never came to show it"
             await pilot.pause(0.02)

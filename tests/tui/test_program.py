@@ -33,3 +33,12 @@ def test_help_shows_an_example() -> None:
     done = run("--help")
     assert done.returncode == 0
     assert "gpuserve-tui --socket" in done.stdout
+
+
+def test_a_wrong_setting_is_named_with_its_file(tmp_path: Path) -> None:
+    config = tmp_path / "tui.toml"
+    config.write_text('[keys]\nstopp = "k"\n')
+    done = run("--config", str(config), "--screenshot", str(tmp_path / "x.svg"))
+    assert done.returncode == 2
+    assert f"{config}: keys.stopp: there is no such action" in done.stderr
+    assert "did you mean stop?" in done.stderr

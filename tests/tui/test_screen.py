@@ -1,215 +1,233 @@
+"""What the screen shows of what the daemon says."""
+
 from __future__ import annotations
 
-import xml.etree.ElementTree as ET
+import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import msgspec
 import pytest
+from tests.tui.fleets import SCENES, many, replica
 from textual.pilot import Pilot
 from textual.widget import Widget
 from textual.widgets import Static
 
-from gpuserve_tui.app import FleetApp, Help
-from gpuserve_tui.widgets import GpuTable, ReplicaTable
+from gpuserve_tui import standing
+from gpuserve_tui.actions import PANES
+from gpuserve_tui.app import FleetApp
+from gpuserve_tui.screens.panes import EventsPane, GpusPane, ReplicasPane
 from gpuserved.api.errors import Unavailable
-from gpuserved.api.types import Status
+from gpuserved.api.inspect import EventsView
+from gpuserved.api.types import FleetEvent, Status
 
 Daemon: TypeAlias = Any  # tests/tui/conftest.py: ScriptedDaemon
-Until: TypeAlias = Callable[[Pilot[int], Callable[[], bool]], Awaitable[None]]
+Until: TypeAlias = Callable[[Pilot[int], Callable[[], object]], Awaitable[None]]
 
 
 def line(app: FleetApp, selector: str) -> str:
-    return str(app.screen_stack[0].query_one(selector, Static).visual)
+    widget = app.main.query_one(selector, Static)
+    return str(widget.visual) if widget.display else ""
 
 
-def row(app: FleetApp, table: type[GpuTable | ReplicaTable], key: str) -> list[str]:
-    return [cell.plain.strip() for cell in app.screen_stack[0].query_one(table).get_row(key)]
+def row(text: str, key: str) -> str:
+    return next(one for one in text.splitlines() if key in one)
 
 
-def rows(app: FleetApp) -> int:
-    return app.screen_stack[0].query_one(ReplicaTable).row_count
+async def show(app: FleetApp, pilot: Pilot[int], daemon: Daemon, fleet: Status, until: Until) -> None:
+    daemon.snapshot(fleet)
+    await until(
+        pilot, lambda: len(app.overview.replicas.rows) == len(fleet.replicas) and app.status is not None
+    )
+    await pilot.pause()
 
 
-async def test_a_snapshot_is_shown_with_unknowns_as_unknown(
+async def test_one_screen_says_who_holds_what_and_why_something_is_down(
     daemon: Daemon, fleet: Status, until: Until
 ) -> None:
+    app = FleetApp(daemon, host="h200-01")
+    async with app.run_test(size=(120, 36)) as pilot:
+        assert "waiting for the daemon" in line(app, "#head")
+        await show(app, pilot, daemon, fleet, until)
+        head = line(app, "#head")
+        for part in ("h200-01", "connected", "qwen", "5/8 ready", "2.8k tok/s", "RW"):
+            assert part in head
+        gpus, replicas = app.overview.gpus.text, app.overview.replicas.text
+        assert "130.1/140" in row(gpus, "qwen-0")
+        assert "9.8 alice" in row(gpus, "qwen-6")
+        assert "loading weights 38%, 41s" not in replicas, "ages follow the clock"
+        assert "loading weights 38%" in row(replicas, "qwen-4")
+        assert "exit 1: [/] CUDA error [red]out of memory" in row(replicas, "qwen-7")
+        assert "130^" in row(replicas, "qwen-5"), "far more requests than the median is marked"
+        assert "2900ms" in row(replicas, "qwen-5")
+        alerts = line(app, "#alerts")
+        assert "GPU 6: 9.8 GiB of pid 88123 (alice, python), not ours" in alerts
+        assert "qwen-7 down" in alerts
+
+
+async def test_unknown_is_never_zero(daemon: Daemon, until: Until, fleet: Status) -> None:
+    blank = replica(0, in_flight=None, running=None, waiting=None, kv_cache_pct=None, load=None)
     app = FleetApp(daemon)
-    async with app.run_test(size=(120, 30)) as pilot:
-        assert "waiting for the daemon" in line(app, "#headline")
-        daemon.snapshot(fleet)
-        await until(pilot, lambda: rows(app) == 3)
-        assert line(app, "#headline") == (
-            "gpuserve 0.1.0  http://127.0.0.1:8000  1/3 ready  3 in flight, - queued"
-        )
-        assert row(app, GpuTable, "GPU-a") == [
-            "0", "78%", "█████████░ 130.0/140.0", "62", "548", "OK", "llama-0, pid 88123 (not ours)", "NVIDIA H200",
-        ]  # fmt: skip
-        assert row(app, GpuTable, "GPU-b") == ["1", "-", "-", "-", "-", "LOST", "free", "NVIDIA H200"]
-        assert row(app, ReplicaTable, "llama-0")[:9] == [
-            "llama-0",
-            "READY",
-            "in",
-            "0",
-            "3",
-            "3",
-            "0",
-            "42",
-            "1",
-        ]
-        assert row(app, ReplicaTable, "llama-1")[3:] == ["1", "-", "-", "-", "-", "0", "loading weights"]
+    async with app.run_test(size=(120, 36)) as pilot:
+        await show(app, pilot, daemon, msgspec.structs.replace(fleet, replicas=[blank]), until)
+        cells = row(app.overview.replicas.text, "qwen-0").split()
+        assert cells[cells.index("0") + 1 : -2] == ["-"] * 9
 
 
-async def test_text_of_the_daemon_is_never_markup_nor_control(
-    daemon: Daemon, fleet: Status, until: Until
-) -> None:
-    """`[/]` in data crashes a widget that parses markup; an escape would paint the terminal."""
+async def test_the_cursor_belongs_to_its_replica(daemon: Daemon, fleet: Status, until: Until) -> None:
     app = FleetApp(daemon)
-    async with app.run_test(size=(120, 30)) as pilot:
-        daemon.snapshot(fleet)
-        await until(pilot, lambda: rows(app) == 3)
-        assert row(app, ReplicaTable, "llama-2")[-1] == "[/] unrecognized [red]arguments·[31m"
-        await pilot.press("down", "down")
-        await until(pilot, lambda: "llama-2" in line(app, "#detail"))
-        assert "[/] unrecognized [red]arguments·[31m" in line(app, "#detail")
+    async with app.run_test(size=(120, 36)) as pilot:
+        await show(app, pilot, daemon, fleet, until)
+        await pilot.press("j", "j", "down", "k")
+        assert app.overview.replicas.cursor == "qwen-2"
+        await pilot.press("o", "o", "o", "O")
+        daemon.telemetry(msgspec.structs.replace(fleet, replicas=fleet.replicas[::-1]))
+        await until(pilot, lambda: len(app.board.series[""].tokens) > 1)
+        assert app.overview.replicas.cursor == "qwen-2"
+        daemon.snapshot(msgspec.structs.replace(fleet, replicas=fleet.replicas[3:]))
+        await until(pilot, lambda: len(app.overview.replicas.rows) == 5)
+        assert app.overview.replicas.cursor is not None
 
 
-async def test_a_change_updates_its_row_and_leaves_the_cursor(
-    daemon: Daemon, fleet: Status, until: Until
-) -> None:
+async def test_a_filter_hides_rows_and_says_so(daemon: Daemon, fleet: Status, until: Until) -> None:
     app = FleetApp(daemon)
-    async with app.run_test(size=(120, 30)) as pilot:
-        daemon.snapshot(fleet)
-        await until(pilot, lambda: rows(app) == 3)
-        await pilot.press("down")
-        changed = msgspec.structs.replace(fleet.replicas[1], state="READY", rotation="in", phase=None)
-        daemon.replica(changed, message="llama-1 is READY")
-        await until(pilot, lambda: row(app, ReplicaTable, "llama-1")[1] == "READY")
-        assert app.screen.query_one(ReplicaTable).cursor_row == 1
-        added = msgspec.structs.replace(fleet.replicas[1], id="llama-3")
-        daemon.replica(added)
-        await until(pilot, lambda: rows(app) == 4)
-        daemon.snapshot(msgspec.structs.replace(fleet, replicas=fleet.replicas[:2]))
-        await until(pilot, lambda: rows(app) == 2)
-        assert app.screen.query_one(ReplicaTable).cursor_row == 1
+    async with app.run_test(size=(120, 36)) as pilot:
+        await show(app, pilot, daemon, fleet, until)
+        await pilot.press("slash", *"state:failed", "enter")
+        await until(pilot, lambda: [r.key for r in app.overview.replicas.rows] == ["qwen-7"])
+        assert "/state:failed" in line(app, "#tabs")
+        await pilot.press("escape")
+        await until(pilot, lambda: len(app.overview.replicas.rows) == 8)
 
 
-async def test_a_lost_daemon_leaves_the_data_marked_as_old_until_it_is_back(
-    daemon: Daemon, fleet: Status, until: Until
-) -> None:
-    app = FleetApp(daemon)
-    async with app.run_test(size=(80, 24)) as pilot:
-        daemon.snapshot(fleet)
-        await until(pilot, lambda: rows(app) == 3)
-        assert not app.screen.has_class("old")
-        daemon.cut()
-        await until(pilot, lambda: app.screen.has_class("old"))
-        assert "disconnected" in line(app, "#banner")
-        assert rows(app) == 3
-        for _ in range(2):
-            daemon.cut(Unavailable("no daemon listens at /x.sock"))
-        await until(pilot, lambda: "no daemon listens at /x.sock; trying again" in line(app, "#banner"))
-        daemon.snapshot(fleet)
-        await until(pilot, lambda: not app.screen.has_class("old"))
-        assert not app.screen.query_one("#banner").display
-        assert daemon.connections >= 4
-
-
-async def test_a_silent_daemon_is_said_to_be_silent(
+async def test_lost_silent_and_back(
     daemon: Daemon, fleet: Status, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gpuserve_tui.app.SILENT_S", 0.2)
     app = FleetApp(daemon)
-    async with app.run_test(size=(80, 24)) as pilot:
+    async with app.run_test(size=(120, 36)) as pilot:
+        await show(app, pilot, daemon, fleet, until)
+        assert line(app, "#banner") == ""
+        daemon.cut()
+        await until(pilot, lambda: "DISCONNECTED" in line(app, "#banner"))
+        assert app.main.has_class("stale")
+        assert "exit 1" in app.overview.replicas.text, "the last data stays"
+        for _ in range(2):
+            daemon.cut(Unavailable("no daemon listens at /x.sock"))
+        await until(pilot, lambda: "no daemon listens at /x.sock" in line(app, "#banner"))
         daemon.snapshot(fleet)
-        await until(pilot, lambda: "connected, but silent for" in line(app, "#banner"))
+        await until(pilot, lambda: line(app, "#banner") == "" and not app.main.has_class("stale"))
+        assert daemon.connections >= 4
+        monkeypatch.setattr(standing, "SILENT_S", 0.05)
+        await until(pilot, lambda: "SILENT  connected, but no figures for" in line(app, "#banner"))
 
 
-async def test_a_degraded_daemon_says_so(daemon: Daemon, fleet: Status, until: Until) -> None:
-    sick = msgspec.structs.replace(fleet.supervisor, degraded="state not saved: disk full")
+async def test_frozen_is_the_display_and_not_the_data(daemon: Daemon, fleet: Status, until: Until) -> None:
     app = FleetApp(daemon)
-    async with app.run_test(size=(80, 24)) as pilot:
-        daemon.snapshot(msgspec.structs.replace(fleet, supervisor=sick, gpus=[]))
-        await until(pilot, lambda: line(app, "#banner") == "degraded: state not saved: disk full")
-        assert app.screen.query_one("#no-gpus").display
-        assert not app.screen.query_one(GpuTable).display
+    async with app.run_test(size=(120, 36)) as pilot:
+        await show(app, pilot, daemon, fleet, until)
+        await pilot.press("p")
+        daemon.replica(replica(0, state="FAILED", reason="gone"), previous="READY")
+        await until(pilot, lambda: app.status is not None and app.status.replicas[0].state == "FAILED")
+        await pilot.pause(0.3)
+        assert "FROZEN" in line(app, "#head")
+        assert "ready" in row(app.overview.replicas.text, "qwen-0")
+        await pilot.press("p")
+        await until(pilot, lambda: "failed" in row(app.overview.replicas.text, "qwen-0"))
 
 
-async def test_keys(daemon: Daemon, fleet: Status, until: Until) -> None:
-    app = FleetApp(daemon, read_only=True)
-    async with app.run_test(size=(80, 24)) as pilot:
+async def test_events_of_before_and_of_now_once_each(daemon: Daemon, fleet: Status, until: Until) -> None:
+    daemon.told = EventsView(
+        events=[
+            FleetEvent(
+                seq=1, at=time.time() - 60, kind="notice", message="GPU 7: OK -> LOST", severity="error"
+            )
+        ]
+    )
+    app = FleetApp(daemon)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await show(app, pilot, daemon, fleet, until)
+        daemon.replica(replica(1, state="BACKOFF", reason="killed by SIGKILL"), previous="READY")
+        await until(pilot, lambda: app.board.unread == 2)
+        await until(pilot, lambda: "5 Events 2" in line(app, "#tabs"))
+        daemon.cut()
+        await until(pilot, lambda: app.lost is not None)
         daemon.snapshot(fleet)
-        await until(pilot, lambda: rows(app) == 3)
-        assert "read-only" in line(app, "#headline")
-        await pilot.press("question_mark")
-        await until(pilot, lambda: isinstance(app.screen, Help))
-        text = str(app.screen.query_one("#help Static", Static).visual)
-        assert "Detach" in text
-        assert "Refresh" in text
-        daemon.replica(msgspec.structs.replace(fleet.replicas[0], state="FAILED"))
-        await until(pilot, lambda: row(app, ReplicaTable, "llama-0")[1] == "FAILED")
-        await pilot.press("escape")
-        await until(pilot, lambda: not isinstance(app.screen, Help))
-        daemon.current = msgspec.structs.replace(fleet, endpoint="http://10.0.0.1:80")
-        await pilot.press("r")
-        await until(pilot, lambda: "http://10.0.0.1:80" in line(app, "#headline"))
-        await pilot.press("q")
-    assert app.return_value == 0
+        await until(pilot, lambda: app.lost is None)
+        await pilot.press("5")
+        pane = app.panes["events"]
+        assert isinstance(pane, EventsPane)
+        await until(pilot, lambda: len(pane.table.rows) == 2)
+        assert "READY -> BACKOFF: killed by SIGKILL" in pane.table.text
+        assert "GPU 7: OK -> LOST" in pane.table.text
+        assert "5 Events " in line(app, "#tabs")
 
 
-async def test_everything_is_within_80_by_24(daemon: Daemon, fleet: Status, until: Until) -> None:
-    gpus = [msgspec.structs.replace(fleet.gpus[0], index=i, uuid=f"GPU-{i}") for i in range(8)]
-    replicas = [msgspec.structs.replace(fleet.replicas[0], id=f"llama-{i}", gpus=[i]) for i in range(8)]
+async def test_the_gpu_tree_names_every_owner(daemon: Daemon, fleet: Status, until: Until) -> None:
+    app = FleetApp(daemon)
+    async with app.run_test(size=(120, 50)) as pilot:
+        await show(app, pilot, daemon, fleet, until)
+        await pilot.press("3")
+        pane = app.panes["gpus"]
+        assert isinstance(pane, GpusPane)
+        await until(pilot, lambda: pane.table.rows)
+        text = pane.table.text
+        assert "├─ 88123 python" in text
+        assert "not ours: alice" in row(text, "88123")
+        assert "0.5" in row(text, "unattributed")
+        assert "4000 VLLM::Worker" in text
+
+
+async def test_everything_about_a_replica(daemon: Daemon, fleet: Status, until: Until) -> None:
+    app = FleetApp(daemon)
+    async with app.run_test(size=(120, 60)) as pilot:
+        await show(app, pilot, daemon, fleet, until)
+        await pilot.press("enter")
+        await until(pilot, lambda: len(app.screen_stack) > 1)
+        text = app.screen.query_one("TextLines").text  # type: ignore[attr-defined]
+        for part in (
+            "HF_TOKEN=********", "--uds '/run/x sock'", "p50 180 ms, p95 640 ms", "READY -> BACKOFF  killed by SIGKILL",
+            "[/] RuntimeError: CUDA error", "44% of looked-up tokens",
+        ):  # fmt: skip
+            assert part in text
+
+
+@pytest.mark.parametrize("scene", SCENES)
+async def test_any_fleet_fits_any_terminal(daemon: Daemon, until: Until, scene: str) -> None:
+    app = FleetApp(daemon)
+    async with app.run_test(size=(300, 90)) as pilot:
+        await show(app, pilot, daemon, SCENES[scene](), until)
+        for size in ((120, 36), (80, 24), (60, 16), (40, 10), (10, 3)):
+            await pilot.resize_terminal(*size)
+            for pane in reversed(PANES):
+                app.show_pane(pane)
+                await pilot.pause()
+            for widget in app.main.walk_children(Widget):
+                if widget.display and widget.is_on_screen:
+                    assert widget.region.right <= size[0]
+            if size[1] >= 16:
+                assert app.overview.replicas.size.height >= min(len(app.overview.replicas.rows) + 2, 8)
+
+
+async def test_many_gpus_scroll_and_the_total_stays(daemon: Daemon, until: Until) -> None:
     app = FleetApp(daemon)
     async with app.run_test(size=(80, 24)) as pilot:
-        daemon.snapshot(msgspec.structs.replace(fleet, gpus=gpus, replicas=replicas))
-        await until(pilot, lambda: rows(app) == 8)
+        await show(app, pilot, daemon, many(64), until)
+        await pilot.press("G")
         await pilot.pause()
-        for widget in app.screen.walk_children(Widget):
-            assert widget.region.right <= 80
-        for selector in ("#headline", "#gpus", "#replicas", "#detail", "Footer"):
-            region = app.screen.query_one(selector).region
-            assert region.height >= 1
-            assert region.bottom <= 24
-        assert app.screen.query_one("#replicas").region.height >= 8
-        visible = sum(c.width + 1 for c in app.screen.query_one(ReplicaTable)._spec if c.width)
-        assert visible + len("llama-0 ") <= 78, "every figure of a replica without scrolling"
+        table = app.overview.replicas
+        shown = ["".join(segment.text for segment in table.render_line(y)) for y in range(table.size.height)]
+        assert "qwen-63" in shown[-2]
+        assert shown[-1].startswith(" ALL")
 
 
-@pytest.mark.parametrize("size", [(40, 10), (10, 3), (200, 60)])
-async def test_any_size_of_terminal_is_survived(
-    daemon: Daemon, fleet: Status, until: Until, size: tuple[int, int]
-) -> None:
+async def test_a_resize_moves_nothing_away(daemon: Daemon, fleet: Status, until: Until) -> None:
     app = FleetApp(daemon)
-    async with app.run_test(size=(80, 24)) as pilot:
-        daemon.snapshot(fleet)
-        await until(pilot, lambda: rows(app) == 3)
-        await pilot.resize_terminal(*size)
-        daemon.replica(msgspec.structs.replace(fleet.replicas[0], state="FAILED"))
-        await until(pilot, lambda: row(app, ReplicaTable, "llama-0")[1] == "FAILED")
-
-
-async def test_a_screenshot_is_an_svg_of_the_data(
-    daemon: Daemon, fleet: Status, tmp_path: Path, until: Until
-) -> None:
-    picture = tmp_path / "tui.svg"
-    app = FleetApp(daemon, screenshot=picture)
-    async with app.run_test(size=(100, 26)) as pilot:
-        daemon.snapshot(fleet)
-        await until(pilot, picture.exists)
-    assert app.return_value == 0
-    texts = "".join(ET.fromstring(picture.read_text()).itertext()).replace("\xa0", " ")
-    assert "llama-0" in texts
-    assert "loading weights" in texts
-
-
-async def test_a_screenshot_without_data_fails(
-    daemon: Daemon, tmp_path: Path, until: Until, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gpuserve_tui.app.SCREENSHOT_WAIT_S", 0.1)
-    app = FleetApp(daemon, screenshot=tmp_path / "tui.svg")
-    async with app.run_test(size=(100, 26)) as pilot:
-        await until(pilot, lambda: app.return_value is not None)
-    assert app.return_value == 3
-    assert not (tmp_path / "tui.svg").exists()
+    async with app.run_test(size=(120, 36)) as pilot:
+        await show(app, pilot, daemon, fleet, until)
+        for size in ((80, 24), (40, 10), (10, 3), (200, 60), (60, 16)):
+            await pilot.resize_terminal(*size)
+            await pilot.pause(0.05)
+        pane = app.panes["replicas"]
+        assert isinstance(pane, ReplicasPane)
+        assert app.overview.replicas.cursor == "qwen-0"
+        assert "qwen-0" in app.overview.replicas.text

@@ -1,185 +1,299 @@
-"""The screen: what runs, on which GPUs, and why something does not."""
+"""The screen: one daemon, six panes, one table of actions."""
 
 from __future__ import annotations
 
+import os
+import socket
 import time
-from pathlib import Path
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, ClassVar
 
-from rich.text import Text
+from rich.style import Style
 from textual.app import App, ComposeResult
-from textual.binding import BindingType
-from textual.containers import VerticalScroll
-from textual.screen import ModalScreen
-from textual.widgets import DataTable, Footer, Static
+from textual.binding import Binding, BindingType
+from textual.containers import Container
+from textual.message import Message
+from textual.screen import Screen
+from textual.widgets import Input, Static
 
-from gpuserve_tui import format as fmt
-from gpuserve_tui.feed import Arrived, Feed, Lost, Source
-from gpuserve_tui.widgets import GpuTable, ReplicaTable, headline, why
-from gpuserved.api.types import ReplicaView, Status
+from gpuserve_tui import theme as look
+from gpuserve_tui.acting import Acting
+from gpuserve_tui.actions import ACTIONS, BY_ID, PANES, Situation, unavailable
+from gpuserve_tui.desktop import Desktop
+from gpuserve_tui.drawing import EVENT_DRAW_S, Drawing
+from gpuserve_tui.link import Arrived, Attached, Feed, Lost, Source
+from gpuserve_tui.logdesk import ALL, LogDesk
+from gpuserve_tui.moving import Moving
+from gpuserve_tui.palette import FleetCommands
+from gpuserve_tui.screens.overview import Overview
+from gpuserve_tui.screens.pane import Outlook, Pane
+from gpuserve_tui.screens.panes import EventsPane, GpusPane, LogsPane, ProfilesPane, ReplicasPane
+from gpuserve_tui.settings import REMOTE_REFRESH_S, Settings
+from gpuserve_tui.standing import situation_of
+from gpuserve_tui.threads import Called, calling
+from gpuserve_tui.view import cells
+from gpuserve_tui.view.board import Board
+from gpuserve_tui.widgets.table import RowTable
+from gpuserved.api.inspect import ProfilesView
+from gpuserved.api.types import Status
 
-SILENT_S = 5.0
-"""A connected daemon sends figures every second or two; after this long without any the data is called old."""
-SCREENSHOT_WAIT_S = 15.0
-
-
-class Help(ModalScreen[None]):
-    """The keys, from the bindings themselves."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [("escape,question_mark,q", "dismiss_help", "Close")]
-
-    def compose(self) -> ComposeResult:
-        """One box."""
-        rows = [f"{', '.join(keys):<14} {what}" for what, keys in self._keys().items()]
-        text = "\n".join(["Keys", "", *rows, "", "Leaving never stops the daemon: gpuserve down does."])
-        with VerticalScroll(id="help"):
-            yield Static(text, markup=False)
-
-    def _keys(self) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
-        for binding in self.app._bindings:  # noqa: SLF001 - Textual has no public list of an app's own keys
-            if binding[1].show:
-                found.setdefault(binding[1].description, []).append(self.app.get_key_display(binding[1]))
-        found["Move"] = ["↑", "↓", "PgUp", "PgDn"]
-        found["Next table"] = ["Tab"]
-        return found
-
-    def action_dismiss_help(self) -> None:
-        """Back to the screen."""
-        self.dismiss()
+LOG_FLUSH_S = 0.25
+REMOTE_LOG_FLUSH_S = 0.5
 
 
 class FleetApp(App[int]):
-    """One daemon on one screen. Its return value is the exit code."""
+    """Its return value is the exit code."""
 
     TITLE = "gpuserve"
-    ENABLE_COMMAND_PALETTE = False
     CSS_PATH = "app.tcss"
+    AUTO_FOCUS = None
+    COMMANDS: ClassVar[set[Any]] = {FleetCommands}
+    ENABLE_COMMAND_PALETTE = True
+    COMMAND_PALETTE_BINDING = "ctrl+p"
     BINDINGS: ClassVar[list[BindingType]] = [
-        ("q", "detach", "Detach"),
-        ("r", "refresh", "Refresh"),
-        ("question_mark", "help", "Help"),
-    ]
+        Binding(
+            ",".join(action.keys), f"run('{action.id}')", action.label, show=False, id=action.id,
+            priority=action.id == "interrupt", system=action.id == "interrupt",
+        )
+        for action in ACTIONS
+    ]  # fmt: skip
 
-    def __init__(self, source: Source, *, read_only: bool = False, screenshot: Path | None = None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        *,
+        read_only: bool = False,
+        settings: Settings | None = None,
+        host: str | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         super().__init__()
-        self.status: Status | None = None
-        self._read_only = read_only
-        self._picture = screenshot
+        self.source = source
+        self.settings = settings or Settings()
+        self.board = Board()
+        self.pane = self.first_pane = "overview"
+        self.frozen = False
+        self.connected = False
+        self.monotonic = time.monotonic
+        self.clock = clock
+        self.glyphs = cells.ASCII if self.settings.ascii else cells.UNICODE
+        self.roles: Mapping[str, Style] = look.styles(look.DARK)
+        self.drawing = Drawing(self)
+        self.outlook = Outlook()
+        self.host = host if host is not None else socket.gethostname().split(".")[0]
+        self.remote = "SSH_CONNECTION" in os.environ
+        self.refresh_s = self.settings.refresh_s or (REMOTE_REFRESH_S if self.remote else 1.0)
+        self.lost: Lost | None = None
+        self.heard_at = self.monotonic()
+        self.read_only = "attached read-only" if read_only else ""
+        self.closing = False
+        self.acting = Acting(self)
+        self.desk = LogDesk(self)
+        self.moving = Moving(self)
+        self.desktop = Desktop(self)
+        self.commands: dict[str, Callable[[], None]] = {
+            **self.acting.commands, **self.desk.commands, **self.moving.commands, **self.desktop.commands,
+            **{pane: partial(self.show_pane, pane) for pane in PANES},
+        }  # fmt: skip
         self._feed = Feed(source, self.post_message)
-        self._heard_at = time.monotonic()
-        self._lost: Lost | None = None
-        self._notice = ""
+        self.overview = Overview(self.desk.buffer)
+        self.logs = LogsPane(self.desk.buffer)
+        self.profiles = ProfilesPane()
+        panes = (self.overview, ReplicasPane(), GpusPane(), self.logs, EventsPane(), self.profiles)
+        self.panes: dict[str, Pane] = dict(zip(PANES, panes, strict=True))
+        self.set_keymap({name: ",".join(keys) for name, keys in self.settings.keys.items()})
 
     def compose(self) -> ComposeResult:
-        """Headline, banner, the two tables, one line about the selected replica, keys."""
-        yield Static(id="headline", markup=False)
-        yield Static(id="banner", markup=False)
-        yield Static("GPUs", classes="title", markup=False)
-        yield Static("No GPU is visible to the daemon.", id="no-gpus", markup=False)
-        yield GpuTable()
-        yield Static("Replicas", classes="title", markup=False)
-        yield ReplicaTable()
-        yield Static(id="detail", markup=False)
-        yield Footer(compact=True)
+        """Head, screens, alerts, banner, the pane, the prompt, the keys."""
+        for name in ("head", "tabs", "alerts", "banner"):
+            yield Static(id=name, markup=False)
+        with Container(id="panes"):
+            yield from self.panes.values()
+        yield Input(id="prompt", compact=True)
+        yield Static(id="foot", markup=False)
 
     def on_mount(self) -> None:
         """Start listening."""
-        self._draw()
-        self.query_one(ReplicaTable).focus()
+        for each in look.THEMES.values():
+            self.register_theme(each)
+        # Under NO_COLOR Textual turns colours into greys; a theme of terminal colours would become black on black.
+        self.drawing.set_theme(self.settings.theme)
+        self.query_one("#prompt", Input).can_focus = False  # until it is shown
+        self.call_after_refresh(self.show_pane, self.first_pane)
         self._feed.start()
-        self.set_interval(1.0, self._draw_connection)
-        if self._picture:
-            self.set_timer(SCREENSHOT_WAIT_S, self._give_up)
+        self.set_interval(REMOTE_LOG_FLUSH_S if self.remote else LOG_FLUSH_S, self.desk.flush)
+        self.set_interval(EVENT_DRAW_S, self.drawing.if_due)
+        self.set_interval(1.0, self.drawing.tick)
+        self.desktop.catch_signals()
 
     def on_unmount(self) -> None:
         """Nothing may be posted to a screen that is gone."""
+        self.closing = True
         self._feed.close()
+        self.desk.close()
+
+    # --- what comes in
+
+    def on_attached(self, message: Attached) -> None:
+        """Connected. The daemon says whether this user may change anything."""
+        self.lost = None
+        self.connected = True
+        if not self.read_only and not message.version.may_operate:
+            self.read_only = "this user may only look"
+        self.fetch_profiles()
 
     def on_arrived(self, message: Arrived) -> None:
-        """New data."""
-        self.status = message.status
-        self._heard_at = time.monotonic()
-        self._lost = None
-        self._notice = message.notice or self._notice
-        self._draw()
-        if self._picture:
-            self.call_after_refresh(self._save_screenshot)
+        """New data; it is drawn at the pace of the screen."""
+        del message
+        inbox = self._feed.take()
+        self.board.noticed(inbox.events, read=self.pane == "events")
+        if inbox.status is not None:
+            self.lost = None
+            self.heard_at = self.monotonic()
+            if inbox.fresh:
+                self.board.arrived(inbox.status)
+            else:
+                self.board.status = inbox.status
+        self.drawing.wanted(fresh=inbox.fresh)
 
     def on_lost(self, message: Lost) -> None:
         """The data on the screen stays, marked as old."""
-        self._lost = message
-        self._draw_connection()
+        self.lost = message
+        self.connected = False
+        self.draw()
 
-    def on_data_table_row_highlighted(self, event: DataTable.RowHighlighted) -> None:
-        """The line below the tables follows the cursor."""
-        if event.data_table.id == "replicas":
-            self._draw_detail()
+    def on_called(self, message: Called) -> None:
+        """A call to the daemon came back."""
+        if message.error is not None:
+            self.say(message.error, "error")
+            if message.failed is not None:
+                message.failed()
+            self.draw()
+        else:
+            message.then(message.value)
 
-    def action_detach(self) -> None:
-        """Leave; the daemon goes on."""
-        self.exit(0)
+    def call(self, work: Callable[[], Any], then: Callable[[Any], None], failed: Callable[[], None] | None = None) -> None:  # fmt: skip
+        """Ask the daemon something without holding up the screen; `then` gets the answer."""
+        calling(work, then, failed, self._post)
 
-    def action_refresh(self) -> None:
-        """Ask for the whole status now."""
-        self._feed.refresh()
+    def _post(self, message: Message) -> None:
+        if not self.closing:
+            self.post_message(message)
 
-    def action_help(self) -> None:
-        """Show the keys."""
-        self.push_screen(Help())
+    def fetch_profiles(self) -> None:
+        """The list of profiles, for the Profiles screen."""
+        self.call(self.source.profiles, self._got_profiles)
 
-    def _draw(self) -> None:
-        status = self.status
-        main = self.screen_stack[0]
-        gpus = status.gpus if status else []
-        table = main.query_one(GpuTable)
-        table.show(gpus)
-        table.display = bool(gpus)
-        main.query_one("#no-gpus").display = status is not None and not gpus
-        main.query_one(ReplicaTable).show(status.replicas if status else [])
-        main.query_one("#headline", Static).update(headline(status, read_only=self._read_only))
-        self._draw_connection()
-        self._draw_detail()
+    def _got_profiles(self, found: ProfilesView) -> None:
+        self.profiles.profiles = found.profiles
+        self.desktop.draw_diff()
+        self.draw()
 
-    def _draw_connection(self) -> None:
-        main = self.screen_stack[0]
-        banner = main.query_one("#banner", Static)
-        text = self._connection(time.monotonic() - self._heard_at)
-        banner.update(Text(text, no_wrap=True, overflow="ellipsis"))
-        banner.display = bool(text)
-        main.set_class(bool(text), "old")
+    # --- what is known
 
-    def _connection(self, since_s: float) -> str:
-        """Why the data may be old; empty where it is not."""
-        if self._lost:
-            return f"disconnected, data is {fmt.age(since_s)} old: {fmt.plain(self._lost.why)}; trying again"
-        if self.status and since_s > SILENT_S:
-            return f"connected, but silent for {fmt.age(since_s)}"
-        degraded = self.status.supervisor.degraded if self.status else None
-        return f"degraded: {fmt.plain(degraded)}" if degraded else ""
+    @property
+    def status(self) -> Status | None:
+        """As the daemon sent it last."""
+        return self.board.status
 
-    def _draw_detail(self) -> None:
-        replica = self._selected()
-        text = fmt.plain(self._notice)
-        if replica:
-            started = fmt.age(time.time() - replica.started_at) if replica.started_at else fmt.UNKNOWN
-            facts = f"{replica.id}  {replica.model} on {replica.engine}, pid {replica.pid or fmt.UNKNOWN}, up {started}"
-            text = fmt.plain("  ".join(part for part in (facts, why(replica)) if part))
-        line = Text(text, no_wrap=True, overflow="ellipsis")
-        self.screen_stack[0].query_one("#detail", Static).update(line)
+    @property
+    def replica_names(self) -> list[str]:
+        """All replicas, in the daemon's order."""
+        return [replica.id for replica in self.board.status.replicas] if self.board.status else []
 
-    def _selected(self) -> ReplicaView | None:
-        row = self.screen_stack[0].query_one(ReplicaTable).cursor_row
-        replicas = self.status.replicas if self.status else []
-        return replicas[row] if 0 <= row < len(replicas) else None
+    @property
+    def current(self) -> Pane:
+        """The visible pane."""
+        return self.panes[self.pane]
 
-    def _save_screenshot(self) -> None:
-        if self._picture:
-            self._picture.write_text(self.export_screenshot(title="gpuserve-tui"), encoding="utf-8")
-            self.exit(0)
+    @property
+    def situation(self) -> Situation:
+        """What decides which actions are possible now."""
+        return situation_of(self)
 
-    def _give_up(self) -> None:
-        self.exit(
-            3,
-            message=f"no data from the daemon within {SCREENSHOT_WAIT_S:.0f} s; is it running? gpuserve status",
-        )
+    def moved_to(self, generation: int) -> None:
+        """Our own change moved the desired state: the next one is decided on this."""
+        if self.status is not None and generation > self.status.generation:
+            import msgspec
+
+            self.board.status = msgspec.structs.replace(self.status, generation=generation)
+
+    def say(self, text: str, severity: str = "information") -> None:
+        """A toast: the result of what the operator did, never markup."""
+        level: Any = severity
+        self.notify(cells.plain(text), severity=level, markup=False, timeout=8 if severity == "error" else 4)
+
+    # --- keys
+
+    def action_run(self, name: str) -> None:
+        """Any key of the table. What is impossible now says why."""
+        problem = unavailable(BY_ID[name], self.situation)
+        if problem:
+            self.say(problem, "warning")
+            return
+        self.commands[name]()
+
+    def show_pane(self, name: str) -> None:
+        """Another screen."""
+        self.pane, self.frozen = name, False
+        for each, pane in self.panes.items():
+            pane.display = each == name
+        if name == "events":
+            self.board.unread = 0
+        if name == "profiles":
+            self.fetch_profiles()
+        if name == "logs" and self.desk.source is None:
+            self.desk.watch(ALL)
+        views = self.current.views
+        if views:
+            views[0].focus()
+        self.desk.follow_selected()
+        self.call_after_refresh(self.draw)
+
+    def clear_marks(self) -> None:
+        """No row is marked."""
+        self.outlook.marked = frozenset()
+        self.draw()
+
+    def on_row_table_highlighted(self, message: RowTable.Highlighted) -> None:
+        """What depends on the selected row follows it."""
+        if message.table.id in {"over-replicas", "replica-table"}:
+            self.desk.follow_selected()
+            self.drawing.due = True
+        elif message.table.id == "profile-table":
+            self.desktop.draw_diff()
+
+    # --- drawing
+
+    def draw(self) -> None:
+        """Show what is known, unless the display is frozen."""
+        self.drawing.draw()
+
+    @property
+    def main(self) -> Screen[Any]:
+        """The screen under whatever dialogs."""
+        return self.screen_stack[0]
+
+    def on_resize(self) -> None:
+        """Other columns fit."""
+        self.call_after_refresh(self.draw)
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        """The prompt's text is a filter, or a search."""
+        if event.input.id == "prompt":
+            self.desktop.prompted(event.value)
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        """A filter of rows acts while it is typed."""
+        if event.input.id == "prompt":
+            self.desktop.typing(event.value)
+
+    def on_row_table_opened(self, message: RowTable.Opened) -> None:
+        """Twice clicked: the same as enter."""
+        del message
+        self.action_run("detail")
+
+    def on_row_table_header_clicked(self, message: RowTable.HeaderClicked) -> None:
+        """A header sorts by its column; again: the other way round."""
+        self.moving.sort_by(message.column)

@@ -8,15 +8,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from gpuserve_tui.actions import PANES
+from gpuserve_tui.settings import FILE_NAME, Settings, load
 from gpuserved.api.client import ControlClient, find_socket
 from gpuserved.api.errors import GpuserveError, Invalid
+from gpuserved.api.roots import from_environment
 
-SCREENSHOT_SIZE = (116, 26)
 EXAMPLE = """\
 examples:
   gpuserve-tui                        the daemon that `gpuserve status` finds
+  gpuserve-tui --read-only            look, and be refused every change by the daemon
   gpuserve-tui --socket /run/gpuserve/control.sock
   ssh -t gpu-host gpuserve-tui        on another machine
+  gpuserve-tui --screenshot now.svg --size 120x36 --screen logs
 """
 
 
@@ -24,40 +28,85 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(
         prog="gpuserve-tui",
-        description="Watch the replicas, GPUs and requests of a running gpuserved.",
+        description="Watch and operate the replicas, GPUs and requests of a running gpuserved.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument(
         "--socket", metavar="PATH", help="the daemon's control socket (default: as gpuserve finds it)"
     )
-    p.add_argument("--read-only", action="store_true", help="offer no key that changes anything")
+    p.add_argument("--read-only", action="store_true", help="the daemon refuses every change from here")
+    p.add_argument(
+        "--config", metavar="FILE", type=Path, help=f"instead of {FILE_NAME} in the configuration folder"
+    )
+    p.add_argument("--theme", choices=("dark", "light"), help="beats the configuration")
+    p.add_argument("--ascii", action="store_true", help="bars and marks of plain characters")
+    p.add_argument("--no-mouse", action="store_true", help="leave the mouse to the terminal")
+    p.add_argument("--screen", choices=PANES, default="overview", help="the screen to begin with")
     p.add_argument(
         "--screenshot", metavar="FILE.svg", type=Path, help="save the screen once it has data, and exit"
+    )
+    p.add_argument(
+        "--size", metavar="COLUMNSxROWS", type=_size, default=(120, 36), help="of a screenshot (120x36)"
     )
     return p
 
 
+def _size(text: str) -> tuple[int, int]:
+    columns, _, rows = text.partition("x")
+    size = int(columns), int(rows)
+    if not (10 <= size[0] <= 1000 and 3 <= size[1] <= 1000):
+        raise ValueError(text)
+    return size
+
+
+_size.__name__ = "size"  # argparse shows the name: "invalid size value"
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """The file, and what the command line says otherwise.
+
+    :raises Invalid: the file is wrong.
+    """
+    folder = from_environment(os.environ, uid=os.getuid()).config
+    found = load(args.config or folder / FILE_NAME, required=args.config is not None)
+    return Settings(
+        args.theme or found.theme,
+        found.ascii or args.ascii or "utf" not in (sys.stdout.encoding or "").lower(),
+        found.mouse and not args.no_mouse,
+        found.refresh_s,
+        found.keys,
+    )
+
+
 def attach(args: argparse.Namespace) -> int:
     """Check that a daemon answers, then take the screen."""
-    if not args.screenshot and not (sys.stdin.isatty() and sys.stdout.isatty()):
+    # Textual draws on stderr: redirected, the screen would go into a file.
+    if not args.screenshot and not (sys.stdin.isatty() and sys.stdout.isatty() and sys.stderr.isatty()):
         raise Invalid(
-            "gpuserve-tui needs a terminal", hint="without one: gpuserve status, gpuserve events -f"
+            "gpuserve-tui needs a terminal on stdin, stdout and stderr",
+            hint="without one: gpuserve status, gpuserve top --once, gpuserve events -f",
         )
-    client = ControlClient(find_socket(os.environ, args.socket))
+    settings = settings_of(args)
+    client = ControlClient(find_socket(os.environ, args.socket), read_only=args.read_only)
     client.status()
     # Textual takes 0.3 s to import: not for an error message.
     from gpuserve_tui.app import FleetApp
+    from gpuserve_tui.picture import take
+    from gpuserve_tui.standing import host_of
 
-    app = FleetApp(client, read_only=args.read_only, screenshot=args.screenshot)
-    code = app.run(headless=True, size=SCREENSHOT_SIZE) if args.screenshot else app.run()
+    app = FleetApp(client, read_only=args.read_only, settings=settings, host=host_of(client.socket_path))
+    if args.screenshot:
+        return take(app, args.screenshot, args.screen, args.size)
+    app.first_pane = args.screen
+    code = app.run(mouse=settings.mouse)
     return code if code is not None else app.return_code or 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program.
 
-    :returns: the exit code: 0 done, 1 failed, 2 usage, 3 no daemon.
+    :returns: the exit code: 0 done, 1 failed, 2 usage or configuration, 3 no daemon.
     """
     args = parser().parse_args(argv)
     try:

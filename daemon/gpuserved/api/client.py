@@ -180,9 +180,20 @@ class ControlClient:
         known = urlencode({key: value for key, value in query.items() if value is not None})
         return self._call("GET", f"/logs/page?{known}", LogPage, timeout_s=MUTATE_TIMEOUT_S)
 
-    def follow_logs(self, sources: Sequence[str], *, lines: int = 100) -> Iterator[LogBatch]:
-        """What these logs say from now on, beginning with the last `lines` of each; until closed."""
-        query = urlencode([("n", lines), *(("source", source) for source in sources)])
+    def follow_logs(
+        self, sources: Sequence[str], *, lines: int = 100, after: Mapping[str, str] | None = None
+    ) -> Iterator[LogBatch]:
+        """What these logs say from now on, beginning with the last `lines` of each; until closed.
+
+        :param after: sources that go on at the cursor of an earlier batch, so that nothing is missed or told twice.
+        """
+        places = after or {}
+        pairs = [
+            (name, value)
+            for each in sources
+            for name, value in (("source", each), ("after", places.get(each, "")))
+        ]
+        query = urlencode([("n", lines), *pairs])
         decoder = msgspec.json.Decoder(LogBatch)
         for line in self._lines(f"/logs/follow?{query}", None):
             try:

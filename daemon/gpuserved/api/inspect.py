@@ -89,3 +89,5 @@ class LogBatch(msgspec.Struct, frozen=True, kw_only=True):
     """Lines that were written and are not here, because more came than a screen can show. They are in the file."""
     before: str | None = None
     """With the first batch of a source: the cursor for the page before it."""
+    after: str | None = None
+    """Where this batch ends; a stream that was cut goes on from there."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from gpuserved.api.inspect import LogBatch
-from gpuserved.control.logpage import LINE_MAX_BYTES, page
+from gpuserved.control.logpage import LINE_MAX_BYTES, Cursor, page
 from gpuserved.control.logs import LogReader
 
 POLL_S = 0.25
@@ -25,9 +25,13 @@ Sources = Mapping[str, Callable[[], Sequence[Path]]]
 class LogFeed:
     """Reads its sources whenever it is asked. Blocking calls: for a thread."""
 
-    def __init__(self, sources: Sources, lines: int) -> None:
-        """:param lines: of the past, of each source, with the first look."""
+    def __init__(self, sources: Sources, lines: int, after: Mapping[str, str] | None = None) -> None:
+        """:param lines: of the past, of each source, with the first look.
+
+        :param after: sources that go on at a cursor instead.
+        """
         self._sources = sources
+        self._after = dict(after or {})
         self._lines = lines
         self._readers: dict[str, LogReader] = {}
         self._asked: dict[str, float] = {}
@@ -50,15 +54,27 @@ class LogFeed:
         lines, dropped = self._new_lines(name, reader, paths)
         if not lines and not dropped:
             return None
-        return LogBatch(source=name, at=time.time(), lines=[_text(line) for line in lines], dropped=dropped)
+        return LogBatch(
+            source=name,
+            at=time.time(),
+            lines=[_text(line) for line in lines],
+            dropped=dropped,
+            after=_cursor(reader),
+        )
 
-    def _begin(self, name: str, paths: Sequence[Path]) -> LogBatch:
+    def _begin(self, name: str, paths: Sequence[Path]) -> LogBatch | None:
         """The past of one source. What is written between the page and the reader's start is read by the reader."""
+        if name in self._after:
+            reader = self._readers[name] = LogReader()
+            reader.begin_at(paths, self._after[name])
+            return None
         shown = page(paths, None, self._lines)
         reader = self._readers[name] = LogReader()
         if shown.after is not None:
             reader.begin_at(paths, shown.after)
-        return LogBatch(source=name, at=time.time(), lines=shown.lines, before=shown.before)
+        return LogBatch(
+            source=name, at=time.time(), lines=shown.lines, before=shown.before, after=shown.after
+        )
 
     def _new_lines(
         self, name: str, reader: LogReader, paths: Callable[[], Sequence[Path]]
@@ -92,6 +108,11 @@ def _tail_bytes(block: bytes) -> int:
         if position < 0:
             return len(block)
     return len(block) - position - 1
+
+
+def _cursor(reader: LogReader) -> str | None:
+    place = reader.place
+    return None if place is None else str(Cursor(*place))
 
 
 def _text(line: bytes) -> str:

@@ -75,7 +75,11 @@ class LogHandlers:
         if len(names) > LOG_SOURCES_MAX:
             raise Invalid(f"{len(names)} logs at once", f"follow at most {LOG_SOURCES_MAX}")
         sources: Sources = {name: self._paths(name) for name in names}
-        feed = LogFeed(sources, _line_count(request, PAGE_LINES_MAX))
+        places = dict(
+            zip(request.query.getall("source", [""]), request.query.getall("after", []), strict=False)
+        )
+        after = {name: str(Cursor.parse(place)) for name, place in places.items() if place}
+        feed = LogFeed(sources, _line_count(request, PAGE_LINES_MAX), after)
         response = web.StreamResponse(headers=HEADERS)
         response.content_type = "application/x-ndjson"
         await response.prepare(request)

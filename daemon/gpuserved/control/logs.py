@@ -81,6 +81,13 @@ class LogReader:
             else:
                 file.close()
 
+    @property
+    def place(self) -> tuple[int, int] | None:
+        """Inode and offset of what has not been given out yet; None: nothing is open."""
+        if self._file is None:
+            return None
+        return os.fstat(self._file.fileno()).st_ino, self._file.tell() - len(self._rest)
+
     def read(self) -> bytes:
         """New whole lines, or nothing."""
         if self._file is None:

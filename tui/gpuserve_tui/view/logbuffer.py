@@ -1,0 +1,141 @@
+"""The log lines a screen holds: a ring with a filter over it. Older lines come from the daemon's files by page."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from gpuserve_tui.view.cells import plain
+
+KEPT_LINES = 20_000
+"""Some 4 MB of vLLM's lines."""
+_TRIM = 2_000
+"""Lines are dropped in blocks: one at a time would move the whole list."""
+LINE_MAX_CHARS = 4_096
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+_LEVEL = re.compile(r"\b(DEBUG|INFO|WARN(?:ING)?|ERROR|CRITICAL|FATAL)\b")
+_NUMBERS = {"DEBUG": 0, "INFO": 1, "WARN": 2, "WARNING": 2, "ERROR": 3, "CRITICAL": 3, "FATAL": 3}
+_VLLM = re.compile(
+    r"^(?:\((?P<process>[\w.-]+) pid=\d+\) )?(?P<level>[A-Z]+) (?:\d\d-\d\d )?(?P<time>\d\d:\d\d:\d\d) \[(?P<file>[^\]]*?)(?:\.py)?(?::\d+)?\] ?(?P<text>.*)$"
+)
+
+
+class LogLine(NamedTuple):
+    """One line. `level`: an index of LEVELS; None: the line does not say."""
+
+    source: str
+    text: str
+    level: int | None
+    at: float | None = None
+    """When the daemon read it, Unix seconds; None: it comes from a page of the past."""
+    gap: bool = False
+    """Not a line of the log, but a remark in its place: so many are missing here."""
+
+
+def log_line(source: str, raw: str, at: float | None) -> LogLine:
+    """A line as it came, made fit to show: the last state of a progress bar, no control bytes, not endless."""
+    if not raw.isprintable():
+        raw = plain(raw.rstrip("\r").rsplit("\r", 1)[-1].replace("\t", "    "))
+    found = _LEVEL.search(raw, 0, 120)
+    return LogLine(source, raw[:LINE_MAX_CHARS], _NUMBERS[found[1]] if found else None, at)
+
+
+def compact(line: LogLine) -> str:
+    """VLLM's prefix without what a small pane has no room for: time, level, source file, text."""
+    found = _VLLM.match(line.text)
+    if found is None:
+        return line.text
+    level = {"WARNING": "WARN"}.get(found["level"], found["level"])
+    return f"{found['time']} {level:<5} {found['file']}: {found['text']}"
+
+
+def when(line: LogLine) -> str:
+    """The time of day that the line itself states; empty: none."""
+    found = _VLLM.match(line.text)
+    return found["time"] if found else ""
+
+
+class LogBuffer:
+    """Lines with ids that grow; a page of the past gets ids below the first."""
+
+    def __init__(self, kept: int = KEPT_LINES) -> None:
+        self._kept = kept
+        self._lines: list[LogLine] = []
+        self._first = 0
+        self._test: Callable[[LogLine], bool] | None = None
+        self.shown: list[int] = []
+        """Ids of the lines that the filter lets through, in order."""
+        self.dropped = 0
+        """Lines that were written and never came here."""
+        self.received = 0
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def line(self, number: int) -> LogLine:
+        """The line of an id in `shown`."""
+        return self._lines[number - self._first]
+
+    def clear(self) -> None:
+        """Begin anew, with the same filter."""
+        self._lines.clear()
+        self.shown.clear()
+        self._first = self.dropped = self.received = 0
+
+    def append(self, lines: Iterable[LogLine], dropped: int = 0) -> int:
+        """Add what was written; a gap is marked where it is.
+
+        :returns: how many shown lines fell off the beginning.
+        """
+        if dropped:
+            self.dropped += dropped
+            self._add(
+                LogLine(
+                    "",
+                    f"... {dropped:,} lines not shown: too many at once; they are in the file",
+                    None,
+                    None,
+                    gap=True,
+                )
+            )
+        for line in lines:
+            self.received += 1
+            self._add(line)
+        return self._trim()
+
+    def _add(self, line: LogLine) -> None:
+        self._lines.append(line)
+        if self._test is None or line.gap or self._test(line):
+            self.shown.append(self._first + len(self._lines) - 1)
+
+    def prepend(self, lines: Sequence[LogLine]) -> int:
+        """Add a page of the past.
+
+        :returns: how many shown lines were added before the others.
+        """
+        self._lines[:0] = lines
+        self._first -= len(lines)
+        test = self._test
+        fresh = [self._first + n for n, line in enumerate(lines) if test is None or test(line)]
+        self.shown[:0] = fresh
+        return len(fresh)
+
+    def filter(self, test: Callable[[LogLine], bool] | None) -> None:
+        """Show only the lines that `test` lets through; None: all."""
+        self._test = test
+        numbers = range(self._first, self._first + len(self._lines))
+        self.shown = [
+            n for n, line in zip(numbers, self._lines, strict=True) if test is None or line.gap or test(line)
+        ]
+
+    def _trim(self) -> int:
+        if len(self._lines) < self._kept + _TRIM:
+            return 0
+        surplus = len(self._lines) - self._kept
+        del self._lines[:surplus]
+        self._first += surplus
+        gone = bisect_left(self.shown, self._first)
+        del self.shown[:gone]
+        return gone

@@ -1,0 +1,119 @@
+"""Widgets that draw lines of cells themselves: what is not visible costs nothing, and no text is ever markup."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol, cast
+
+from rich.cells import cell_len
+from rich.segment import Segment
+from rich.style import Style
+from rich.text import Text
+from textual.geometry import Size
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+
+from gpuserve_tui.view.cells import UNICODE, Cell, Glyphs, plain
+
+
+class Look(Protocol):
+    """What a widget asks of the app: how a role looks now, and which characters bars are made of."""
+
+    roles: Mapping[str, Style]
+    glyphs: Glyphs
+
+
+_PLAIN: Mapping[str, Style] = {}
+
+
+class LineView(ScrollView, can_focus=True, inherit_bindings=False):
+    """A scrollable area of lines. All keys are the app's."""
+
+    DEFAULT_CSS = """
+    LineView { scrollbar-size-vertical: 1; scrollbar-size-horizontal: 0; overflow-x: hidden; }
+    """
+
+    @property
+    def look(self) -> Look:
+        """The app's."""
+        return cast("Look", self.app)
+
+    @property
+    def glyphs(self) -> Glyphs:
+        """The characters in use."""
+        return getattr(self.app, "glyphs", UNICODE)
+
+    def strip(self, cells: Iterable[Cell], width: int, over: Style | None = None) -> Strip:
+        """A line of exactly `width` cells.
+
+        :param over: laid over every cell's own style.
+        """
+        roles = getattr(self.app, "roles", _PLAIN)
+        empty = roles.get("", Style())
+        segments = [
+            Segment(text, roles.get(role, empty) + over if over else roles.get(role, empty))
+            for text, role in cells
+            if text
+        ]
+        strip = Strip(segments).adjust_cell_length(width, over or empty)
+        return strip.apply_style(self.rich_style)
+
+
+def styled(cells: Iterable[Cell], roles: Mapping[str, Style]) -> Text:
+    """Cells as one line for a Static."""
+    line = Text(no_wrap=True, overflow="crop", end="")
+    for text, role in cells:
+        line.append(text, style=roles.get(role, ""))
+    return line
+
+
+def pack(pieces: Sequence[tuple[Cell, int]], width: int, gap: int = 2) -> list[Cell]:
+    """Pieces in one line with gaps; where there is no room those of the highest rank go. Rank 0 always stays."""
+    kept = list(pieces)
+    while kept and sum(cell_len(cell.text) + gap for cell, _ in kept) - gap > width:
+        worst = max(rank for _, rank in kept)
+        if worst == 0:
+            break
+        last = max(n for n, (_, rank) in enumerate(kept) if rank == worst)
+        del kept[last]
+    line: list[Cell] = []
+    for cell, _ in kept:
+        line += [cell, Cell(" " * gap)]
+    return line[:-1]
+
+
+class TextLines(LineView):
+    """Lines that are given once: details, a diff, help."""
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 - Textual's name
+        super().__init__(id=id)
+        self._lines: list[list[Cell]] = []
+
+    @property
+    def text(self) -> str:
+        """All of it, for copying and for tests."""
+        return "\n".join("".join(cell.text for cell in line).rstrip() for line in self._lines)
+
+    def show(self, lines: Sequence[Sequence[Cell] | str]) -> None:
+        """Show `lines`, and nothing else."""
+        self._lines = [[Cell(plain(line))] if isinstance(line, str) else list(line) for line in lines]
+        self.virtual_size = Size(self.size.width, len(self._lines))
+        self.refresh()
+
+    def on_resize(self) -> None:
+        """The height is that of the lines, whatever the width."""
+        self.virtual_size = Size(self.size.width, len(self._lines))
+
+    def render_line(self, y: int) -> Strip:
+        """One line."""
+        number = y + self.scroll_offset.y
+        line = self._lines[number] if number < len(self._lines) else []
+        return self.strip(line, self.size.width)
+
+    def move(self, lines: int) -> None:
+        """Scroll."""
+        self.scroll_to(y=self.scroll_offset.y + lines, animate=False)
+
+    def to_edge(self, *, end: bool) -> None:
+        """Scroll to the first or the last line."""
+        self.scroll_to(y=len(self._lines) if end else 0, animate=False)
