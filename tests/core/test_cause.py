@@ -25,5 +25,5 @@ def test_what_can_heal() -> None:
         CauseKind.BAD_FLAG, CauseKind.MODEL_MISSING, CauseKind.DOES_NOT_FIT,
     }  # fmt: skip
     assert by_healing[Healing.BY_ITSELF] == {
-        CauseKind.PORT_IN_USE, CauseKind.HUB_UNREACHABLE, CauseKind.OUT_OF_MEMORY,
+        CauseKind.PORT_IN_USE, CauseKind.HUB_UNREACHABLE, CauseKind.GPU_HELD, CauseKind.OUT_OF_MEMORY,
     }  # fmt: skip

@@ -74,3 +74,36 @@ def test_what_was_decided_stays_over_a_restart_and_goes_with_a_change(
     box.ok("up", str(box.profiles / "m.toml"), "--wait", "30")
     after = box.wait_state("m-0", "READY")
     assert (after["pid"], after["generation"]) == (before["pid"], before["generation"])
+
+
+def test_two_daemons_do_not_share_a_gpu(boxes: Callable[[], Box], vllm_stand_in: str, tmp_path: Path) -> None:
+    model = configs.write_model(tmp_path / "model", configs.LLAMA_8B, 16_060_522_496)
+    locks = tmp_path / "locks"
+    locks.mkdir()
+    first, second = boxes(), boxes()
+    for box in (first, second):
+        box.env["GPUSERVE_LOCK_DIR"] = str(locks)
+        configs.write_inventory(box.root / "gpus.json", 2, 80)
+    mine = text(model, vllm_stand_in, "max_model_len = 8192\ngpus = [0]\n")
+    first.up({"m": mine})
+    path = second.write("m", text(model, vllm_stand_in, "max_model_len = 8192\n"))
+    second.up({"m": (second.profiles / "m.toml").read_text()})
+    assert second.replica("m-0")["gpus"] == [1], "placed around what the other daemon has"
+    no = plan(second, second.write("n", mine), code=4)["refusal"]
+    assert no["code"] == "gpu_overlap"
+    assert "(another gpuserve)" in no["message"]
+    # The lease is the replica's, not the daemon's.
+    os.kill(first.status()["supervisor"]["pid"], signal.SIGKILL)
+    assert plan(second, second.write("n", mine), code=4)["refusal"]["code"] == "gpu_overlap"
+    first.ok("up", str(first.profiles / "m.toml"), "--wait", "30")
+    first.ok("restart", "m-0")
+    first.wait_state("m-0", "READY", restarts=0)
+    first.ok("stop", "m-0")
+    first.wait_state("m-0", "STOPPED")
+    second.up({"m": mine})
+    second.wait_state("m-0", "READY", gpus=[0])
+    # Meanwhile the other has it: the start waits, says who, and is tried again.
+    first.ok("start", "m-0")
+    held = first.wait_state("m-0", "BACKOFF", timeout_s=30)
+    assert "is leased by m-0 of" in held["reason"]
+    assert path

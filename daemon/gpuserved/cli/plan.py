@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from gpuserved.cli.apply import read_targets
 from gpuserved.cli.plan_text import plan_lines
 from gpuserved.cli.session import client_of, print_json, warn
 from gpuserved.config.target import Target
-from gpuserved.core.placement import Gpu
+from gpuserved.core.placement import Gpu, Lease
 from gpuserved.core.profile import Profile
 from gpuserved.host.logtail import clean
 from gpuserved.telemetry.provider import GpuInfo, GpuSample
@@ -45,7 +46,8 @@ def _here(options: argparse.Namespace, target: Target, profile: Profile) -> Plan
     from gpuserved.telemetry.choose import choose
 
     provider = choose(os.environ)
-    return _local(profile, as_gpus(provider.inventory(), provider.sample()), on_paper=False)
+    gpus = as_gpus(provider.inventory(), provider.sample())
+    return _local(profile, gpus, on_paper=False, leases=_leases(gpus, provider.name))
 
 
 def _on_paper(path: str, profile: Profile) -> Plan:
@@ -78,8 +80,19 @@ def as_gpus(infos: list[GpuInfo], samples: list[GpuSample]) -> list[Gpu]:
     return [gpu_of(info, by_uuid.get(info.uuid), {}) for info in infos]
 
 
-def _local(profile: Profile, gpus: list[Gpu], *, on_paper: bool) -> Plan:
+def _leases(gpus: list[Gpu], provider: str) -> list[Lease]:
+    """What daemons of this host hold: none of them is this root's, or it had been asked."""
+    from gpuserved.fleet.gpus import leases_of_others
+    from gpuserved.host import gpulock
+
+    folder = gpulock.folder(os.environ) if provider == "nvml" else None
+    return leases_of_others(gpulock.GpuLocks(folder, "") if folder else None, gpus)
+
+
+def _local(profile: Profile, gpus: list[Gpu], *, on_paper: bool, leases: Sequence[Lease] = ()) -> Plan:
     from gpuserved.fleet.plan import plan_profile
 
     roots = from_environment(os.environ, uid=os.getuid())
-    return plan_profile(profile, gpus, cache_dir=roots.cache, state_dir=roots.state, on_paper=on_paper)
+    return plan_profile(
+        profile, gpus, cache_dir=roots.cache, state_dir=roots.state, on_paper=on_paper, leases=leases
+    )

@@ -32,9 +32,10 @@ class CauseKind(str, Enum):
     DOES_NOT_FIT = "does_not_fit"
     PORT_IN_USE = "port_in_use"
     HUB_UNREACHABLE = "hub_unreachable"
+    GPU_HELD = "gpu_held"
 
 
-_BY_ITSELF = {CauseKind.PORT_IN_USE, CauseKind.HUB_UNREACHABLE, CauseKind.OUT_OF_MEMORY}
+_BY_ITSELF = {CauseKind.PORT_IN_USE, CauseKind.HUB_UNREACHABLE, CauseKind.OUT_OF_MEMORY, CauseKind.GPU_HELD}
 _NEVER = {CauseKind.BAD_FLAG, CauseKind.MODEL_MISSING, CauseKind.DOES_NOT_FIT}
 
 

@@ -16,6 +16,7 @@ from gpuserved.core.profile import HealthPolicy, Profile
 from gpuserved.core.state import State
 from gpuserved.engines.vllm import VllmEngine
 from gpuserved.fleet.desired import Arranged, Wanted, arrange, changes
+from gpuserved.fleet.gpus import leases_of_others
 from gpuserved.supervisor import start
 from gpuserved.supervisor.owner import Owner
 
@@ -91,7 +92,8 @@ async def arranged_for(fleet: Fleet, wanted: dict[str, Wanted]) -> Arranged:
             name: fleet.knowledge.of(each.profile) for name, each in wanted.items() if each.solved is None
         }
     )
-    return arrange(wanted, await fleet.gpus.real_inventory(fleet.owners), held, known)
+    inventory = await fleet.gpus.real_inventory(fleet.owners)
+    return arrange(wanted, inventory, held, known, leases_of_others(fleet.gpu_locks, inventory))
 
 
 async def carry_out(fleet: Fleet, wanted: dict[str, Wanted], arranged: Arranged, found: list[Change]) -> None:

@@ -86,10 +86,12 @@ def arrange(
     inventory: Sequence[Gpu],
     held: Mapping[str, tuple[str, ...]],
     known: Mapping[str, Known] | None = None,
+    taken: Sequence[Lease] = (),
 ) -> Arranged:
     """Place all profiles on one host.
 
     :param held: GPU UUIDs that replicas have now; they stay where they can.
+    :param taken: leases of other daemons; what is solved is not weighed against them, its start is.
     :param known: of each profile that is to be planned by memory; those already solved are placed as they were.
     :raises Refused: a profile does not fit; names what is short and the smallest change.
     """
@@ -107,7 +109,7 @@ def arrange(
         if each.solved is not None:  # what runs is not weighed against today's free memory
             found = place(each.solved.applied(profile), ours, leases, keep=held)
         else:
-            found = place(profile, gpus, leases, keep=held, facts=about.facts, lookup=about.lookup)
+            found = place(profile, gpus, [*leases, *taken], keep=held, facts=about.facts, lookup=about.lookup)
         if isinstance(found, NoFit):
             raise Refused(found.message, found.hint, {"code": found.code, "levers": [vars(lever) for lever in found.levers]})  # fmt: skip
         base = each.solved.applied(profile) if each.solved is not None else profile

@@ -55,6 +55,7 @@ class Fleet:
         self.gate = StartGate()
         self.router = router
         self.gpus = gpus
+        self.gpu_locks = gpus.locks(str(roots.run))
         self.knowledge = Knowledge(roots.state, roots.cache)
         self.orphan_ttl_s = orphan_ttl_s
         self.hf_token: str | None = None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 
 from gpuserved.api.types import GpuView
-from gpuserved.core.placement import SIM_DEFAULT_GIB, Foreign, Gpu
+from gpuserved.core.placement import SIM_DEFAULT_GIB, Foreign, Gpu, Lease
 from gpuserved.core.profile import EngineName, Profile
-from gpuserved.host import procfs
+from gpuserved.host import gpulock, procfs
+from gpuserved.host.gpulock import GpuLocks
 from gpuserved.supervisor.owner import Owner
 from gpuserved.telemetry.attribution import foreign_bytes, views
 from gpuserved.telemetry.attribution import owners as owners_of
@@ -40,6 +42,14 @@ class Gpus:
     def reason(self) -> str | None:
         """Why there is nothing to see."""
         return self._real.reason
+
+    def locks(self, daemon: str) -> GpuLocks | None:
+        """Host-wide leases of real GPUs. Those of a file exist on paper, so nothing on this host can collide over them;
+        GPUSERVE_LOCK_DIR leases them all the same.
+        """
+        real = self._real.provider.name == "nvml" or "GPUSERVE_LOCK_DIR" in os.environ
+        where = gpulock.folder(os.environ) if real else None
+        return GpuLocks(where, daemon) if where is not None else None
 
     async def real_inventory(self, owners: Mapping[str, Owner]) -> list[Gpu]:
         """The host's own GPUs, with what others than our replicas hold there."""
@@ -128,6 +138,17 @@ def gpu_of(
         foreign,
         lost,
     )
+
+
+def leases_of_others(locks: GpuLocks | None, inventory: Sequence[Gpu]) -> list[Lease]:
+    """What other daemons of this host have leased."""
+    if locks is None:
+        return []
+    return [
+        Lease(gpu.uuid, f"{held.holder} (another gpuserve)", held.fraction)
+        for gpu in inventory
+        for held in locks.held_by_others(gpu.uuid)
+    ]
 
 
 class _Known:

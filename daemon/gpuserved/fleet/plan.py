@@ -8,7 +8,7 @@ from pathlib import Path
 from gpuserved.api.errors import Invalid
 from gpuserved.api.plan import Plan
 from gpuserved.api.types import PlanWarning
-from gpuserved.core.placement import Gpu, NoFit, with_simulated
+from gpuserved.core.placement import Gpu, Lease, NoFit, with_simulated
 from gpuserved.core.planner.decide import place
 from gpuserved.core.profile import Profile
 from gpuserved.engines import registry
@@ -18,16 +18,24 @@ from gpuserved.supervisor.surroundings import Assignment
 
 
 def plan_profile(
-    profile: Profile, inventory: Iterable[Gpu], *, cache_dir: Path, state_dir: Path, on_paper: bool = False
+    profile: Profile,
+    inventory: Iterable[Gpu],
+    *,
+    cache_dir: Path,
+    state_dir: Path,
+    on_paper: bool = False,
+    leases: Iterable[Lease] = (),
 ) -> Plan:
     """Place a profile on free GPUs and fill in what each replica would be started with.
 
     :param inventory: the host's GPUs, or those of a file; what `[sim] gpus` adds is added here.
+    :param leases: what daemons of this host hold.
     :param on_paper: the inventory is another host's: what the engine here says of the profile is a warning, not an error.
     :raises Invalid: the profile cannot start on this host (bad flag, missing model, engine not installed).
     """
     known = Knowledge(state_dir, cache_dir).of(profile)
-    answer = place(profile, with_simulated(inventory, [profile]), facts=known.facts, lookup=known.lookup)
+    gpus = with_simulated(inventory, [profile])
+    answer = place(profile, gpus, leases, facts=known.facts, lookup=known.lookup)
     if isinstance(answer, NoFit):
         return refusal_view(answer)
     assignments = [

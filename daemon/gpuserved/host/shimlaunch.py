@@ -50,13 +50,15 @@ def replica_spec(
     drain_s: float,
     term_grace_s: float,
     cgroup: str | None = None,
+    keep_fds: tuple[int, ...] = (),
 ) -> dict[str, object]:
-    """The spec of a replica's shim (docs/architecture.md)."""
+    """The spec of a replica's shim (docs/architecture.md); pass `keep_fds` to `launch` as well."""
     return {
         "v": PROTOCOL_VERSION, "role": "replica", "id": replica, "generation": generation, "nonce": nonce,
         "dir": str(folder), "argv": list(argv), "env": dict(env), "cwd": cwd,
         "log": {"path": str(log_path), "max_bytes": log_max_bytes, "keep": log_keep},
         "orphan_ttl_s": orphan_ttl_s, "drain_s": drain_s, "term_grace_s": term_grace_s, "cgroup": cgroup,
+        "keep_fds": list(keep_fds),
     }  # fmt: skip
 
 

@@ -63,11 +63,11 @@ def boot_id() -> str:
     return read_small("/proc/sys/kernel/random/boot_id").decode().strip()
 
 
-def close_inherited(keep: int | None) -> None:
+def close_inherited(keep: list[int]) -> None:
     """Close all but stdin, stdout, stderr and `keep`: a replica must not hold its starter's sockets open."""
     for name in os.listdir("/proc/self/fd"):
         fd = int(name)
-        if fd > 2 and fd != keep:
+        if fd > 2 and fd not in keep:
             try:
                 os.close(fd)
             except OSError:  # the descriptor that listed the folder

@@ -22,8 +22,8 @@ class Spec:
     """What to run and how. Field names are the wire's (docs/architecture.md)."""
 
     __slots__ = (
-        "argv", "cgroup", "cwd", "dir", "drain_s", "env", "generation", "id", "listen_fd",
-        "log_keep", "log_max_bytes", "log_path", "nonce", "orphan_ttl_s", "role", "term_grace_s",
+        "argv", "cgroup", "cwd", "dir", "drain_s", "env", "generation", "id", "keep_fds",
+        "listen_fd", "log_keep", "log_max_bytes", "log_path", "nonce", "orphan_ttl_s", "role", "term_grace_s",
     )  # fmt: skip
 
     def __init__(self, raw: dict[str, Any]) -> None:
@@ -50,6 +50,7 @@ class Spec:
         self.term_grace_s = DEFAULT_TERM_GRACE_S if grace_s is None else grace_s
         self.cgroup = _absolute(raw, "cgroup") if raw.get("cgroup") is not None else None
         self.listen_fd = None if replica else _whole(raw, "listen_fd", 3)
+        self.keep_fds = _descriptors(raw)
 
 
 def parse(data: bytes) -> Spec:
@@ -102,6 +103,14 @@ def _seconds(raw: dict[str, Any], key: str) -> float | None:
     if checked is None:
         raise SpecError(f"{key}: seconds from 0 to a year are needed")
     return checked
+
+
+def _descriptors(raw: dict[str, Any]) -> list[int]:
+    """Held open by the shim for its life, and never by the child: locks that must last as long as the replica."""
+    given = raw.get("keep_fds", [])
+    if not isinstance(given, list) or any(type(fd) is not int or fd < 3 for fd in given):
+        raise SpecError("keep_fds: a list of descriptors from 3 is needed")
+    return given
 
 
 def _argv(raw: dict[str, Any]) -> list[str]:

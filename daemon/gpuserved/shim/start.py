@@ -74,7 +74,8 @@ def _detach_stdio() -> None:
 def _live(spec: Spec) -> None:
     umask = os.umask(0o077)
     os.chdir("/")
-    close_inherited(spec.listen_fd)
+    kept = spec.keep_fds + ([] if spec.listen_fd is None else [spec.listen_fd])
+    close_inherited(kept)
     prctl(PR_SET_NAME, b"gpuserve-shim")
     try:
         prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -101,8 +102,8 @@ def _set_up(spec: Spec, umask: int) -> Server:
     :raises StartFailed: the child does not run.
     :raises OSError: folder, socket, log or identity cannot be made.
     """
-    if spec.listen_fd is not None:
-        os.set_inheritable(spec.listen_fd, False)
+    for fd in spec.keep_fds + ([] if spec.listen_fd is None else [spec.listen_fd]):
+        os.set_inheritable(fd, False)
     lock_folder(spec.dir)  # held until this process ends
     remove(_socket_path(spec))  # left by a shim that was killed: its lock was free
     listener = _listen(_socket_path(spec))

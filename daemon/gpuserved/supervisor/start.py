@@ -6,9 +6,11 @@ import asyncio
 import errno
 import logging
 import os
+import pwd
 import secrets
 import shutil
 import socket
+import time
 from collections.abc import Hashable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,9 +21,11 @@ from gpuserved.api.errors import GpuserveError
 from gpuserved.api.roots import Roots
 from gpuserved.core.cause import Cause, CauseKind
 from gpuserved.core.events import EventKind
+from gpuserved.core.placement import SIM_PREFIX
 from gpuserved.core.profile import Profile
 from gpuserved.core.state import State
 from gpuserved.engines.base import Launch, LaunchContext
+from gpuserved.host.gpulock import GpuHeld, release
 from gpuserved.host.shimclient import launch, replica_spec
 from gpuserved.host.statefile import write_atomically
 from gpuserved.supervisor.process import ReplicaProcess
@@ -33,6 +37,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NOTE = "start.json"
+LEASE_WAIT_S = 5.0
+LEASE_POLL_S = 0.05
 KEPT_STARTS = 5
 """Logs of this many starts stay: the present one, the one that `--previous` shows, and some history of a crash loop."""
 
@@ -96,10 +102,21 @@ def _spawn_cause(message: str, error: GpuserveError | OSError) -> Cause:
     number = getattr(error, "errno", None)
     transient = number in {errno.EAGAIN, errno.ENOMEM, errno.ENOSPC}
     kind = CauseKind.OUT_OF_MEMORY if transient else CauseKind.SPAWN_FAILED
+    if isinstance(error, GpuHeld):
+        kind = CauseKind.GPU_HELD
     return Cause(kind, f"could not be started: {message}")
 
 
 async def _fork(owner: Owner, generation: int) -> tuple[ReplicaProcess, str]:
+    leases = await _leases(owner)
+    try:
+        return await _fork_with(owner, generation, leases)
+    finally:
+        release(leases)  # the shim's descriptors hold them now
+
+
+async def _fork_with(owner: Owner, generation: int, leases: tuple[int, ...]) -> tuple[ReplicaProcess, str]:
+    """:param leases: descriptors that the shim keeps, so that the GPUs are leased while the replica runs."""
     around, profile = owner.around, owner.assignment.profile
     nonce = secrets.token_hex(6)
     folder = around.roots.run / "r" / nonce
@@ -115,10 +132,10 @@ async def _fork(owner: Owner, generation: int) -> tuple[ReplicaProcess, str]:
     spec = replica_spec(
         replica=owner.id, generation=generation, nonce=nonce, folder=folder, argv=made.argv, env=made.env, cwd=made.cwd,
         log_path=path, log_max_bytes=_log_max_bytes(), log_keep=LOG_KEEP, orphan_ttl_s=around.orphan_ttl_s,
-        drain_s=profile.limits.drain_s, term_grace_s=profile.limits.term_grace_s,
+        drain_s=profile.limits.drain_s, term_grace_s=profile.limits.term_grace_s, keep_fds=leases,
     )  # fmt: skip
     try:
-        await launch(spec)
+        await launch(spec, pass_fds=leases)
     except GpuserveError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -131,6 +148,33 @@ async def _fork(owner: Owner, generation: int) -> tuple[ReplicaProcess, str]:
     if owner.r.generation != generation or owner.r.state is not State.STARTING:
         await process.terminate()  # the stop came while the fork was under way
     return process, made.address
+
+
+async def _leases(owner: Owner) -> tuple[int, ...]:
+    """Lease the replica's GPUs host-wide. The shim of the start before may need a moment to end.
+
+    :raises GpuHeld: somebody else has them.
+    """
+    locks, assignment = owner.around.gpu_locks, owner.assignment
+    uuids = [uuid for uuid in assignment.gpu_uuids if not uuid.startswith(SIM_PREFIX)]
+    if locks is None or not uuids:
+        return ()
+    share = assignment.profile.gpu_share or 1.0
+    deadline = time.monotonic() + LEASE_WAIT_S
+    while True:
+        try:
+            return tuple(locks.take(uuids, share, owner.id, _user()))
+        except GpuHeld:
+            if time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(LEASE_POLL_S)
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
 
 
 def assignment_uuids(owner: Owner) -> tuple[str, ...]:

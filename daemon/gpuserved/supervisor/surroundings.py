@@ -8,6 +8,7 @@ from typing import Protocol
 from gpuserved.api.roots import Roots
 from gpuserved.core.profile import Profile
 from gpuserved.engines.base import Engine
+from gpuserved.host.gpulock import GpuLocks
 from gpuserved.supervisor.gate import StartGate
 
 LOG_MAX_BYTES = 64 * 1024 * 1024
@@ -34,6 +35,8 @@ class Surroundings(Protocol):
     gate: StartGate
     orphan_ttl_s: float | None
     hf_token: str | None
+    gpu_locks: GpuLocks | None
+    """Host-wide leases; None where GPUs are on paper."""
 
     def engine(self, profile: Profile) -> Engine:
         """The profile's adapter."""
