@@ -151,3 +151,11 @@ def test_without_a_key_the_tied_policies_choose_as_least_inflight(counts: list[i
         tied, plain = make_policy(name), LeastInflight()
         for _ in range(3):
             assert tied.choose(UNTIED, fleet(*counts)) == plain.choose(UNTIED, fleet(*counts))
+
+
+@given(st.lists(st.lists(st.integers(0, 4), min_size=3, max_size=3), max_size=30))
+def test_the_short_way_to_choose_chooses_the_same(rounds: list[list[int]]) -> None:
+    long, short = LeastInflight(), LeastInflight()
+    for counts in rounds:
+        candidates = [Candidate(count, Rotation.IN) for count in counts]
+        assert short.choose_even(counts) == long.choose(UNTIED, candidates)

@@ -15,6 +15,7 @@ from gpuserved.router import envelope, fields
 from gpuserved.router.edge import BadAnswer, parse_request, parse_response
 from gpuserved.router.errors import HttpError
 from gpuserved.router.framing import ChunkedDecoder, FramingError
+from gpuserved.router.headmemo import HeadMemo
 from gpuserved.router.sse import EventGate, First, death_notice, first_event
 
 BAD_HEADS = {
@@ -103,6 +104,28 @@ def test_lines_with_secrets_are_not_remembered_and_memory_is_bounded() -> None:
     remembered = vars(fields)["_remembered"]
     assert not any(b"secret-value" in line for line in remembered)
     assert len(remembered) <= 2048
+
+
+_LENGTHS = st.sampled_from(
+    [b"1", b"7", b"0", b"123456", b"1 ", b" 1", b"+1", b"1" * 19, b"", b"1\r\nContent-Length: 2"]
+)
+_NEIGHBOURS = st.sampled_from([b"", b"\r\nX: 1", b"\r\nTransfer-Encoding: chunked", b"\r\ncontent-length: 1"])
+
+
+@given(st.lists(st.tuples(_NEIGHBOURS, _LENGTHS, _NEIGHBOURS), min_size=2, max_size=6))
+def test_a_remembered_head_never_reads_otherwise_than_a_new_one(
+    heads: list[tuple[bytes, bytes, bytes]],
+) -> None:
+    memo = HeadMemo(parse_request, b"\r\nContent-Length: ")
+    for before, length, after in heads:
+        raw = b"POST / HTTP/1.1\r\nHost: a%b\r\nContent-Length: %b%b\r\n\r\n" % (before, length, after)
+        try:
+            expected = parse_request(raw)
+        except HttpError:
+            with pytest.raises(HttpError):
+                memo.read(raw)
+        else:
+            assert memo.read(raw) == expected
 
 
 def test_too_many_headers_are_431() -> None:

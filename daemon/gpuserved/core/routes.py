@@ -82,6 +82,7 @@ _EXACT: dict[tuple[str, str], Route] = {
     ("GET", "/health"): Route(Kind.HEALTH, open=True),
     ("GET", "/metrics"): Route(Kind.METRICS),
 }
+_MATCHES = {request: Match(route) for request, route in _EXACT.items()}
 _MODEL = Route(Kind.MODEL)
 _BY_ID = Route(Kind.RESPONSE_ID, sse=Sse.TYPED)
 _MODELS_PREFIX = "/v1/models/"
@@ -95,9 +96,9 @@ def _plain_id(text: str) -> bool:
 
 def match(method: str, path: str) -> Match | None:
     """The route of a request; None: not on the list. `path` is as the client wrote it, without the query."""
-    found = _EXACT.get((method, path))
+    found = _MATCHES.get((method, path))
     if found is not None:
-        return Match(found)
+        return found
     if method == "GET" and path.startswith(_MODELS_PREFIX) and len(path) > len(_MODELS_PREFIX):
         return Match(_MODEL, unquote(path[len(_MODELS_PREFIX) :]))
     if path.startswith(_RESPONSES_PREFIX):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from gpuserved.core.policy.base import UNTIED, Ask
 from gpuserved.core.routes import Kind, Match
@@ -17,8 +17,7 @@ from gpuserved.router.tables import Model
 _LONGEST_DEADLINE_S = 7 * 24 * 3600.0
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True):
     """The outcome. `only`: no other replica than `prefer` can answer."""
 
     model: Model

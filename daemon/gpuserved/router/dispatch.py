@@ -6,6 +6,7 @@ import asyncio
 
 from gpuserved.core.balance import Rotation
 from gpuserved.core.policy.base import UNTIED, Ask, Candidate, ramp
+from gpuserved.core.policy.least_inflight import LeastInflight
 from gpuserved.core.policy.prefill import Queued
 from gpuserved.router import errors
 from gpuserved.router.replica import Replica
@@ -70,8 +71,26 @@ def _candidate(entry: Entry, avoid: frozenset[Replica], now: float) -> Candidate
     )  # fmt: skip
 
 
+def _even(entries: list[Entry], now: float) -> list[int] | None:
+    """In-flight counts, where they are all that tells the replicas apart."""
+    counts: list[int] = []
+    for entry in entries:
+        replica = entry.replica
+        if replica.row.state is not Rotation.IN or not replica.admit or entry.weight != 1.0:
+            return None
+        if now - replica.in_since < entry.slow_start_s:
+            return None
+        counts.append(replica.in_flight)
+    return counts or None
+
+
 def _pick(model: Model, avoid: frozenset[Replica], ask: Ask) -> Entry | None:
-    now = asyncio.get_running_loop().time()
+    now = model.loop.time()
+    policy = model.policy
+    if type(policy) is LeastInflight and not avoid:
+        counts = _even(model.entries, now)
+        if counts is not None:
+            return _taken(model.entries[policy.choose_even(counts)])
     index = model.policy.choose(ask, [_candidate(entry, avoid, now) for entry in model.entries])
     return None if index is None else _taken(model.entries[index])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import re
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
@@ -37,8 +36,7 @@ _DECODER = msgspec.json.Decoder(_Fields)
 _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-@dataclass(frozen=True)
-class Envelope:
+class Envelope(msgspec.Struct, frozen=True, gc=False):
     """What the router knows of a request's content."""
 
     model: str

@@ -36,7 +36,8 @@ class Exchange:
     """
 
     __slots__ = (
-        "_charge", "_over", "_relay", "_task", "asked", "attempt", "body", "client", "context", "deadline", "found", "head",
+        "_charge", "_client_left", "_over", "_relay", "_task", "asked", "attempt", "body", "client", "context", "deadline",
+        "found", "head",
         "holds_suspects", "lease", "loop", "request_id", "sent_at", "started", "status",
     )  # fmt: skip
 
@@ -62,6 +63,7 @@ class Exchange:
         self._relay: Relay | None = None
         self._charge: tuple[Account, UsageTap] | None = None
         self._task: asyncio.Task[None] | None = None
+        self._client_left = False
         self._over = False
 
     # Flow control: the client's transport tells us.
@@ -93,9 +95,8 @@ class Exchange:
 
     def cancel(self) -> None:
         """Its client left: an engine at work for it stops."""
-        if self._task is not None:
-            self._task.cancel()
-        else:
+        self._client_left = True
+        if self._task is None or not self._task.cancel():
             self.over()
 
     def _try_at_once(self, asked: Asked) -> bool:
@@ -137,7 +138,9 @@ class Exchange:
 
     def _waited(self, task: asyncio.Task[None]) -> None:
         self._task = None
-        if task.cancelled():
+        if (
+            task.cancelled() or self._client_left
+        ):  # `wait_for` may lose a cancellation that comes with its result
             self.over()
 
     def request_for(self, lease: dispatch.Lease) -> tuple[bytes, Body]:

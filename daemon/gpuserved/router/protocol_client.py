@@ -15,7 +15,7 @@ from gpuserved.router import errors
 from gpuserved.router.body import Body
 from gpuserved.router.edge import Headers, RequestHead, own_response
 from gpuserved.router.errors import HttpError
-from gpuserved.router.request_reader import RequestReader, Screen
+from gpuserved.router.request_reader import RequestReader, Screen, Whole
 
 IDLE_S = 75.0
 WRITE_STALL_S = 300.0
@@ -120,6 +120,10 @@ class ClientConnection(asyncio.Protocol):
             if self._phase == _TUNNEL and self.tunnel is not None:
                 self.tunnel.client_data(data)
             elif self._phase < _TUNNEL:
+                whole = self._reader.at_once(data) if self._phase == _READING else None
+                if whole is not None:
+                    self._hand_over(whole)
+                    return
                 self._reader.feed(data)
                 if self._phase == _READING:
                     self._advance()
@@ -166,6 +170,9 @@ class ClientConnection(asyncio.Protocol):
                 self.pause_reading()
                 self.loop.call_soon(self._go_on)
             return
+        self._hand_over(whole)
+
+    def _hand_over(self, whole: Whole) -> None:
         self._phase = _BUSY
         self.deadline = 0.0
         self.began = False

@@ -17,6 +17,7 @@ from gpuserved.router.framing import (
     FramingError,
     decoder_for,
 )
+from gpuserved.router.headmemo import HeadMemo
 
 INTERIM_MAX = 16
 """More 1xx heads than this before the answer are no answer."""
@@ -77,6 +78,7 @@ class Upstream(asyncio.Protocol):
         self._tunnel = False
         self._upgrade = False
         self._interim = 0
+        self._heads = HeadMemo(parse_response, b"\r\ncontent-length: ")
         self._writable = asyncio.Event()
         self._writable.set()
         self._reading_paused = False
@@ -213,7 +215,7 @@ class Upstream(asyncio.Protocol):
                 raise BadAnswer("no status line")
             self._head_bytes = data
             return
-        head = parse_response(data[: end + 4])
+        head = self._heads.read(data[: end + 4])
         rest = data[end + 4 :]
         self._head_bytes = b""
         if head.status < 200 and head.status != 101:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from gpuserved.core.routes import Match
 from gpuserved.router import errors
@@ -11,12 +10,15 @@ from gpuserved.router.body import MEMORY_MAX_BYTES, Body
 from gpuserved.router.edge import HEAD_MAX_BYTES, RequestHead, parse_request
 from gpuserved.router.errors import HttpError
 from gpuserved.router.framing import LINES_MAX, ChunkedDecoder, FramingError, LengthDecoder
+from gpuserved.router.headmemo import HeadMemo
 
 HEADER_S = 10.0
 """Absolute, from a head's first byte to its end; trickling bytes do not stretch it."""
 BODY_STALL_S = 30.0
 BODY_MIN_BYTES_PER_S = 1024
 """A body that is slower than this on average, after a grace of `BODY_STALL_S`, ends with 408."""
+
+_CR = 13
 
 
 class Screen(Protocol):
@@ -29,8 +31,7 @@ class Screen(Protocol):
         """Longest body."""
 
 
-@dataclass(frozen=True)
-class Whole:
+class Whole(NamedTuple):
     """A whole request: to be served where `match` is set, else refused."""
 
     head: RequestHead
@@ -44,6 +45,7 @@ class RequestReader:
 
     def __init__(self, screen: Screen) -> None:
         self._screen = screen
+        self._heads = HeadMemo(parse_request, b"\r\nContent-Length: ")
         self._buffer = bytearray()
         self._head: RequestHead | None = None
         self._match: Match | None = None
@@ -63,6 +65,33 @@ class RequestReader:
     def feed(self, data: bytes) -> None:
         """More bytes."""
         self._buffer += data
+
+    def at_once(self, data: bytes) -> Whole | None:
+        """A request that came whole in one read, with nothing before or after it; None: `feed` and `advance`.
+
+        :raises HttpError: as `advance`.
+        """
+        if self._buffer or self._head is not None:
+            return None
+        end = data.find(b"\r\n\r\n") + 4
+        if end < 4 or end > HEAD_MAX_BYTES or data[0] == _CR:
+            return None
+        head = self._heads.read(data[:end])
+        size = len(data) - end
+        if head.chunked or head.expects_continue or size != (head.content_length or 0):
+            return None
+        if size > MEMORY_MAX_BYTES:
+            return None
+        try:
+            match, refusal = self._screen.screen(head), None
+        except HttpError as error:
+            match, refusal = None, error
+        body = Body()
+        if size:
+            body.append(data[end:])
+        self._clock_runs = False
+        self.deadline = None
+        return Whole(head, body, match, refusal)
 
     @property
     def buffered_bytes(self) -> int:
@@ -120,7 +149,7 @@ class RequestReader:
         self._clock_runs = False
         raw = bytes(buffer[: end + 4])
         del buffer[: end + 4]
-        self._start_body(parse_request(raw), now)
+        self._start_body(self._heads.read(raw), now)
         return True
 
     def _start_body(self, head: RequestHead, now: float) -> None:

@@ -48,6 +48,8 @@ class Model:
     queue_timeout_s: float = 600.0
     entries: list[Entry] = field(default_factory=list)
     waiters: FairQueue[Waiter] = field(default_factory=FairQueue)
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    """At hand, for the clock: before Python 3.12 asking which loop runs is a system call."""
     suspects: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by the one suspect of a second crash that may run."""
 

@@ -24,3 +24,15 @@ class LeastInflight:
         chosen = min(ready, key=lambda i: (load(candidates[i]), (i - cursor) % count))
         self._cursor = chosen + 1
         return chosen
+
+    def choose_even(self, in_flight: Sequence[int]) -> int:
+        """The same for candidates that are all in rotation, warm, and of one weight: most of the time all are."""
+        count = len(in_flight)
+        start = self._cursor % count
+        least = min(in_flight)
+        try:
+            chosen = in_flight.index(least, start)
+        except ValueError:
+            chosen = in_flight.index(least)
+        self._cursor = chosen + 1
+        return chosen
