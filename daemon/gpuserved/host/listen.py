@@ -48,23 +48,28 @@ def bind(address: str) -> socket.socket:
     except OSError as error:
         listener.close()
         raise Refused(
-            f"cannot listen on {address}: {error.strerror}{_held_by(port)}",
+            f"cannot listen on {address}: {error.strerror}{_held(port)}",
             hint="stop that program, or choose another port with --listen HOST:PORT",
         ) from None
     listener.setblocking(False)
     return listener
 
 
-def _held_by(port: int) -> str:
-    """` (held by PID 12, python3 -m http.server)`, or nothing where this user cannot see it."""
+def _held(port: int) -> str:
+    holder = held_by(port)
+    return f" (held by {holder})" if holder else ""
+
+
+def held_by(port: int) -> str | None:
+    """`PID 12: python3 -m http.server` for who listens on a TCP port; None: nobody, or nobody whom this user can see."""
     try:
         connections = psutil.net_connections("tcp")
     except (psutil.Error, OSError):
-        return ""
+        return None
     for connection in connections:
         if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port:
-            return f" (held by {_describe(connection.pid)})"
-    return ""
+            return _describe(connection.pid)
+    return None
 
 
 def _describe(pid: int | None) -> str:

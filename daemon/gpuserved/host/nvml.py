@@ -8,8 +8,16 @@ from typing import Any
 MIG_ENABLED = 1
 
 
+NO_LIBRARY, NO_DRIVER, NO_PERMISSION, MISMATCH = 12, 9, 4, 18
+"""NVML's own numbers: LIBRARY_NOT_FOUND, DRIVER_NOT_LOADED, NO_PERMISSION, LIB_RM_VERSION_MISMATCH."""
+
+
 class NvmlUnavailable(Exception):
-    """No NVML on this host; the text says why."""
+    """No NVML on this host; the text says why, and `error` is NVML's number where NVML itself said it."""
+
+    def __init__(self, text: str, error: int | None = None) -> None:
+        super().__init__(text)
+        self.error = error
 
 
 class GpuLost(Exception):
@@ -45,7 +53,10 @@ class Nvml:
         try:
             pynvml.nvmlInit()
         except Exception as error:
-            raise NvmlUnavailable(f"NVML does not start: {_text(error)}") from error
+            number = getattr(error, "value", None)
+            raise NvmlUnavailable(
+                f"NVML does not start: {_text(error)}", number if isinstance(number, int) else None
+            ) from error
 
     def close(self) -> None:
         """Let go of the driver."""
@@ -54,6 +65,11 @@ class Nvml:
     def driver_version(self) -> str | None:
         """As `nvidia-smi` shows it."""
         return _string(self._ask("nvmlSystemGetDriverVersion"))
+
+    def cuda_version(self) -> tuple[int, int] | None:
+        """The newest CUDA that the driver runs, as (major, minor)."""
+        found = self._ask("nvmlSystemGetCudaDriverVersion_v2") or self._ask("nvmlSystemGetCudaDriverVersion")
+        return (found // 1000, found % 1000 // 10) if isinstance(found, int) and found > 0 else None
 
     def count(self) -> int:
         """Number of GPUs that the driver shows to this process."""

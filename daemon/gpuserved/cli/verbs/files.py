@@ -1,4 +1,4 @@
-"""Commands about files and this host, which need no daemon: import-llamafactory, schema."""
+"""Commands about files and this host, which need no daemon: import-llamafactory, schema, doctor."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ from gpuserved.cli.verbs.base import Verbs
 
 def add(verbs: Verbs) -> None:
     """Add them."""
+    verbs.add(
+        "doctor",
+        "doctor.command:doctor",
+        "check this host: driver, vLLM, hub, folders, limits, port, service; each problem with what removes it",
+        "doctor\ndoctor --json",
+    )
     _import(verbs)
     schema = verbs.add(
         "schema",

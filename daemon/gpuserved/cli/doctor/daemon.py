@@ -1,0 +1,254 @@
+"""Configuration, folders, the daemon itself, its port, and what daemons that are gone left behind."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from pathlib import Path
+
+import gpuserved
+from gpuserved.api.client import ControlClient
+from gpuserved.api.errors import GpuserveError, Unavailable
+from gpuserved.api.roots import Roots, fitting
+from gpuserved.cli.doctor.base import Finding, Host, fail, ok, warn
+from gpuserved.config.daemon import find_config, load_daemon_config, read_hf_token
+from gpuserved.config.keys import read_keys
+from gpuserved.config.profile import load_profile
+from gpuserved.host import listen
+from gpuserved.host.logtail import clean
+from gpuserved.host.shimfiles import Identity, read_identity
+
+
+def configuration(host: Host) -> list[Finding]:
+    """The daemon's file, what it names, and the operator's profiles, as a start would read them."""
+    path = find_config(host.roots)
+    try:
+        config = load_daemon_config(path).with_default_keys(host.roots.config).checked()
+        if config.keys_file is not None:
+            read_keys(config.keys_file)
+        if config.hf_token_file is not None:
+            read_hf_token(config.hf_token_file)
+    except GpuserveError as error:
+        return [fail("configuration", clean(error.message), error.hint or f"correct {path}")]
+    found = [
+        ok(
+            "configuration",
+            f"{path} is valid" if path else f"no gpuserved.toml in {host.roots.config}: the defaults count",
+        )
+    ]
+    for profile in host.profiles:
+        try:
+            load_profile(profile.read_text("utf-8"), str(profile), profile.stem)
+        except GpuserveError as error:
+            found.append(fail("configuration", clean(error.message), error.hint or f"correct {profile}"))
+        except (OSError, UnicodeDecodeError) as error:
+            found.append(fail("configuration", f"{profile}: cannot be read: {error}", f"ls -l {profile}"))
+    return found
+
+
+def roots(host: Host) -> list[Finding]:
+    """The folders: ours, private, and short enough for sockets."""
+    found = []
+    wanted = _wanted_run(host)
+    if wanted is not None and fitting(wanted) != wanted:
+        found.append(
+            ok(
+                "folders",
+                f"sockets are in {host.roots.run}: paths below {wanted} would pass the kernel's 107 bytes",
+            )
+        )
+    for folder in (host.roots.run, host.roots.state, host.roots.log, host.roots.cache):
+        problem = _folder_problem(folder)
+        if problem is not None:
+            found.append(
+                fail(
+                    "folders",
+                    f"{folder}: {problem}",
+                    f"sudo chown $USER {folder} && chmod 700 {folder}, or another GPUSERVE_ROOT",
+                )
+            )
+    return found or [ok("folders", f"run {host.roots.run}, state {host.roots.state}, log {host.roots.log}")]
+
+
+def _wanted_run(host: Host) -> Path | None:
+    root = host.env.get("GPUSERVE_ROOT")
+    if root:
+        return Path(root).expanduser().absolute() / "run"
+    runtime = host.env.get("XDG_RUNTIME_DIR")
+    return Path(runtime) / "gpuserve" if runtime and os.getuid() else None
+
+
+def _folder_problem(folder: Path) -> str | None:
+    try:
+        found = os.lstat(folder)
+    except FileNotFoundError:
+        above = next(one for one in folder.parents if one.exists())
+        return (
+            None
+            if os.access(above, os.W_OK | os.X_OK)
+            else f"cannot be made: {above} cannot be written by this user"
+        )
+    except OSError as error:
+        return str(error.strerror)
+    if not stat.S_ISDIR(found.st_mode):
+        return "is no folder"
+    if found.st_uid != os.getuid():
+        return "belongs to another user"
+    return "can be written by others" if found.st_mode & stat.S_IWOTH else None
+
+
+def daemon(host: Host) -> list[Finding]:
+    """Whether one runs, answers, and is of this release."""
+    try:
+        version = ControlClient(host.socket).version().version
+        status = ControlClient(host.socket).status()
+    except Unavailable as error:
+        holder = _lock_holder(host.roots)
+        if holder is None:
+            return [ok("daemon", "none runs")]
+        return [
+            fail(
+                "daemon",
+                f"PID {holder} holds the daemon's lock and does not answer: {clean(error.message)}",
+                f"tail {host.roots.log / 'daemon.log'}; kill {holder}",
+            )
+        ]
+    except GpuserveError as error:
+        return [fail("daemon", clean(error.message), error.hint or "gpuserve logs --daemon")]
+    ready = sum(replica.state == "READY" for replica in status.replicas)
+    text = f"{version} at {status.endpoint}, {ready} of {len(status.replicas)} replicas ready"
+    found = []
+    if status.supervisor.degraded:
+        found.append(
+            fail("daemon", f"degraded: {clean(status.supervisor.degraded)}", "gpuserve logs --daemon")
+        )
+    if version != gpuserved.__version__:
+        found.append(
+            warn(
+                "daemon",
+                f"{text}; this command is {gpuserved.__version__}",
+                "restart the daemon: replicas go on",
+            )
+        )
+    failed = [replica.id for replica in status.replicas if replica.state == "FAILED"]
+    if failed:
+        found.append(
+            fail(
+                "daemon",
+                f"{text}; FAILED: {', '.join(failed)}",
+                f"gpuserve status; gpuserve logs {failed[0]} --previous",
+            )
+        )
+    return found or [ok("daemon", text)]
+
+
+def _lock_holder(roots: Roots) -> str | None:
+    """Who holds the daemon's lock, as its file says; None: nobody does."""
+    try:
+        fd = os.open(roots.run / "daemon.lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        text = os.read(fd, 32).decode(errors="replace").strip()
+        return text if text.isdigit() else "unknown"
+    finally:
+        os.close(fd)
+    return None
+
+
+def port(host: Host) -> list[Finding]:
+    """Whether the one URL's address is ours or free."""
+    where = host.config.listen
+    try:
+        endpoint = ControlClient(host.socket).status().endpoint or ""
+    except GpuserveError:
+        endpoint = ""
+    if endpoint:
+        return [ok("port", f"our router serves {endpoint}")]
+    try:
+        listen.bind(where).close()
+    except GpuserveError as error:
+        return [
+            fail(
+                "port",
+                clean(error.message),
+                f"gpuserve up --port {host.config.port + 1}, or stop that program",
+            )
+        ]
+    return [ok("port", f"{where} is free")]
+
+
+def leftovers(host: Host) -> list[Finding]:
+    """Starts whose daemon is gone: they hold GPU memory until a daemon of their root adopts or ends them."""
+    found = []
+    running = _lock_holder(host.roots) is not None
+    mine = [] if running else _living(host.roots.run / "r")
+    if mine:
+        names = ", ".join(sorted(one.id for one in mine))
+        found.append(
+            warn(
+                "leftovers",
+                f"{names} run{'s' if len(mine) == 1 else ''} without a daemon",
+                "gpuserve up adopts them; gpuserve down --yes after it stops them",
+            )
+        )
+    found += [
+        warn(
+            "leftovers",
+            f"shim PID {pid} keeps a replica of {folder}, where no daemon runs{gone}",
+            f"kill {pid}",
+        )
+        for pid, folder, gone in _strange_shims(host.roots.run)
+    ]
+    return found or [ok("leftovers", "no replica runs without a daemon")]
+
+
+def _living(folder: Path) -> list[Identity]:
+    if not folder.is_dir():
+        return []
+    notes = (read_identity(one) for one in folder.iterdir())
+    return [note for note in notes if note is not None and (note.shim_lives() or note.process_lives())]
+
+
+def _strange_shims(ours: Path) -> list[tuple[int, str, str]]:
+    """Replica shims of this user in other run folders, or in folders that are gone, without a daemon there."""
+    found = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or not _is_shim(name):
+            continue
+        for run in _run_folders(name):
+            path = run.removesuffix(" (deleted)")
+            top = Path(path).parent.parent
+            if top == ours or _lock_holder(_only_run(top)) is not None:
+                continue
+            found.append((int(name), str(top), "" if Path(path).is_dir() else ": the folder is gone"))
+            break
+    return found
+
+
+def _is_shim(pid: str) -> bool:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return any(word.endswith(b"gpuserved/shim/__main__.py") for word in words)
+
+
+def _run_folders(pid: str) -> list[str]:
+    """The run folder that a shim holds open; a router's has another form."""
+    folders = []
+    try:
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            target = os.readlink(f"/proc/{pid}/fd/{fd}")
+            if Path(target.removesuffix(" (deleted)")).parent.name == "r":
+                folders.append(target)
+    except OSError:
+        return folders
+    return folders
+
+
+def _only_run(run: Path) -> Roots:
+    return Roots(run, run, run, run, run)
