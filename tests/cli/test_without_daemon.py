@@ -110,7 +110,7 @@ def test_a_plan_that_does_not_fit_is_refused_with_json(shell: Any) -> None:
     assert shell("plan", path, "--inventory", "four.json").returncode == 2
 
 
-@pytest.mark.parametrize("verb", ["up", "apply", "down", "plan", "status", "gpus", "events", "logs", "start", "stop", "restart", "drain", "undrain", "scale", "reload", "chat", "import-llamafactory", "schema", "completion", "version"])  # fmt: skip
+@pytest.mark.parametrize("verb", ["up", "apply", "down", "plan", "status", "gpus", "events", "logs", "start", "stop", "restart", "drain", "undrain", "scale", "reload", "chat", "import-llamafactory", "schema", "doctor", "completion", "version"])  # fmt: skip
 def test_every_command_has_help_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     from gpuserved.cli.main import main
 
