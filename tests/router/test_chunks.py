@@ -9,7 +9,7 @@ import pytest
 from tests.router.bench import Bench, true
 from tests.router.scripted import Script, Seen, Upstream, send_stream_head
 
-from gpuserved.router.framing import OPENINGS, WHOLE_MAX_BYTES
+from gpuserved.router.framing import OPENINGS, WHOLE_MAX_BYTES, whole_chunks
 
 CHAT = "/v1/chat/completions"
 
@@ -21,6 +21,24 @@ def test_the_opening_of_a_length_is_that_of_the_one_chunk_with_it() -> None:
             assert chunk.startswith(OPENINGS[len(chunk)])
     # 15 bytes of payload make 20, 16 make 22 with their second digit.
     assert OPENINGS[21] == OPENINGS[5] == b"\0"
+
+
+@pytest.mark.parametrize(
+    ("data", "whole"),
+    [
+        (b"1\r\na\r\n", True),
+        (b"1\r\na\r\n3\r\n\r\n\n\r\n", True),
+        (b"1\r\na\r\n0\r\n\r\n", False),
+        (b"1\r\na\r\n2\r\na\r\n", False),
+        (b"1\r\na\r\n1\r\nab\r\n", False),
+        (b"1\r\na\r\n+1\r\na\r\n", False),
+        (b"1;x\r\na\r\n", False),
+        (b"1\r\na\r", False),
+        (b"ffffff\r\n\r\n", False),
+    ],
+)
+def test_whole_chunks_are_told_from_anything_else(data: bytes, *, whole: bool) -> None:
+    assert whole_chunks(data) is whole
 
 
 def _wire(events: list[bytes], rng: random.Random) -> bytes:

@@ -31,6 +31,23 @@ OPENINGS = [_opening(total) for total in range(WHOLE_MAX_BYTES)]
 where no chunk has that length, something that no chunk begins with."""
 
 
+_PLAIN_SIZE = re.compile(rb"([0-9a-f]{1,6})\r\n")
+
+
+def whole_chunks(data: bytes) -> bool:
+    """Are these bytes, which begin a chunk, whole chunks in their usual writing, and none of them the last?"""
+    at, size = 0, len(data)
+    while at < size:
+        found = _PLAIN_SIZE.match(data, at)
+        if found is None:
+            return False
+        payload = int(found[1], 16)
+        at = found.end() + payload + 2
+        if not payload or data[at - 2 : at] != b"\r\n":
+            return False
+    return at == size
+
+
 class FramingError(Exception):
     """The chunks are malformed."""
 

@@ -16,6 +16,7 @@ from gpuserved.router.framing import (
     EofDecoder,
     FramingError,
     decoder_for,
+    whole_chunks,
 )
 from gpuserved.router.headmemo import HeadMemo
 
@@ -183,7 +184,9 @@ class Upstream(asyncio.Protocol):
         forward = self._forward
         if forward is not None:
             size = len(data)
-            if size < WHOLE_MAX_BYTES and data.startswith(OPENINGS[size]) and data.endswith(self._ending):
+            if data.endswith(self._ending) and (
+                (size < WHOLE_MAX_BYTES and data.startswith(OPENINGS[size])) or whole_chunks(data)
+            ):
                 self.passed_bytes += size
                 try:
                     forward(data)
