@@ -93,7 +93,6 @@ def test_what_only_the_vllm_table_says_counts_as_the_profiles_own() -> None:
         (GOOD + "[vllm]\nmax_model_len = '9'\n", "p.toml:3", "vllm.max_model_len: expected a whole number", None),
         (GOOD + "[sim]\ngpus = 8\n", "p.toml:2", 'for engine = "sim"', None),
         (GOOD + 'engine = "sglang"\n', "p.toml:2", 'one of "vllm", "llamacpp", "command", "sim"', None),
-        (GOOD + 'policy = "prefix"\n', "p.toml:2", "not in this version", None),
         (GOOD + 'policy = "sesion"\n', "p.toml:2", 'one of "least_inflight"', None),
         (GOOD + "[routing]\nwieght = 2\n", "p.toml:3", "routing.wieght: unknown key", "did you mean weight?"),
         (GOOD + "[routing]\nweight = 0\n", "p.toml:3", "from 0.01 to 100", None),

@@ -7,6 +7,17 @@ import msgspec
 TABLE_VERSION = 1
 
 
+class CacheMetrics(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an engine says how its prefix cache does: a path, and names in its Prometheus text."""
+
+    path: str
+    hits: str
+    queries: str
+    """Counters in tokens."""
+    config: str
+    """A metric whose labels say how many tokens it holds."""
+
+
 class ReplicaRoute(msgspec.Struct, frozen=True, kw_only=True):
     """One replica a model's requests may go to."""
 
@@ -25,6 +36,7 @@ class ReplicaRoute(msgspec.Struct, frozen=True, kw_only=True):
     """Its share against other replicas of the model, above 0."""
     slow_start_s: float = 0.0
     """How long after it has come it gets less than its share."""
+    cache_metrics: CacheMetrics | None = None
 
 
 class ModelRoute(msgspec.Struct, frozen=True, kw_only=True):

@@ -29,9 +29,6 @@ VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
 _DAY_S = 86_400.0
 _WEEK_S = 7 * _DAY_S
-_NOT_YET = {
-    "policy": {"prefix": "not in this version"},
-}
 TOP: dict[str, Read] = {
     "model": Text(),
     "served_name": Text(needs=("a name without blanks or control characters", lambda v: v.isprintable() and " " not in v)),
@@ -111,10 +108,6 @@ def load_profile(text: str, source: str, name: str) -> Profile:
     """
     check_name(name, source)
     document = parse(text, source)
-    data = document.data
-    for key, later in _NOT_YET.items():
-        if isinstance(data.get(key), str) and data[key] in later:
-            document.refuse((key,), f'"{data[key]}": {later[data[key]]}')
     top = read_table(document, (), TOP, also=("gpus", *_TABLES))
     engine = EngineName(top.pop("engine", EngineName.VLLM.value))
     _only_own_table(document, engine)

@@ -58,6 +58,8 @@ class MetricNames:
     prefix_queries: str | None = None
     """Counters in tokens: looked up in the prefix cache, and found there."""
     prefix_hits: str | None = None
+    cache_config: str | None = None
+    """Its labels say how many tokens the KV cache holds."""
     preemptions: str | None = None
     ttft: str | None = None
     """Histograms in seconds, without `_bucket`: time to the first token, and between tokens."""
@@ -73,6 +75,7 @@ VLLM_METRICS = MetricNames(
     generation_tokens="vllm:generation_tokens_total",
     prefix_queries="vllm:prefix_cache_queries_total",
     prefix_hits="vllm:prefix_cache_hits_total",
+    cache_config="vllm:cache_config_info",
     preemptions="vllm:num_preemptions_total",
     ttft="vllm:time_to_first_token_seconds",
     itl="vllm:inter_token_latency_seconds",

@@ -67,4 +67,4 @@ def read(context: Context, head: RequestHead, body: Body, found: Match) -> Asked
     if seen.previous_response_id is not None:
         made = context.responses.find(seen.previous_response_id)
         prefer = made[1] if made is not None else None
-    return Asked(model, seen, prefer, ask=affinity.ask(model, head, body, kind))
+    return Asked(model, seen, prefer, ask=affinity.ask(context, model, head, body, kind))

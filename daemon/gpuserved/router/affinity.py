@@ -4,6 +4,7 @@ wants to know.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from gpuserved.core.policy.prefix_key import BODY_MAX_BYTES, prefix_key
 from gpuserved.core.policy.session import session_key
 from gpuserved.core.routes import Kind
 from gpuserved.router.body import Body
+from gpuserved.router.context import Context
 from gpuserved.router.edge import RequestHead
 from gpuserved.router.tables import Model
 
@@ -30,12 +32,14 @@ class _Names(msgspec.Struct):
 _DECODER = msgspec.json.Decoder(_Names)
 
 
-def ask(model: Model, head: RequestHead, body: Body, kind: Kind) -> Ask:
+def ask(context: Context, model: Model, head: RequestHead, body: Body, kind: Kind) -> Ask:
     """What `model`'s policy wants to know of this request."""
     ties = model.policy.ties
     if ties is Ties.SESSION:
         name = _session(model, head, body, kind)
         return UNTIED if name is None else Ask(session=session_key(name))
+    if ties is Ties.PREFIX:
+        context.prompts.hear(asyncio.get_running_loop().time())
     if ties is Ties.PREFIX and kind is Kind.JSON and 0 < body.size <= BODY_MAX_BYTES:
         return Ask(prefix=prefix_key(body.view()[:]))
     return UNTIED

@@ -11,6 +11,7 @@ from gpuserved.core.replay import RetryBudget
 from gpuserved.router.accounts import Accounts
 from gpuserved.router.edge import RequestHead, valid_request_id
 from gpuserved.router.metrics import Metrics
+from gpuserved.router.prompts import Prompts
 from gpuserved.router.replica import Replica
 from gpuserved.router.tables import Fleet, Model
 
@@ -70,12 +71,13 @@ class Cancellable(Protocol):
 class Context:
     """One router's shared state."""
 
-    def __init__(self, fleet: Fleet, metrics: Metrics, budget: RetryBudget) -> None:
+    def __init__(self, fleet: Fleet, metrics: Metrics, budget: RetryBudget, prompts: Prompts) -> None:
         self.fleet = fleet
         self.metrics = metrics
         self.budget = budget
         self.blocked = Blocked()
         self.accounts = Accounts()
+        self.prompts = prompts
         self.responses = ResponseMap()
         self.request_ids = RequestIds()
         self.live: set[Cancellable] = set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from gpuserved.core.balance import Rotation
-from gpuserved.core.policy.base import UNTIED, Ask, Candidate, ramp
+from gpuserved.core.policy.base import UNTIED, Ask, Candidate, Ties, ramp
 from gpuserved.core.policy.least_inflight import LeastInflight
 from gpuserved.core.policy.prefill import Queued
 from gpuserved.router import errors
@@ -25,9 +25,9 @@ class Lease:
         self._released = False
         self._queued: Queued | None = None
         if ask.prefix is not None:
-            replica = entry.replica
-            tokens = replica.mirror.sent(ask.prefix)
-            self._queued = replica.prefill.sent(tokens, asyncio.get_running_loop().time())
+            self._queued = entry.replica.sent(ask.prefix, asyncio.get_running_loop().time())
+        elif model.policy.ties is Ties.PREFIX:
+            entry.replica.mirror.unread()
 
     @property
     def replica(self) -> Replica:

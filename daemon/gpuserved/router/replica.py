@@ -9,7 +9,8 @@ from collections.abc import Callable
 from gpuserved.api.routing import ReplicaRoute, RouteStats
 from gpuserved.core.balance import CALM_S, Rotation, RotationRow, Signal, rotate
 from gpuserved.core.policy.mirror import Mirror
-from gpuserved.core.policy.prefill import Prefill
+from gpuserved.core.policy.prefill import Prefill, Queued
+from gpuserved.core.policy.prefix_key import PrefixKey
 from gpuserved.core.policy.session import session_key
 from gpuserved.router.pool import Pool
 from gpuserved.router.probe import Health, check
@@ -34,6 +35,7 @@ class Replica:
         on_change: Callable[[Replica], None],
         on_failed: Callable[[Replica, str], None],
         is_last: Callable[[Replica], bool],
+        on_sent: Callable[[Replica, PrefixKey, float], None],
     ) -> None:
         self.id = route.id
         self.wire_id = route.id.encode()
@@ -41,6 +43,7 @@ class Replica:
         self.address = route.address
         self.health_path = route.health_path
         self.shim_path = route.shim
+        self.cache_metrics = route.cache_metrics
         self.admit = route.admit
         self.row = RotationRow()
         self.in_flight = 0
@@ -62,6 +65,7 @@ class Replica:
         self._on_change = on_change
         self._on_failed = on_failed
         self._is_last = is_last
+        self._on_sent = on_sent
         self._proof: asyncio.Task[bool] | None = None
         self._died = asyncio.Event()
         self.shim = ShimWatch(route.shim, self._shim_says_dead) if route.shim else None
@@ -110,6 +114,11 @@ class Replica:
         self.signal(signal)
         if not told:
             self._on_failed(self, kind)
+
+    def sent(self, key: PrefixKey, now: float) -> Queued:
+        """A prompt goes there: the mirror, its queue and the other routers know."""
+        self._on_sent(self, key, now)
+        return self.prefill.sent(self.mirror.sent(key), now)
 
     def answered(self) -> None:
         """It answered something that is not a 5xx."""

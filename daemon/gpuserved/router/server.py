@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gpuserved.api.routing import RouterStats, RoutingTable
 from gpuserved.core import routes
+from gpuserved.core.policy.prefix_key import PrefixKey
 from gpuserved.core.replay import RetryBudget
 from gpuserved.core.routes import LOCAL, Kind, Match
 from gpuserved.router import admission, dispatch, errors, local
@@ -22,6 +23,7 @@ from gpuserved.router.edge import RequestHead
 from gpuserved.router.errors import HttpError
 from gpuserved.router.exchange import Exchange
 from gpuserved.router.metrics import Metrics
+from gpuserved.router.prompts import Prompts
 from gpuserved.router.protocol_client import ClientConnection
 from gpuserved.router.replica import Replica
 from gpuserved.router.tables import Fleet
@@ -50,11 +52,9 @@ class Router:
         self._tasks: set[asyncio.Task[None]] = set()
         self._fds = _raise_fd_limit()
         self.control = Control(control_path, apply=self.apply, stats=self.stats)
-        self.context = Context(
-            Fleet(dispatch.pump, self._replica_failed),
-            Metrics(),
-            RetryBudget(asyncio.get_running_loop().time()),
-        )
+        fleet = Fleet(dispatch.pump, self._replica_failed, self._sent)
+        budget = RetryBudget(asyncio.get_running_loop().time())
+        self.context = Context(fleet, Metrics(), budget, Prompts(fleet, control_path))
         self.context.started_at = int(time.time())
 
     # ClientConnection's front.
@@ -173,6 +173,9 @@ class Router:
             {"event": "replica_failed", "id": replica.id, "generation": replica.generation, "kind": kind}
         )
 
+    def _sent(self, replica: Replica, key: PrefixKey, now: float) -> None:
+        self.context.prompts.tell(replica, key, now)
+
     def stats(self) -> RouterStats:
         """The wire form of our figures."""
         fleet, metrics = self.context.fleet, self.context.metrics
@@ -194,7 +197,11 @@ class Router:
         self.read_table_file()
         await self.control.start()
         self._server = await loop.create_server(lambda: ClientConnection(self), sock=self._sock, backlog=4096)
-        clockwork = [loop.create_task(self._tick()), loop.create_task(self._probe())]
+        clockwork = [
+            loop.create_task(self._tick()),
+            loop.create_task(self._probe()),
+            loop.create_task(self.context.prompts.run()),
+        ]
         log.info("router %d serves %s", os.getpid(), self._sock.getsockname())
         await stop.wait()
         self.context.draining = True
@@ -207,6 +214,7 @@ class Router:
         await asyncio.sleep(0)
         self.control.close()
         self.context.fleet.close()
+        self.context.prompts.close()
         await self._flushed(loop.time() + 2 * TICK_S)
 
     async def _drained(self, until: float) -> None:

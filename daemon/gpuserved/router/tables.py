@@ -12,6 +12,7 @@ from gpuserved.core.fairqueue import FairQueue
 from gpuserved.core.policy.base import Ask, Policy
 from gpuserved.core.policy.least_inflight import LeastInflight
 from gpuserved.core.policy.make import make_policy
+from gpuserved.core.policy.prefix_key import PrefixKey
 from gpuserved.router.replica import Replica
 
 
@@ -75,16 +76,27 @@ class Model:
 class Fleet:
     """All models and replicas. `apply` replaces the table without touching what is in flight."""
 
-    def __init__(self, on_change: Callable[[Model], None], on_failed: Callable[[Replica, str], None]) -> None:
+    def __init__(
+        self,
+        on_change: Callable[[Model], None],
+        on_failed: Callable[[Replica, str], None],
+        on_sent: Callable[[Replica, PrefixKey, float], None],
+    ) -> None:
         self.table = RoutingTable()
         self.models: dict[str, Model] = {}
         self._replicas: dict[tuple[str, int, str], Replica] = {}
         self._on_change = on_change
         self._on_failed = on_failed
+        self._on_sent = on_sent
+        self._started: dict[tuple[int, int], Replica] = {}
 
     def replicas(self) -> Iterator[Replica]:
         """Those of the present table."""
         return iter(self._replicas.values())
+
+    def started(self, identity: int, generation: int) -> Replica | None:
+        """One start of a replica, if it is in the present table."""
+        return self._started.get((identity, generation))
 
     def apply(self, table: RoutingTable) -> None:
         """Make `table` the present one."""
@@ -107,6 +119,7 @@ class Fleet:
                         on_change=self._changed,
                         on_failed=self._on_failed,
                         is_last=self._is_last,
+                        on_sent=self._on_sent,
                     )
                 known[key] = replica
                 admitted.append((replica, wanted.admit))
@@ -117,6 +130,7 @@ class Fleet:
         gone = [replica for key, replica in self._replicas.items() if key not in known]
         removed = [model for name, model in self.models.items() if name not in models]
         self.table, self.models, self._replicas = table, models, known
+        self._started = {(r.identity, r.generation): r for r in known.values()}
         for replica, admit in admitted:
             replica.set_admit(admit)
         for replica in gone:

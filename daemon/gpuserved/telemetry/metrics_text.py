@@ -12,6 +12,8 @@ _SAMPLE = re.compile(rb'(?:\{(?:[^"{}\n]|"(?:[^"\\\n]|\\.)*")*\})?[ \t]+([^ \t\r
 _BUCKET = re.compile(
     rb'\{(?:[^"{}\n]|"(?:[^"\\\n]|\\.)*")*?\ble="([^"]+)"(?:[^"{}\n]|"(?:[^"\\\n]|\\.)*")*\}[ \t]+([^ \t\r\n]+)'
 )
+_LABELS = re.compile(rb'\{((?:[^"{}\n]|"(?:[^"\\\n]|\\.)*")*)\}')
+_LABEL = re.compile(rb'([A-Za-z_]\w*)="((?:[^"\\\n]|\\.)*)"')
 _NEWLINE = 0x0A
 
 
@@ -45,6 +47,20 @@ def histogram(text: bytes, name: str) -> dict[float, float]:
                     return {}
                 found[bound] = found.get(bound, 0.0) + count
         at = text.find(wanted, end, CAP_BYTES)
+    return found
+
+
+def labels(text: bytes, name: str) -> list[dict[str, str]]:
+    """The labels of each sample of a metric whose value is in them (`..._info`)."""
+    found = []
+    at = text.find(name.encode(), 0, CAP_BYTES)
+    while at >= 0:
+        end = at + len(name)
+        sample = _LABELS.match(text, end) if at == 0 or text[at - 1] == _NEWLINE else None
+        if sample is not None:
+            pairs = _LABEL.findall(sample[1])
+            found.append({key.decode(): value.decode("utf-8", "replace") for key, value in pairs})
+        at = text.find(name.encode(), end, CAP_BYTES)
     return found
 
 

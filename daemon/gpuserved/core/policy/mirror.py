@@ -1,9 +1,9 @@
 """A router's picture of one replica's prefix cache: which blocks of which prompts it holds, by what this router sent there. Pure.
 
 The engine keeps its KV blocks in one LRU list, the tail of a prompt older than its head; so does the mirror, over blocks of text.
-Its bound is the engine's capacity, in bytes of text: tokens x bytes per token, as the answers tell. What the mirror cannot
-know (answers, other routers, KV of running requests, another way of eviction) shows in the engine's own counters: where it hits less
-than the mirror promised, the bound shrinks; where it hits more, the bound grows again.
+Its bound is the engine's capacity, in bytes of text. Bytes per token are what went there over what the engine's counter of looked-up
+tokens grew by. What the mirror cannot know (answers, KV of running requests, another way of eviction) shows in the engine's counter
+of hits: where there are fewer than the mirror promised, the bound shrinks; where there are more, it grows again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from collections import OrderedDict
 from gpuserved.core.policy.prefix_key import PrefixKey
 
 BYTES_PER_TOKEN = 4.0
-"""English prose under the tokenizers of present models; replaced by what the answers say."""
+"""English prose under the tokenizers of present models; replaced by what the counters say."""
+RATIO_MIN, RATIO_MAX = 2.0, 8.0
+"""What is outside says that others use the engine too, or that it does not count what we think."""
 CAPACITY_TOKENS = 100_000
 """Until the engine says: an 8B model on an 80 GiB card keeps several times as much, and too small a mirror errs on the safe side."""
 ENTRIES_MAX = 200_000
@@ -22,6 +24,8 @@ SHRINK, GROW = 0.85, 1.1
 FACTOR_MIN = 1 / 32
 TOLERANCE = 0.03
 """A difference of hit rates that is no news: blocks of text and of tokens do not end in the same places."""
+FADE = 0.9
+"""What past figures count for beside new ones, when bytes per token are worked out: a prompt sent is not looked up at once."""
 NEWS_MIN_TOKENS = 4096
 """Prompt tokens that must have been seen before a hit rate is believed."""
 
@@ -30,7 +34,8 @@ class Mirror:
     """One replica's start; a new generation begins with a new one."""
 
     __slots__ = (
-        "_blocks", "_bound", "_hits", "_promised", "_queries", "_sent", "bytes_per_token", "capacity_tokens", "factor", "used_bytes"
+        "_asked_all", "_blocks", "_bound", "_hits", "_promised", "_queries", "_sent", "_sent_all", "_unread",
+        "bytes_per_token", "capacity_tokens", "factor", "used_bytes",
     )  # fmt: skip
 
     def __init__(self, capacity_tokens: float = CAPACITY_TOKENS) -> None:
@@ -44,6 +49,8 @@ class Mirror:
         self._sent = 0.0
         self._hits: float | None = None
         self._queries = 0.0
+        self._unread = False
+        self._sent_all = self._asked_all = 0.0
         self._bound = 0.0
         self._set_bound()
 
@@ -86,13 +93,9 @@ class Mirror:
         self._evict()
         return self.tokens(key.size_bytes - cached)
 
-    def learn_ratio(self, text_bytes: int, prompt_tokens: int) -> None:
-        """An answer said how many tokens its prompt had."""
-        if text_bytes <= 0 or prompt_tokens <= 0:
-            return
-        ratio = min(64.0, max(0.5, text_bytes / prompt_tokens))
-        self.bytes_per_token += (ratio - self.bytes_per_token) / 16
-        self._set_bound()
+    def unread(self) -> None:
+        """The replica gets a request whose prompt was not read: the next figures say nothing about bytes per token."""
+        self._unread = True
 
     def learn_capacity(self, tokens: float) -> None:
         """The engine said how many tokens its cache holds."""
@@ -113,6 +116,10 @@ class Mirror:
             self.factor = max(FACTOR_MIN, self.factor * SHRINK)
         elif difference < TOLERANCE:
             self.factor = min(1.0, self.factor * GROW)
+        if not self._unread and RATIO_MIN <= self._sent / asked <= RATIO_MAX:
+            self._sent_all = self._sent_all * FADE + self._sent
+            self._asked_all = self._asked_all * FADE + asked
+            self.bytes_per_token = self._sent_all / self._asked_all
         self._set_bound()
         self._restart(hits, queries)
 
@@ -124,6 +131,7 @@ class Mirror:
     def _restart(self, hits: float, queries: float) -> None:
         self._hits, self._queries = hits, queries
         self._promised = self._sent = 0.0
+        self._unread = False
 
     def _set_bound(self) -> None:
         self._bound = self.capacity_tokens * self.bytes_per_token * self.factor

@@ -30,10 +30,11 @@ class Queued:
 class Prefill:
     """One replica's queue of prompts."""
 
-    __slots__ = ("_queued", "_total", "pace")
+    __slots__ = ("_noted", "_own", "_total", "pace")
 
     def __init__(self) -> None:
-        self._queued: dict[Queued, None] = {}
+        self._own: dict[Queued, None] = {}
+        self._noted: dict[Queued, None] = {}
         self._total = 0.0
         self.pace = PACE_TOKENS_PER_S
         """Tokens a second."""
@@ -42,27 +43,36 @@ class Prefill:
         """A prompt of which so many tokens must be computed goes there."""
         ahead = self.tokens(now) + tokens
         entry = Queued(tokens, now, ahead, now + PATIENCE * ahead / self.pace)
-        self._queued[entry] = None
+        self._own[entry] = None
         self._total += tokens
         return entry
+
+    def noted(self, tokens: float, sent_at: float, now: float) -> None:
+        """Another router sent a prompt there at `sent_at`; nobody will say when its answer begins."""
+        ahead = self.tokens(now) + tokens
+        until = sent_at + ahead / self.pace
+        if until > now:
+            self._noted[Queued(tokens, sent_at, ahead, until)] = None
+            self._total += tokens
 
     def begun(self, entry: Queued, now: float, *, streams: bool) -> None:
         """Its answer has begun, or it is over."""
         if streams and entry.ahead >= NEWS_MIN_TOKENS and now > entry.sent_at:
             pace = entry.ahead / (now - entry.sent_at)
             self.pace += (min(PACE_MAX, max(PACE_MIN, pace)) - self.pace) / 8
-        self._drop(entry)
+        self._drop(self._own, entry)
 
     def tokens(self, now: float) -> float:
         """Those not computed yet."""
-        while self._queued:
-            first = next(iter(self._queued))
-            if first.until > now:
-                break
-            self._drop(first)
+        for entries in (self._own, self._noted):
+            while entries:
+                first = next(iter(entries))
+                if first.until > now:
+                    break
+                self._drop(entries, first)
         return self._total
 
-    def _drop(self, entry: Queued) -> None:
-        if entry in self._queued:
-            del self._queued[entry]
-            self._total = self._total - entry.tokens if self._queued else 0.0
+    def _drop(self, entries: dict[Queued, None], entry: Queued) -> None:
+        if entry in entries:
+            del entries[entry]
+            self._total = self._total - entry.tokens if self._own or self._noted else 0.0

@@ -1,0 +1,133 @@
+"""The mirror of a prefix cache, and the queue of prompts beside it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpuserved.core.policy.mirror import BYTES_PER_TOKEN, FACTOR_MIN, Mirror
+from gpuserved.core.policy.prefill import PATIENCE, Prefill
+from gpuserved.core.policy.prefix_key import PrefixKey
+
+
+def prompt(name: int, blocks: int, shared: int = 0) -> PrefixKey:
+    """Blocks of 400 bytes, 100 tokens, of which the first `shared` are everybody's."""
+    digests = tuple(b"%08d" % (i if i < shared else 1000 * (name + 1) + i) for i in range(blocks))
+    return PrefixKey(digests, tuple(400 * (i + 1) for i in range(blocks)), 400 * blocks + 40)
+
+
+prompts = st.builds(prompt, st.integers(0, 20), st.integers(0, 12), st.integers(0, 4))
+figures = st.tuples(st.floats(0, 1e6), st.floats(0, 1e6))
+
+
+@given(st.lists(prompts | figures | st.integers(1, 5000), max_size=60), st.integers(1, 5000))
+def test_the_mirror_never_exceeds_its_bound(
+    steps: list[PrefixKey | tuple[float, float] | int], capacity: int
+) -> None:
+    mirror = Mirror(capacity)
+    for step in steps:
+        if isinstance(step, PrefixKey):
+            before = mirror.cached_bytes(step)
+            assert mirror.sent(step) == pytest.approx(mirror.tokens(step.size_bytes - before))
+            if step.blocks and step.ends[-1] <= mirror.bound_bytes:
+                assert mirror.cached_bytes(step) == step.ends[-1]
+        elif isinstance(step, tuple):
+            mirror.learn_counters(min(step), max(step))
+        else:
+            mirror.learn_capacity(step)
+        assert 0 <= mirror.used_bytes <= mirror.bound_bytes
+        assert FACTOR_MIN <= mirror.factor <= 1
+        assert mirror.bound_bytes == pytest.approx(
+            mirror.capacity_tokens * mirror.bytes_per_token * mirror.factor
+        )
+
+
+def test_the_tail_of_the_oldest_prompt_goes_first() -> None:
+    mirror = Mirror(1000)
+    old, new = prompt(1, 6, shared=2), prompt(2, 6, shared=2)
+    mirror.sent(old)
+    mirror.sent(new)
+    assert mirror.cached_bytes(new) == 2400
+    assert mirror.cached_bytes(old) == 2400
+    mirror.sent(prompt(3, 3))
+    assert mirror.cached_bytes(new) == 2400
+    assert mirror.cached_bytes(old) == 400 * 3
+    mirror.clear()
+    assert (len(mirror), mirror.used_bytes, mirror.cached_bytes(new)) == (0, 0, 0)
+
+
+def _round(mirror: Mirror, at: int, hit_rate: float, counters: list[float], bytes_per_token: float) -> None:
+    for n in range(8):
+        key = prompt(at * 8 + n, 10)
+        mirror.sent(key)
+        mirror.sent(key)
+        counters[1] += 2 * key.size_bytes / bytes_per_token
+    counters[0] = counters[1] * hit_rate
+    mirror.learn_counters(*counters)
+
+
+def test_the_engines_counters_correct_the_bound_and_bytes_per_token() -> None:
+    mirror, counters = Mirror(50_000), [0.0, 0.0]
+    mirror.learn_counters(0.0, 0.0)
+    # It promises half of the tokens; the engine finds a tenth.
+    for at in range(10):
+        _round(mirror, at, 0.1, counters, 3.0)
+    assert mirror.factor < 0.3
+    assert mirror.bytes_per_token == pytest.approx(3.0)
+    for at in range(30):
+        _round(mirror, at, 0.9, counters, 3.0)
+    assert mirror.factor == 1.0
+
+
+def test_counters_that_cover_more_than_was_sent_say_nothing_about_bytes() -> None:
+    mirror, counters = Mirror(50_000), [0.0, 0.0]
+    mirror.learn_counters(0.0, 0.0)
+    _round(mirror, 0, 0.5, counters, 0.9)
+    assert mirror.bytes_per_token == BYTES_PER_TOKEN
+    mirror.unread()
+    _round(mirror, 1, 0.5, counters, 3.0)
+    assert mirror.bytes_per_token == BYTES_PER_TOKEN
+    # A restart of the engine behind the same address: the counters begin again.
+    mirror.learn_counters(0.0, 10.0)
+    assert mirror.factor == 1.0
+
+
+def test_a_queue_ends_with_the_first_byte_or_when_it_must_have() -> None:
+    queue = Prefill()
+    queue.pace = 1000.0
+    first = queue.sent(500, now=0.0)
+    second = queue.sent(1500, now=0.0)
+    assert queue.tokens(0.1) == 2000
+    queue.begun(first, 0.5, streams=True)
+    assert queue.pace == pytest.approx(1000.0)
+    queue.begun(second, 1.0, streams=True)
+    assert queue.pace == pytest.approx(1125.0)
+    assert queue.tokens(1.0) == 0
+    third = queue.sent(1125, now=2.0)
+    assert queue.tokens(2.0 + PATIENCE - 0.01) == 1125
+    assert queue.tokens(2.0 + PATIENCE + 0.01) == 0
+    queue.begun(third, 20.0, streams=False)
+    assert queue.pace == pytest.approx(1125.0)
+    queue.noted(1125, sent_at=19.5, now=20.0)
+    assert (queue.tokens(20.4), queue.tokens(20.6)) == (1125, 0)
+    queue.noted(1125, sent_at=10.0, now=21.0)
+    assert queue.tokens(21.0) == 0
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["sent", "noted", "begun", "wait"]), st.floats(0, 1e5)), max_size=50)
+)
+def test_a_queue_is_never_negative_and_ends_empty(steps: list[tuple[str, float]]) -> None:
+    queue, now, entries = Prefill(), 0.0, []
+    for what, amount in steps:
+        if what == "sent":
+            entries.append(queue.sent(amount, now))
+        elif what == "noted":
+            queue.noted(amount, now - 0.1, now)
+        elif what == "begun" and entries:
+            queue.begun(entries.pop(0), now, streams=True)
+        else:
+            now += amount / 1e4
+        assert queue.tokens(now) >= -1e-3
+    assert queue.tokens(now + 1e9) == 0
