@@ -102,7 +102,7 @@ def test_a_hub_id_is_found_in_the_cache_as_the_hub_lays_it_out(tmp_path: Path) -
 
 
 def test_what_is_not_here_says_how_to_fetch_it(tmp_path: Path) -> None:
-    reader = ModelReader({"HF_HOME": str(tmp_path)})
+    reader = ModelReader(environ={"HF_HOME": str(tmp_path)})
     found = reader.facts(configs.profile(model="org/tiny"))
     assert isinstance(found, Unknown)
     assert (found.code, "hf download org/tiny config.json" in found.hint) == ("model_not_here", True)
@@ -111,7 +111,7 @@ def test_what_is_not_here_says_how_to_fetch_it(tmp_path: Path) -> None:
 
 
 def test_facts_are_read_again_when_a_file_changes(tmp_path: Path) -> None:
-    reader = ModelReader({})
+    reader = ModelReader(environ={})
     profile = configs.profile(model=str(tmp_path))
     configs.write_model(tmp_path, configs.LLAMA_8B, 5000)
     first = reader.facts(profile)

@@ -100,6 +100,7 @@ def _settings(fleet: Fleet, config: DaemonConfig) -> None:
     """What can change while the daemon runs."""
     fleet.keys = read_keys(config.keys_file) if config.keys_file else []
     fleet.hf_token = read_hf_token(config.hf_token_file) if config.hf_token_file else None
+    fleet.knowledge.hf_token = fleet.hf_token
     fleet.hang_timeout_s = config.hang_timeout_s
 
 

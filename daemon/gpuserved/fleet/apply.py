@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,7 +39,7 @@ async def apply(fleet: Fleet, request: ApplyRequest) -> ApplyResult:
     wanted = fresh if request.prune else {**fleet.wanted, **fresh}
     _one_engine_config_per_name(wanted)
     warnings = await check(fleet, [each.profile for each in fresh.values()])
-    arranged = await arranged_for(fleet, wanted)
+    arranged = await arranged_for(fleet, wanted, fresh)
     before = {name: owner.next_assignment or owner.assignment for name, owner in fleet.owners.items()}
     found = changes(before, arranged.assignments)
     warnings += arranged.warnings
@@ -84,13 +85,15 @@ async def check(fleet: Fleet, profiles: list[Profile]) -> list[PlanWarning]:
     return found
 
 
-async def arranged_for(fleet: Fleet, wanted: dict[str, Wanted]) -> Arranged:
-    """Place `wanted`; replicas stay where they are where they can."""
+async def arranged_for(fleet: Fleet, wanted: dict[str, Wanted], fresh: Collection[str] = ()) -> Arranged:
+    """Place `wanted`; replicas stay where they are where they can.
+
+    :param fresh: the profiles that are planned now; what was decided for the others, or never could be, is left alone.
+    """
     held = {name: (o.next_assignment or o.assignment).gpu_uuids for name, o in fleet.owners.items()}
+    names = [name for name in fresh if wanted[name].solved is None]
     known = await asyncio.to_thread(
-        lambda: {
-            name: fleet.knowledge.of(each.profile) for name, each in wanted.items() if each.solved is None
-        }
+        lambda: {name: fleet.knowledge.of(wanted[name].profile) for name in names}
     )
     inventory = await fleet.gpus.real_inventory(fleet.owners)
     return arrange(wanted, inventory, held, known, leases_of_others(fleet.gpu_locks, inventory))

@@ -71,13 +71,15 @@ class Arranged:
     warnings: tuple[PlanWarning, ...]
     placements: dict[str, Placements] = field(default_factory=dict)
     """By profile."""
+    unplanned: frozenset[str] = frozenset()
+    """Profiles whose model nobody knows yet: they are planned when they are applied again, and their model is here."""
 
     def solutions(self) -> dict[str, Solution]:
         """By profile; those that run without GPUs, or not at all, have none."""
         return {
             name: Solution(first.tensor_parallel_size, first.data_parallel_size, first.max_model_len, first.utilization)
             for name, each in self.placements.items()
-            if (first := next(iter(each.replicas), None)) is not None and first.gpus
+            if (first := next(iter(each.replicas), None)) is not None and first.gpus and name not in self.unplanned
         }  # fmt: skip
 
 
@@ -92,7 +94,7 @@ def arrange(
 
     :param held: GPU UUIDs that replicas have now; they stay where they can.
     :param taken: leases of other daemons; what is solved is not weighed against them, its start is.
-    :param known: of each profile that is to be planned by memory; those already solved are placed as they were.
+    :param known: of each profile that is to be planned by memory; the others are placed as they were.
     :raises Refused: a profile does not fit; names what is short and the smallest change.
     """
     gpus = with_simulated(inventory, [each.profile for each in wanted.values()])
@@ -120,7 +122,13 @@ def arrange(
             indexes = tuple(gpu.index for gpu in placed.gpus)
             assignments.append(Assignment(placed.replica, placed.resolved(base), indexes, uuids))
             leases += [Lease(uuid, placed.replica, profile.gpu_share or 1.0) for uuid in uuids]
-    return Arranged(tuple(assignments), tuple(warnings), placements)
+    unplanned = frozenset(
+        name
+        for name, each in wanted.items()
+        if each.solved is None
+        and (name not in (known or {}) or isinstance((known or {})[name].facts, Unknown))
+    )
+    return Arranged(tuple(assignments), tuple(warnings), placements, unplanned)
 
 
 def changes(before: Mapping[str, Assignment], after: Sequence[Assignment]) -> list[Change]:

@@ -11,13 +11,14 @@ from gpuserved.api.types import GpuView
 from gpuserved.core.planner.memory import Measured, Setting
 from gpuserved.core.planner.model import ModelFacts, Unknown
 from gpuserved.core.planner.options import Lookup
-from gpuserved.core.profile import Profile
+from gpuserved.core.profile import EngineName, Profile
 from gpuserved.engines import vllm_flags, vllm_memory
 from gpuserved.engines.installed import version_of
 from gpuserved.engines.vllm import VllmEngine
 from gpuserved.fleet.desired import Known
 from gpuserved.fleet.measured import MeasuredStore, key_of
 from gpuserved.models.facts import ModelReader
+from gpuserved.models.hub import Hub
 from gpuserved.supervisor.surroundings import Assignment
 
 log = logging.getLogger(__name__)
@@ -30,14 +31,15 @@ class Knowledge:
     """Of one host. Reads files: call it off the event loop."""
 
     def __init__(self, state: Path, cache_dir: Path) -> None:
-        self._models = ModelReader()
+        self.hf_token: str | None = None
+        self._models = ModelReader(Hub(cache_dir))
         self._measured = MeasuredStore(state)
         self._vllm = VllmEngine(cache_dir)
 
     def of(self, profile: Profile) -> Known:
         """What to plan this profile with; a damaged model is one that nobody knows, and its engine will say so."""
         try:
-            facts = self._models.facts(profile)
+            facts = self._models.facts(profile, self._python(profile), self.hf_token)
         except Invalid as error:
             return Known(Unknown("unknown_architecture", error.message, error.hint or ""))
         return Known(facts, self._lookup(profile, facts)) if isinstance(facts, ModelFacts) else Known(facts)
@@ -52,11 +54,17 @@ class Knowledge:
 
         return find
 
-    def _version(self, profile: Profile) -> str | None:
+    def _python(self, profile: Profile) -> str | None:
+        if profile.engine is not EngineName.VLLM:
+            return None
         try:
-            return version_of(self._vllm.program(profile).python, *vllm_flags.DISTRIBUTIONS)
+            return self._vllm.program(profile).python
         except Invalid:
             return None
+
+    def _version(self, profile: Profile) -> str | None:
+        python = self._python(profile)
+        return version_of(python, *vllm_flags.DISTRIBUTIONS) if python else None
 
     def learn(self, assignment: Assignment, gpus: Sequence[GpuView], logs: Sequence[Path]) -> Measured | None:
         """Remember what a start that became ready wrote of its memory; None: there was nothing to learn.

@@ -43,7 +43,9 @@ async def plan(fleet: Fleet, request: PlanRequest) -> Plan:
                 {request.name: wanted}, inventory_of(request.inventory), {}, {request.name: known}
             )
         else:
-            arranged = await applying.arranged_for(fleet, {**fleet.wanted, request.name: wanted})
+            arranged = await applying.arranged_for(
+                fleet, {**fleet.wanted, request.name: wanted}, (request.name,)
+            )
     except Refused as error:
         return _refused(error)
     return _shown(fleet, arranged, request.name, wanted)

@@ -21,9 +21,10 @@ _INDEX = ("model.safetensors.index.json", "consolidated.safetensors.index.json")
 _LM_HEAD = "lm_head.weight"
 
 
-def read(folder: Path, *, dtype: str | None = None) -> ModelFacts | Unknown:
+def read(folder: Path, *, dtype: str | None = None, elsewhere: Files | None = None) -> ModelFacts | Unknown:
     """The facts of the model in a folder.
 
+    :param elsewhere: what is known of the weights where they are not here.
     :raises Invalid: a file there is damaged; names it.
     """
     config = _json(folder / "config.json")
@@ -33,7 +34,7 @@ def read(folder: Path, *, dtype: str | None = None) -> ModelFacts | Unknown:
             f"{folder} holds no config.json",
             "its memory cannot be planned; it is started with --max-model-len auto",
         )
-    files = weight_files(folder)
+    files = weight_files(folder) or elsewhere
     return architecture.read(config, files, _identity(config, files, folder), dtype=dtype)
 
 

@@ -38,7 +38,7 @@ class Files:
 
     total_bytes: int
     source: str
-    """index or headers."""
+    """index, headers or hub."""
     has_lm_head: bool = False
 
 

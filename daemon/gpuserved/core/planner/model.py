@@ -45,7 +45,7 @@ class Weights:
     expert_bytes: int = 0
     """Part of the total that vLLM's own data parallelism splits over all its GPUs too."""
     source: str = "index"
-    """index, headers (real bytes), or config (counted from the configuration's shapes)."""
+    """index, headers, hub (real bytes), or config (counted from the configuration's shapes)."""
 
 
 @dataclass(frozen=True)
