@@ -30,11 +30,11 @@ ALIVE = {State.STARTING, State.READY, State.UNHEALTHY, State.DRAINING, State.STO
 # The goals a state can have; the walk below proves that no other pair is reachable.
 GOALS = {
     State.STOPPED: {Goal.STOP},
-    State.STARTING: {Goal.SERVE},
+    State.STARTING: {Goal.SERVE, Goal.REPLACE},
     State.READY: {Goal.SERVE},
     State.UNHEALTHY: {Goal.SERVE},
-    State.DRAINING: {Goal.STOP, Goal.RESTART, Goal.HOLD},
-    State.STOPPING: {Goal.STOP, Goal.RESTART, Goal.SERVE},
+    State.DRAINING: {Goal.STOP, Goal.RESTART, Goal.REPLACE, Goal.HOLD},
+    State.STOPPING: {Goal.STOP, Goal.RESTART, Goal.REPLACE, Goal.SERVE},
     State.BACKOFF: {Goal.SERVE},
     State.FAILED: {Goal.SERVE},
 }
@@ -152,7 +152,7 @@ def test_after_stop_a_path_to_stopped_exists_without_an_operator(state: State, g
 
 
 @pytest.mark.parametrize(("state", "goal"), PAIRS)
-@pytest.mark.parametrize("kind", [EventKind.START, EventKind.RESTART])
+@pytest.mark.parametrize("kind", [EventKind.START, EventKind.RESTART, EventKind.REPLACE])
 def test_after_start_or_restart_a_path_to_ready_exists(state: State, goal: Goal, kind: EventKind) -> None:
     moved, _ = step(replica(state, goal), Event(kind), Context())
     assert (State.READY, Goal.SERVE) in reachable(

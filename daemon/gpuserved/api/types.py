@@ -131,6 +131,24 @@ class ReplicaView(Answer, frozen=True, kw_only=True):
     load: LoadView | None = None
 
 
+class RolloutView(Answer, frozen=True, kw_only=True):
+    """A rolling change of one profile: under way, or the last one until the next."""
+
+    profile: str
+    direction: str
+    """forward / back"""
+    outcome: str | None = None
+    """done / rolled_back / stopped; None: under way."""
+    current: str | None = None
+    """The replica that is being replaced."""
+    done: int
+    total: int
+    reason: str | None = None
+    """What it waits for, or why it was turned back or stopped."""
+    began_at: float
+    """Unix seconds."""
+
+
 class Status(Answer, frozen=True, kw_only=True):
     """`gpuserve status --json`, and the body of a snapshot event."""
 
@@ -145,6 +163,7 @@ class Status(Answer, frozen=True, kw_only=True):
     models: list[ModelView] = []
     load: LoadView | None = None
     """Everything together."""
+    rollouts: list[RolloutView] = []
 
 
 class VersionView(Answer, frozen=True, kw_only=True):

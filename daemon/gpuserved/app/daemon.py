@@ -19,14 +19,11 @@ from gpuserved.config.daemon import DaemonConfig, load_daemon_config, read_hf_to
 from gpuserved.config.keys import read_keys
 from gpuserved.control.server import ControlServer
 from gpuserved.core.events import EventKind
-from gpuserved.fleet import adopt, store
-from gpuserved.fleet import apply as applying
-from gpuserved.fleet.desired import Wanted, arrange
 from gpuserved.fleet.fleet import Fleet
 from gpuserved.fleet.gpus import Gpus
+from gpuserved.fleet.take_up import take_up
 from gpuserved.host import listen, sdnotify
 from gpuserved.host.lock import DaemonLock
-from gpuserved.supervisor.owner import Owner
 from gpuserved.supervisor.router_link import RouterLink
 from gpuserved.telemetry.choose import choose
 
@@ -59,7 +56,7 @@ async def serve(roots: Roots, config: DaemonConfig, args: argparse.Namespace, pa
     _wire(fleet, args, path, end)
     control = ControlServer(fleet, roots.control_socket)
     try:
-        await _take_up(fleet)
+        await take_up(fleet)
         fleet.router.begin()
         fleet.gpus.begin(fleet.owners, fleet.telemetry)
         await control.start()
@@ -171,51 +168,6 @@ def _report_reload(task: asyncio.Task[object]) -> None:
         log.error("reload failed", exc_info=error)
 
 
-async def _take_up(fleet: Fleet) -> None:
-    """Desired state from disk, live replicas from their shims."""
-    saved, problem = store.load(fleet.roots.state / "fleet.json")
-    fleet.degraded = problem
-    if problem:
-        log.error("%s", problem)
-    fleet.generation = saved.generation
-    fleet.wanted = _wanted(fleet, saved)
-    fleet.gpus.simulate([each.profile for each in fleet.wanted.values()])
-    records = {record.id: record for record in saved.replicas}
-    held = {name: record.gpu_uuids for name, record in records.items()}
-    found, unexplained = adopt.scan(fleet.roots.run)
-    notes = {each.note.replica: each.note.gpu_uuids for each in found}
-    arranged = arrange(fleet.wanted, await fleet.gpus.real_inventory(fleet.owners), {**held, **notes})
-    ours, strays = adopt.match(found, records, {each.replica for each in arranged.assignments})
-    for assignment in arranged.assignments:
-        owner = Owner(assignment, fleet)
-        fleet.owners[assignment.replica] = owner
-    for stray in strays:
-        log.warning("ending a replica that nobody wants: %s", adopt.describe(stray))
-    ends = [adopt.end_stray(s.folder, s.note.nonce) for s in strays]
-    await asyncio.gather(*ends, *(adopt.end_stray(folder, folder.name) for folder in unexplained))
-    for name, owner in fleet.owners.items():
-        if name in ours:
-            await adopt.take_over(owner, ours[name], records.get(name))
-        else:
-            adopt.resume_without_process(owner, records.get(name))
-        owner.begin()
-    fleet.publish_routes(force=True)
-    fleet.save_quietly()
-
-
-def _wanted(fleet: Fleet, saved: store.FleetRecord) -> dict[str, Wanted]:
-    found: dict[str, Wanted] = {}
-    for each in saved.wanted:
-        try:
-            profile = applying.read(fleet, each.name, each.text, each.source)
-        except GpuserveError as error:
-            fleet.degraded = f"profile {each.name} is not valid any more: {error.message}"
-            log.error("%s", fleet.degraded)  # noqa: TRY400 - the sentence says it all
-            continue
-        found[each.name] = Wanted(each.text, each.source, profile, each.scaled, each.solved)
-    return found
-
-
 async def _apply_folder(fleet: Fleet, folder: Path) -> None:
     """`--profiles DIR`: one apply of all of them; an error is logged and what ran goes on."""
     paths = sorted(folder.glob("*.toml"))
@@ -238,6 +190,7 @@ async def _stop_everything(fleet: Fleet, how: Stop) -> None:
     log.info("stopping everything%s", "" if how.drain else " at once")
     kept = {} if how.forget else dict(fleet.wanted)
     fleet.wanted = {}
+    fleet.rolls.of.clear()
     for owner in fleet.owners.values():
         if not how.drain:
             limits = replace(owner.assignment.profile.limits, drain_s=0.0)

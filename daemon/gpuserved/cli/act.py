@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import time
 
 from gpuserved.api.types import ActionResult, ApplyResult, ReplicasRequest, ScaleRequest
+from gpuserved.cli.rollout import wait_rolled
 from gpuserved.cli.session import client_of, print_json, warn
 from gpuserved.host.logtail import clean
 
@@ -12,7 +14,11 @@ from gpuserved.host.logtail import clean
 def act(options: argparse.Namespace) -> int:
     """One verb on some replicas."""
     client = client_of(options)
-    return _shown(client.act(options.verb, ReplicasRequest(replicas=options.replicas)), as_json=options.json)
+    since = time.time()
+    done = _shown(client.act(options.verb, ReplicasRequest(replicas=options.replicas)), as_json=options.json)
+    if options.verb == "restart" and not options.no_wait:
+        wait_rolled(client, frozenset(options.replicas), since)
+    return done
 
 
 def scale(options: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from gpuserved.api.errors import Invalid
 from gpuserved.api.roots import from_environment
 from gpuserved.api.types import ApplyRequest
 from gpuserved.cli.act import print_changes
+from gpuserved.cli.rollout import wait_rolled
 from gpuserved.cli.session import client_of
 from gpuserved.config.profile import load_profile
 from gpuserved.config.target import Target, profile_folders, resolve
@@ -51,6 +53,10 @@ def request_of(
 def apply(options: argparse.Namespace) -> int:
     """`gpuserve apply`."""
     targets = read_targets(options.targets, options.engine)
-    result = client_of(options).apply(request_of(targets, prune=options.prune, dry_run=options.dry_run))
+    client = client_of(options)
+    since = time.time()
+    result = client.apply(request_of(targets, prune=options.prune, dry_run=options.dry_run))
     print_changes(result, as_json=options.json, would=options.dry_run)
+    if not options.dry_run and not options.no_wait:
+        wait_rolled(client, frozenset(target.name for target, _ in targets), since)
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from gpuserved.api.types import GpuView, ReplicaView, Status
+from gpuserved.api.types import GpuView, ReplicaView, RolloutView, Status
 from gpuserved.host.logtail import clean
 
 UNKNOWN = "-"
@@ -41,12 +41,33 @@ def status_lines(status: Status, columns: int, now: float | None = None) -> list
     lines = [f"{head}  {figures}"] if len(head) + len(figures) + 2 <= columns else [head, figures]
     if status.supervisor.degraded:
         lines += wrapped(f"! {status.supervisor.degraded}", columns, "  ")
+    for roll in status.rollouts:
+        if roll.outcome != "done":
+            lines += wrapped(f"! {clean(rollout_line(roll))}", columns, "  ")
     if status.gpus:
         lines += ["", *gpu_lines(status.gpus, columns)]
     lines.append("")
     if status.replicas:
         return lines + replica_lines(status.replicas, columns, now)
     return [*lines, "no replicas: gpuserve apply PROFILE adds some"]
+
+
+_OUTCOMES = {
+    "done": "rolling change done",
+    "rolled_back": "rolled back to what ran before",
+    "stopped": "rolling change stopped",
+}
+
+
+def rollout_line(roll: RolloutView) -> str:
+    """How far a rolling change is, or how it ended."""
+    if roll.outcome is not None:
+        head = _OUTCOMES.get(roll.outcome, roll.outcome)
+    else:
+        what = "rolling back" if roll.direction == "back" else "rolling change"
+        head = f"{what}, {roll.done} of {roll.total} replaced"
+        head += f", now {roll.current}" if roll.current else ""
+    return f"{roll.profile}: {head}" + (f": {roll.reason}" if roll.reason else "")
 
 
 def gpu_lines(gpus: Sequence[GpuView], columns: int) -> list[str]:

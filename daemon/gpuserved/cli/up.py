@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,7 @@ def up(options: argparse.Namespace) -> int:
         parse_listen(options.listen)
     roots = from_environment(os.environ, uid=os.getuid())
     daemon, key = _daemon(options, roots)
+    since = time.time()
     if targets:
         _apply(daemon, targets)
     _say_key(key)
@@ -53,9 +55,12 @@ def up(options: argparse.Namespace) -> int:
         warn(f"applied; gpuserve status shows the progress at {daemon.status.endpoint}")
         return 0
     from gpuserved.cli.progress import wait_ready
+    from gpuserved.cli.rollout import wait_rolled
 
+    profiles = frozenset(target.name for target, _ in targets)
     try:
-        replicas = wait_ready(daemon.client, frozenset(target.name for target, _ in targets), options.wait)
+        wait_rolled(daemon.client, profiles, since, options.wait)
+        replicas = wait_ready(daemon.client, profiles, options.wait)
     except KeyboardInterrupt:
         warn("\nno longer waiting; the daemon and its replicas go on: gpuserve status, gpuserve down")
         return 130

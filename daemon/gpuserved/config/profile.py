@@ -54,6 +54,7 @@ LIMITS: dict[str, Read] = {
     "queue": Integer(0, 1_000_000),
     "queue_timeout_s": Number(0, _DAY_S),
     "drain_s": Number(0, _DAY_S),
+    "rolling_drain_s": Number(0, _DAY_S),
     "term_grace_s": Number(0, 3600),
 }
 RESTART: dict[str, Read] = {

@@ -33,6 +33,7 @@ class CauseKind(str, Enum):
     PORT_IN_USE = "port_in_use"
     HUB_UNREACHABLE = "hub_unreachable"
     GPU_HELD = "gpu_held"
+    CANARY_FAILED = "canary_failed"
 
 
 _BY_ITSELF = {CauseKind.PORT_IN_USE, CauseKind.HUB_UNREACHABLE, CauseKind.OUT_OF_MEMORY, CauseKind.GPU_HELD}

@@ -17,6 +17,8 @@ class EventKind(str, Enum):
     RESTART = "restart"
     DRAIN = "drain"
     UNDRAIN = "undrain"
+    REPLACE = "replace"
+    """From a rolling change: drain for long, and start what follows on trial."""
     # host
     SPAWN_FAILED = "spawn_failed"
     DYING = "dying"
@@ -30,6 +32,8 @@ class EventKind(str, Enum):
     """Busy without progress for `hang_rotation_s`."""
     HUNG = "hung"
     """The same for `hang_timeout_s`."""
+    CANARY_FAILED = "canary_failed"
+    """A start on trial is up, and one token could not be had from it."""
     DRAINED = "drained"
     # timers
     START_STALLED = "start_stalled"
@@ -41,9 +45,12 @@ class EventKind(str, Enum):
     STABLE = "stable"
 
 
-OPERATOR_EVENTS = frozenset(
+VERB_EVENTS = frozenset(
     {EventKind.START, EventKind.STOP, EventKind.RESTART, EventKind.DRAIN, EventKind.UNDRAIN}
 )
+"""What an operator can ask of one replica."""
+OPERATOR_EVENTS = VERB_EVENTS | {EventKind.REPLACE}
+"""What an operator wants, said directly or through a rolling change."""
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,8 @@ class Limits:
     """How long one request waits for a ready replica before 503; covers one cold start of a large model."""
     drain_s: float = 60.0
     """How long a stop waits for requests in flight."""
+    rolling_drain_s: float = 1800.0
+    """The same for each replica of a rolling change, which is in no hurry: streams that last minutes end by themselves."""
     term_grace_s: float = 10.0
     """From SIGTERM to SIGKILL of the tree."""
 

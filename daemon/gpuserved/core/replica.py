@@ -5,11 +5,12 @@ refused to an operator and ignored from anybody else. This file does not act: `s
 that owns the replica performs them.
 
 A `goal` is kept beside the state because the way out of DRAINING and STOPPING depends on why they were entered. EXITED follows
-it: stop -> STOPPED, restart -> STARTING, serve -> BACKOFF or FAILED by `core/restart.py`. So a START that arrives while the
-tree is still being killed only changes the goal, and no start can overtake the death of what it replaces.
+it: stop -> STOPPED, restart and replace -> STARTING, serve -> BACKOFF or FAILED by `core/restart.py`. So a START that arrives
+while the tree is still being killed only changes the goal, and no start can overtake the death of what it replaces.
 
-DRAINING has two uses: on the way to a stop (goal stop or restart), and for an operator's `drain`, which keeps the process
-(goal hold) until `undrain`.
+DRAINING has two uses: on the way to a stop (goal stop, restart or replace), and for an operator's `drain`, which keeps the
+process (goal hold) until `undrain`. A start whose goal is replace is on trial: it becomes READY after a canary, and a failure
+of it is a crash like any other, which the rolling change then reads.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import replace
 from gpuserved.core.cause import Cause, CauseKind, Healing
 from gpuserved.core.events import (
     OPERATOR_EVENTS,
+    VERB_EVENTS,
     ArmTimer,
     CancelTimers,
     Effect,
@@ -45,10 +47,19 @@ def _enter(r: Replica, state: State, *effects: Effect, reason: str = "", **chang
     return moved, (CancelTimers(), *effects)
 
 
-def _spawn(r: Replica, _e: Event, c: Context) -> Decision:
+_ASKED = frozenset({Goal.STOP, Goal.RESTART, Goal.REPLACE})
+
+
+def _asked(r: Replica) -> bool:
+    """True where its process is to end because somebody wants that; a start on trial that ends has crashed."""
+    return r.goal in _ASKED and r.state is not State.STARTING
+
+
+def _spawn(r: Replica, e: Event, c: Context) -> Decision:
     generation = r.generation + 1
     arm = ArmTimer(Timer.START_STALL, c.health.startup_stall_s)
-    return _enter(r, State.STARTING, Spawn(generation), arm, goal=Goal.SERVE, generation=generation)
+    goal = Goal.REPLACE if e.kind is EventKind.REPLACE or r.goal is Goal.REPLACE else Goal.SERVE
+    return _enter(r, State.STARTING, Spawn(generation), arm, goal=goal, generation=generation)
 
 
 def _start_afresh(r: Replica, e: Event, c: Context) -> Decision:
@@ -83,16 +94,20 @@ def _undrain(r: Replica, e: Event, c: Context) -> Decision:
 def _start_draining(r: Replica, e: Event, c: Context) -> Decision:
     if r.goal is Goal.HOLD:
         return _ready(r, e, c)
-    return replace(r, goal=Goal.RESTART, reason=f"draining before {Goal.RESTART.value}"), ()
+    goal = r.goal if r.goal is Goal.REPLACE else Goal.RESTART
+    return replace(r, goal=goal, reason=f"draining before {goal.value}"), ()
+
+
+_GOALS = {EventKind.START: Goal.RESTART, EventKind.RESTART: Goal.RESTART, EventKind.REPLACE: Goal.REPLACE}
 
 
 def _goal_of(event: Event) -> Goal:
-    return Goal.RESTART if event.kind is EventKind.RESTART else Goal.STOP
+    return _GOALS.get(event.kind, Goal.STOP)
 
 
 def _drain_then_stop(r: Replica, e: Event, c: Context) -> Decision:
     goal = _goal_of(e)
-    arm = ArmTimer(Timer.DRAIN, c.limits.drain_s)
+    arm = ArmTimer(Timer.DRAIN, c.limits.rolling_drain_s if goal is Goal.REPLACE else c.limits.drain_s)
     return _enter(
         r, State.DRAINING, SetRotation(False), arm, goal=goal, reason=f"draining before {goal.value}"
     )
@@ -109,11 +124,11 @@ def _drained(r: Replica, e: Event, c: Context) -> Decision:
 
 
 def _kill(r: Replica, e: Event, c: Context) -> Decision:
-    """Kill what will not end by itself: hung, unhealthy or stalled at start."""
+    """Kill what will not end by itself: hung, unhealthy, stalled at start, or up without a token to give."""
     cause = e.cause or r.cause or Cause(CauseKind.UNHEALTHY, f"killed after {e.kind.value}")
     arm = ArmTimer(Timer.KILL, c.limits.term_grace_s)
     evidence = SaveEvidence(cause)
-    keep = r.goal if r.goal in {Goal.STOP, Goal.RESTART} else Goal.SERVE
+    keep = r.goal if _asked(r) else Goal.SERVE
     return _enter(
         r,
         State.STOPPING,
@@ -143,7 +158,7 @@ def _unhealthy(r: Replica, e: Event, c: Context) -> Decision:
 def _dying(r: Replica, e: Event, c: Context) -> Decision:
     """The API process is gone: nothing there can serve, whatever its children still do. EXITED will say why."""
     arm = ArmTimer(Timer.KILL, c.limits.term_grace_s)
-    asked = r.goal in {Goal.STOP, Goal.RESTART}
+    asked = _asked(r)
     reason = e.cause.message if e.cause and not asked else "ending its processes"
     goal = r.goal if asked else Goal.SERVE
     return _enter(
@@ -157,14 +172,13 @@ def _swept(r: Replica, _e: Event, _c: Context) -> Decision:
 
 def _set_goal(r: Replica, e: Event, _c: Context) -> Decision:
     """While the old tree ends, an operator's wish only changes what follows."""
-    goal = Goal.RESTART if e.kind in {EventKind.START, EventKind.RESTART} else Goal.STOP
-    return replace(r, goal=goal), ()
+    return replace(r, goal=_goal_of(e)), ()
 
 
 def _exited(r: Replica, e: Event, c: Context) -> Decision:
     if r.goal is Goal.STOP:
         return _enter(r, State.STOPPED, SetRotation(False), goal=Goal.STOP)
-    if r.goal is Goal.RESTART:
+    if _asked(r):
         return _start_afresh(r, e, c)
     killed_for = r.cause if r.state is State.STOPPING else None
     return _crashed(r, killed_for or e.cause or Cause(CauseKind.EXITED, "ended, and how is not known"), c)
@@ -211,41 +225,46 @@ _S, _E = State, EventKind
 
 # Rows are states, entries are the events they know. Absent: refused to an operator, ignored from anybody else.
 TABLE: dict[State, dict[EventKind, Rule]] = {
-    _S.STOPPED: {_E.START: _start_afresh, _E.RESTART: _start_afresh, _E.STOP: _nothing},
+    _S.STOPPED: {
+        _E.START: _start_afresh, _E.RESTART: _start_afresh, _E.REPLACE: _start_afresh, _E.STOP: _nothing,
+    },
     _S.STARTING: {
-        _E.PROBE_UP: _ready, _E.START_STALLED: _kill, _E.DYING: _dying, _E.EXITED: _exited,
-        _E.SPAWN_FAILED: _spawn_failed, _E.STOP: _terminate, _E.RESTART: _terminate, _E.START: _nothing,
+        _E.PROBE_UP: _ready, _E.START_STALLED: _kill, _E.CANARY_FAILED: _kill, _E.DYING: _dying,
+        _E.EXITED: _exited, _E.SPAWN_FAILED: _spawn_failed, _E.STOP: _terminate, _E.RESTART: _terminate,
+        _E.REPLACE: _terminate, _E.START: _nothing,
     },
     _S.READY: {
         _E.PROBE_DOWN: _unhealthy, _E.STALLED: _unhealthy, _E.HUNG: _kill, _E.DYING: _dying, _E.EXITED: _exited,
         _E.STABLE: _stable, _E.STOP: _drain_then_stop, _E.RESTART: _drain_then_stop, _E.DRAIN: _hold,
-        _E.START: _nothing, _E.UNDRAIN: _nothing,
+        _E.REPLACE: _drain_then_stop, _E.START: _nothing, _E.UNDRAIN: _nothing,
     },
     _S.UNHEALTHY: {
         _E.PROBE_UP: _ready, _E.HUNG: _kill, _E.UNHEALTHY_TIMEOUT: _kill, _E.DYING: _dying, _E.EXITED: _exited,
-        _E.STOP: _terminate, _E.RESTART: _terminate, _E.DRAIN: _hold, _E.START: _nothing,
+        _E.STOP: _terminate, _E.RESTART: _terminate, _E.REPLACE: _terminate, _E.DRAIN: _hold, _E.START: _nothing,
     },
     _S.DRAINING: {
         _E.DRAINED: _drained, _E.DRAIN_TIMEOUT: _drained, _E.HUNG: _kill, _E.DYING: _dying, _E.EXITED: _exited,
-        _E.STOP: _drain_then_stop, _E.RESTART: _drain_then_stop, _E.UNDRAIN: _undrain, _E.DRAIN: _nothing,
-        _E.START: _start_draining,
+        _E.STOP: _drain_then_stop, _E.RESTART: _drain_then_stop, _E.REPLACE: _drain_then_stop,
+        _E.UNDRAIN: _undrain, _E.DRAIN: _nothing, _E.START: _start_draining,
     },
     _S.STOPPING: {
         _E.KILL_TIMEOUT: _kill_again, _E.DYING: _swept, _E.EXITED: _exited, _E.SPAWN_FAILED: _spawn_failed,
-        _E.START: _set_goal, _E.RESTART: _set_goal, _E.STOP: _set_goal,
+        _E.START: _set_goal, _E.RESTART: _set_goal, _E.REPLACE: _set_goal, _E.STOP: _set_goal,
     },
     _S.BACKOFF: {
-        _E.BACKOFF_ELAPSED: _start_again, _E.START: _start_afresh, _E.RESTART: _start_afresh, _E.STOP: _stopped,
+        _E.BACKOFF_ELAPSED: _start_again, _E.START: _start_afresh, _E.RESTART: _start_afresh,
+        _E.REPLACE: _start_afresh, _E.STOP: _stopped,
     },
     _S.FAILED: {
-        _E.RETRY_ELAPSED: _start_again, _E.START: _start_afresh, _E.RESTART: _start_afresh, _E.STOP: _stopped,
+        _E.RETRY_ELAPSED: _start_again, _E.START: _start_afresh, _E.RESTART: _start_afresh,
+        _E.REPLACE: _start_afresh, _E.STOP: _stopped,
     },
 }  # fmt: skip
 
 
 def allowed(state: State) -> frozenset[EventKind]:
-    """The operator's events that `state` knows."""
-    return OPERATOR_EVENTS & TABLE[state].keys()
+    """The operator's verbs that `state` knows."""
+    return VERB_EVENTS & TABLE[state].keys()
 
 
 def step(r: Replica, event: Event, context: Context) -> Decision:

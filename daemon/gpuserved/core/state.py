@@ -30,6 +30,8 @@ class Goal(str, Enum):
     HOLD = "hold"
     """Alive but out of rotation: an operator's drain."""
     RESTART = "restart"
+    REPLACE = "replace"
+    """A restart on trial, as a rolling change does it: the next process is admitted after a canary only."""
     STOP = "stop"
 
 

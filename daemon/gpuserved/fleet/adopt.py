@@ -91,7 +91,9 @@ def resumed(record: ReplicaRecord | None, generation: int) -> Replica:
         return r
     if r.state in {State.READY, State.UNHEALTHY, State.DRAINING, State.STOPPING}:
         return replace(r, state=State.READY, goal=Goal.SERVE)
-    return replace(r, state=State.STARTING, goal=Goal.SERVE)
+    # A start on trial still owes its canary.
+    goal = Goal.REPLACE if r.goal is Goal.REPLACE else Goal.SERVE
+    return replace(r, state=State.STARTING, goal=goal)
 
 
 async def take_over(owner: Owner, found: Found, record: ReplicaRecord | None) -> None:
@@ -108,7 +110,7 @@ async def take_over(owner: Owner, found: Found, record: ReplicaRecord | None) ->
         and record.state in {State.DRAINING, State.STOPPING}
         and record.goal is not Goal.HOLD
     ):
-        owner.post(EventKind.STOP if record.goal is Goal.STOP else EventKind.RESTART)
+        owner.post(_WISHES.get(record.goal, EventKind.RESTART))
 
 
 def resume_without_process(owner: Owner, record: ReplicaRecord | None) -> None:
@@ -118,7 +120,10 @@ def resume_without_process(owner: Owner, record: ReplicaRecord | None) -> None:
         return
     # The generation goes on counting: logs of earlier starts exist under their numbers.
     r = record.replica()
-    if r.state is State.STOPPED or (r.goal is Goal.STOP and r.state is not State.FAILED):
+    if r.goal is Goal.REPLACE:
+        owner.r = replace(r, state=State.BACKOFF, goal=Goal.SERVE)
+        owner.post(EventKind.REPLACE)
+    elif r.state is State.STOPPED or (r.goal is Goal.STOP and r.state is not State.FAILED):
         owner.r = replace(r, state=State.STOPPED, goal=Goal.STOP)
     elif r.state in {State.FAILED, State.BACKOFF}:
         owner.r = replace(r, state=State.BACKOFF, goal=Goal.SERVE)
@@ -131,6 +136,7 @@ def resume_without_process(owner: Owner, record: ReplicaRecord | None) -> None:
         owner.post(EventKind.BACKOFF_ELAPSED, generation=r.generation)
 
 
+_WISHES = {Goal.STOP: EventKind.STOP, Goal.REPLACE: EventKind.REPLACE}
 _WAITING = frozenset({CauseKind.BAD_FLAG, CauseKind.MODEL_MISSING, CauseKind.DOES_NOT_FIT})
 
 

@@ -16,9 +16,10 @@ from gpuserved.core.events import EventKind
 from gpuserved.core.profile import HealthPolicy, Profile
 from gpuserved.core.state import State
 from gpuserved.engines.vllm import VllmEngine
+from gpuserved.fleet import rollplan
 from gpuserved.fleet.desired import Arranged, Wanted, arrange, changes
 from gpuserved.fleet.gpus import leases_of_others
-from gpuserved.supervisor import start
+from gpuserved.fleet.rollplan import RollPlans
 from gpuserved.supervisor.owner import Owner
 
 if TYPE_CHECKING:
@@ -42,9 +43,10 @@ async def apply(fleet: Fleet, request: ApplyRequest) -> ApplyResult:
     arranged = await arranged_for(fleet, wanted, fresh)
     before = {name: owner.next_assignment or owner.assignment for name, owner in fleet.owners.items()}
     found = changes(before, arranged.assignments)
-    warnings += arranged.warnings
+    plans = rollplan.for_apply(fleet, wanted, arranged.assignments, before, found)
+    warnings += [*arranged.warnings, *plans.warnings]
     if not request.dry_run:
-        await carry_out(fleet, wanted, arranged, found)
+        carry_out(fleet, wanted, arranged, found, plans)
     return ApplyResult(generation=fleet.generation, changes=found, warnings=warnings)
 
 
@@ -99,8 +101,10 @@ async def arranged_for(fleet: Fleet, wanted: dict[str, Wanted], fresh: Collectio
     return arrange(wanted, inventory, held, known, leases_of_others(fleet.gpu_locks, inventory))
 
 
-async def carry_out(fleet: Fleet, wanted: dict[str, Wanted], arranged: Arranged, found: list[Change]) -> None:
-    """Make it so: assignments first, then one event per replica."""
+def carry_out(
+    fleet: Fleet, wanted: dict[str, Wanted], arranged: Arranged, found: list[Change], plans: RollPlans
+) -> None:
+    """Make it so: assignments first, then one event per replica; what rolling changes do comes last."""
     fleet.generation += 1
     solutions = arranged.solutions()
     fleet.wanted = {
@@ -108,18 +112,18 @@ async def carry_out(fleet: Fleet, wanted: dict[str, Wanted], arranged: Arranged,
         for name, each in wanted.items()
     }
     fleet.gpus.simulate([each.profile for each in wanted.values()])
+    for profile in [*plans.superseded, *(name for name in fleet.rolls.of if name not in wanted)]:
+        fleet.rolls.drop(profile)
     by_name = {each.replica: each for each in arranged.assignments}
     for change in found:
         owner = fleet.owners.get(change.replica)
-        if change.action == "stop" and owner is not None:
+        if plans.handles(change):
+            if owner is None:
+                fleet.add_owner(by_name[change.replica], None)
+        elif change.action == "stop" and owner is not None:
             owner.post(EventKind.STOP)
         elif change.action == "start" and owner is None:
-            owner = Owner(by_name[change.replica], fleet)
-            past = start.generations(fleet.roots, change.replica)
-            owner.forgive_generation(past[-1] if past else 0)
-            fleet.owners[change.replica] = owner
-            owner.begin()
-            owner.post(EventKind.START)
+            fleet.add_owner(by_name[change.replica], EventKind.START)
         elif owner is not None:
             owner.assign(by_name[change.replica])
             if change.action == "replace":
@@ -127,6 +131,8 @@ async def carry_out(fleet: Fleet, wanted: dict[str, Wanted], arranged: Arranged,
             elif change.action == "keep":
                 _revive(owner)
         log.info("apply: %s %s (%s)", change.action, change.replica, change.why)
+    for roll in plans.rolls:
+        fleet.rolls.begin(roll)
     fleet.publish_routes(force=True)
     fleet.save_quietly()
 
@@ -175,7 +181,8 @@ async def scale(fleet: Fleet, request: ScaleRequest) -> ActionResult:
     arranged = await arranged_for(fleet, wanted)
     before = {name: owner.next_assignment or owner.assignment for name, owner in fleet.owners.items()}
     found = [each for each in changes(before, arranged.assignments) if each.action != "keep"]
-    await carry_out(fleet, wanted, arranged, found)
+    plans = rollplan.for_apply(fleet, wanted, arranged.assignments, before, found)
+    carry_out(fleet, wanted, arranged, found, plans)
     states = {c.replica: fleet.owners[c.replica].r.state.value for c in found if c.replica in fleet.owners}
     return ActionResult(generation=fleet.generation, replicas=states)
 

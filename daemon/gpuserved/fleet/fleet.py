@@ -24,19 +24,22 @@ from gpuserved.api.types import (
 )
 from gpuserved.core.events import EventKind
 from gpuserved.core.profile import Profile
-from gpuserved.core.state import NotAllowed, State
+from gpuserved.core.state import State
 from gpuserved.engines import registry
 from gpuserved.engines.base import Engine
+from gpuserved.fleet import acting, fence, learning, planning, store, views
 from gpuserved.fleet import apply as applying
-from gpuserved.fleet import learning, planning, store, views
 from gpuserved.fleet.bus import Bus, Subscription
 from gpuserved.fleet.desired import Wanted
 from gpuserved.fleet.gpus import Gpus
 from gpuserved.fleet.inspection import Inspection
 from gpuserved.fleet.knowledge import Knowledge
+from gpuserved.fleet.rolling import Rolls, wanted_record
+from gpuserved.supervisor import start
 from gpuserved.supervisor.gate import StartGate
 from gpuserved.supervisor.owner import Owner
 from gpuserved.supervisor.router_link import RouterLink
+from gpuserved.supervisor.surroundings import Assignment
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +74,7 @@ class Fleet:
         self.bus = Bus(self.status, time.time)
         self.inspection = Inspection(self)
         self.on_shutdown: Callable[[bool, bool], None] = lambda _drain, _forget: None
+        self.rolls = Rolls(self)
         self.on_reload: Callable[[], None] = lambda: None
         self._began = time.monotonic()
         self._engines: dict[str, Engine] = {}
@@ -100,6 +104,10 @@ class Fleet:
         """See `Surroundings`."""
         return self.router.in_flight(replica, generation)
 
+    async def gpus_free(self, replica: str, gpu_uuids: tuple[str, ...]) -> None:
+        """See `Surroundings`."""
+        await fence.gpus_free(self, replica, gpu_uuids)
+
     def changed(self, replica: str, previous_state: str) -> None:
         """See `Surroundings`."""
         self.publish_routes()
@@ -114,6 +122,7 @@ class Fleet:
                 del self.owners[replica]
                 _end_soon(owner)
                 self.publish_routes()
+        self.rolls.step()
         self.router.fast = any(o.r.state is State.DRAINING for o in self.owners.values())
         if self._saving is None:
             self._saving = asyncio.get_running_loop().call_later(SAVE_DELAY_S, self.save_quietly)
@@ -138,17 +147,24 @@ class Fleet:
     def _record(self) -> store.FleetRecord:
         return store.FleetRecord(
             generation=self.generation,
-            wanted=[
-                store.WantedRecord(
-                    name=name, text=each.text, source=each.source, scaled=each.scaled, solved=each.solved
-                )
-                for name, each in self.wanted.items()
-            ],
+            wanted=[wanted_record(name, each) for name, each in self.wanted.items()],
+            rolls=self.rolls.records(),
             replicas=[
                 store.record(o.id, o.assignment.profile.name, o.assignment.gpu_uuids, o.r)
                 for o in self.owners.values()
             ],
         )
+
+    def add_owner(self, assignment: Assignment, first: EventKind | None) -> Owner:
+        """A replica that did not exist; its numbering goes on after the logs of a namesake."""
+        owner = Owner(assignment, self)
+        past = start.generations(self.roots, assignment.replica)
+        owner.forgive_generation(past[-1] if past else 0)
+        self.owners[assignment.replica] = owner
+        owner.begin()
+        if first is not None:
+            owner.post(first)
+        return owner
 
     def publish_routes(self, *, force: bool = False) -> None:
         """Tell the routers, where something they look at has changed."""
@@ -183,6 +199,7 @@ class Fleet:
             ],
             models=views.model_views(self.owners.values(), self.router.stats),
             load=views.total_load(self.owners.values()),
+            rollouts=self.rolls.views(),
         )
 
     def telemetry(self) -> None:
@@ -228,31 +245,7 @@ class Fleet:
         """See `FleetPort`."""
         async with self.mutations:
             self.expect(request.generation)
-            owners = [owner for name in request.replicas for owner in self.named(name)]
-            self._expect_starts(request.replica_generations)
-            self.generation += 1
-            states: dict[str, str] = {}
-            refused: dict[str, str] = {}
-            for owner in dict.fromkeys(owners):
-                try:
-                    states[owner.id] = (await owner.ask(EventKind(verb))).value
-                except NotAllowed as error:
-                    refused[owner.id] = str(error)
-            if refused and not states:
-                name, why = next(iter(refused.items()))
-                raise Conflict(f"{name}: {why}", "see `gpuserve status`")
-            return ActionResult(generation=self.generation, replicas=states, refused=refused)
-
-    def _expect_starts(self, seen: dict[str, int]) -> None:
-        """Refuse an action on replicas that are not what the operator saw.
-
-        :raises Conflict: one of them has been started anew since; none was touched.
-        """
-        for name, generation in seen.items():
-            now = self.owners[name].r.generation if name in self.owners else None
-            if now != generation:
-                what = "is gone" if now is None else f"was started again (start {now}, seen was {generation})"
-                raise Conflict(f"{name} {what} since; nothing was done", "look again, then repeat")
+            return await acting.act(self, verb, request)
 
     def named(self, name: str) -> list[Owner]:
         """One replica by id, or all of a profile.

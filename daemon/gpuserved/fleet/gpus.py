@@ -36,6 +36,8 @@ class Gpus:
         self._infos: list[GpuInfo] = []
         self._samples: list[GpuSample] = []
         self._views: list[GpuView] = []
+        self._ours: dict[str, set[int]] = {}
+        """GPU UUID -> processes of our replicas that the samples have shown there and still show."""
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -96,6 +98,26 @@ class Gpus:
                 if owner.process is not None and owner.process.pid is not None:
                     trees.setdefault(name, set()).add(owner.process.pid)
         self._views = views(infos, samples, trees, describe=procfs.identity)
+        self._remember()
+
+    def _remember(self) -> None:
+        """Which processes on each GPU are or were ours: one that ends stays ours for as long as its memory does."""
+        for gpu in self._views:
+            mine = {owner.pid for owner in gpu.owners if owner.replica is not None}
+            self._ours[gpu.uuid] = (self._ours.get(gpu.uuid, set()) & {o.pid for o in gpu.owners}) | mine
+
+    async def left_over(self, uuids: tuple[str, ...], owners: Mapping[str, Owner]) -> list[str]:
+        """What earlier starts of ours still hold on these GPUs, in words; empty where their memory is back."""
+        if not any(self._ours.get(uuid) for uuid in uuids):
+            return []
+        await self._sample(owners)
+        return [
+            f"GPU {gpu.index}: PID {owner.pid} of an earlier start still holds memory"
+            for gpu in self._views
+            if gpu.uuid in uuids
+            for owner in gpu.owners
+            if owner.replica is None and owner.pid in self._ours[gpu.uuid]
+        ]
 
     def views(self) -> list[GpuView]:
         """As of the last sample."""

@@ -10,6 +10,7 @@ import msgspec
 
 from gpuserved.core.cause import Cause
 from gpuserved.core.restart import RestartHistory
+from gpuserved.core.rollout import Rollout
 from gpuserved.core.state import Goal, Replica, State
 from gpuserved.fleet.desired import Solution
 from gpuserved.host import statefile
@@ -47,12 +48,24 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True):
         return Replica(self.state, self.goal, self.generation, self.history, self.cause, self.reason)
 
 
+class RollRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A rolling change, under way or the last one of its profile."""
+
+    profile: str
+    plan: Rollout
+    former: WantedRecord | None = None
+    """What it goes back to; None: nothing."""
+    began_at: float
+    """Unix seconds."""
+
+
 class FleetRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The whole file."""
 
     generation: int = 0
     wanted: list[WantedRecord] = []
     replicas: list[ReplicaRecord] = []
+    rolls: list[RollRecord] = []
 
 
 def record(replica: str, profile: str, gpu_uuids: tuple[str, ...], r: Replica) -> ReplicaRecord:

@@ -9,6 +9,7 @@ import aiohttp
 
 from gpuserved.core.load import Counters
 from gpuserved.engines.base import Engine, MetricNames
+from gpuserved.supervisor import canary
 from gpuserved.telemetry.metrics_text import CAP_BYTES, histogram, read
 
 
@@ -51,6 +52,10 @@ class Prober:
                 return answer.status == 200
         except (aiohttp.ClientError, OSError, asyncio.TimeoutError):
             return False
+
+    async def canary(self, model: str) -> str | None:
+        """What keeps one token from being had; None: nothing does."""
+        return await canary.ask(self._session, self._base, model)
 
     async def figures(self) -> EngineFigures | None:
         """One scrape, or None where there was no good one."""

@@ -83,8 +83,13 @@ async def run(owner: Owner, generation: int) -> None:
     around, assignment = owner.around, owner.assignment
     try:
         await around.gate.enter(owner.id, assignment.gpu_uuids, model_key(assignment.profile))
+        await around.gpus_free(owner.id, assignment.gpu_uuids)
     except asyncio.CancelledError:
         owner.post(EventKind.EXITED, generation=generation)
+        return
+    except GpuserveError as error:
+        cause = Cause(CauseKind.OUT_OF_MEMORY, f"could not be started: {error.message}")
+        owner.post(EventKind.SPAWN_FAILED, generation=generation, cause=cause)
         return
     try:
         process, address = await asyncio.shield(_fork(owner, generation))

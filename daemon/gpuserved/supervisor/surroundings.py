@@ -47,6 +47,12 @@ class Surroundings(Protocol):
     def in_flight(self, replica: str, generation: int) -> int | None:
         """Requests the routers have there, once they know of its present place in rotation; None: unknown yet."""
 
+    async def gpus_free(self, replica: str, gpu_uuids: tuple[str, ...]) -> None:
+        """Wait until replicas that are leaving these GPUs have left, and the memory of earlier starts is back.
+
+        :raises GpuserveError: the memory does not come back; names who holds it.
+        """
+
     def changed(self, replica: str, previous_state: str) -> None:
         """Something `status` shows has changed: save, publish, tell the routers."""
 

@@ -103,8 +103,24 @@ class Watch:
         if lines or self._used_cpu():
             owner.progress_at_start()
         if await prober.healthy():
+            if owner.r.goal is Goal.REPLACE and not await self._passes(prober, generation):
+                return
             self.phase = None
             owner.post(EventKind.PROBE_UP, generation=generation)
+
+    async def _passes(self, prober: Prober, generation: int) -> bool:
+        """A start on trial: one token through the replica's own socket before a client's request goes there."""
+        owner = self._owner
+        profile = owner.assignment.profile
+        self.phase = "canary"
+        owner.around.changed(owner.id, owner.r.state.value)
+        wrong = await prober.canary(
+            owner.around.engine(profile).upstream_model(profile) or profile.served_name
+        )
+        if wrong is not None:
+            cause = Cause(CauseKind.CANARY_FAILED, wrong)
+            owner.post(EventKind.CANARY_FAILED, generation=generation, cause=cause)
+        return wrong is None
 
     def _used_cpu(self) -> bool:
         """Loading weights writes no line for minutes, but it does work."""

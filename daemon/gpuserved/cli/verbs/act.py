@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpuserved.cli.verbs.base import Verbs, count
+from gpuserved.cli.verbs.base import Verbs, count, no_wait
 
 
 def add(verbs: Verbs) -> None:
@@ -10,7 +10,7 @@ def add(verbs: Verbs) -> None:
     for name, summary in (
         ("start", "start replicas that are stopped, failed or waiting"),
         ("stop", "take replicas out of rotation, wait for their requests, and stop them"),
-        ("restart", "drain, stop and start replicas"),
+        ("restart", "drain, stop and start replicas; those of a PROFILE one by one"),
         ("drain", "take replicas out of rotation and keep them running"),
         ("undrain", "put drained replicas back into rotation"),
     ):
@@ -18,6 +18,8 @@ def add(verbs: Verbs) -> None:
         verb.add_argument(
             "replicas", nargs="+", metavar="REPLICA", help="PROFILE-N, or PROFILE for all of its replicas"
         )
+        if name == "restart":
+            no_wait(verb)
     scale = verbs.add("scale", "act:scale", "change the number of replicas of a profile", "scale llama-8b 4")
     scale.add_argument("profile", metavar="PROFILE")
     scale.add_argument("count", type=count, metavar="N")

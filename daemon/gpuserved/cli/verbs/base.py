@@ -55,6 +55,13 @@ def engine(verb: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def no_wait(verb: argparse.ArgumentParser) -> None:
+    """--no-wait of what begins a rolling change."""
+    verb.add_argument(
+        "--no-wait", action="store_true", help="do not wait for a rolling change; gpuserve status shows it"
+    )
+
+
 def seconds(text: str) -> float:
     """Seconds, not negative."""
     value = float(text)

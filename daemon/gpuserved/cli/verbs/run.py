@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpuserved.cli.verbs.base import TARGET, Verbs, engine, port, seconds
+from gpuserved.cli.verbs.base import TARGET, Verbs, engine, no_wait, port, seconds
 
 
 def add(verbs: Verbs) -> None:
@@ -44,12 +44,13 @@ def _apply(verbs: Verbs) -> None:
     apply = verbs.add(
         "apply",
         "apply:apply",
-        "add or update these profiles; others are left alone",
-        "apply profiles/llama-8b.toml\napply profiles/*.toml --prune --dry-run",
+        "add or update these profiles, replicas one by one; others are left alone",
+        "apply profiles/llama-8b.toml\napply profiles/llama-8b.toml --no-wait\napply profiles/*.toml --prune --dry-run",
     )
     apply.add_argument("targets", nargs="+", metavar="TARGET", help=TARGET)
     apply.add_argument("--prune", action="store_true", help="remove profiles that are not named here")
     apply.add_argument("--dry-run", action="store_true", help="only say what would change")
+    no_wait(apply)
     engine(apply)
 
 

@@ -1,0 +1,98 @@
+"""When a daemon starts: desired state from disk, live replicas from their shims, and rolling changes where they were."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from gpuserved.api.errors import GpuserveError
+from gpuserved.core.state import Goal
+from gpuserved.fleet import adopt, store
+from gpuserved.fleet import apply as applying
+from gpuserved.fleet.desired import Wanted, arrange
+from gpuserved.supervisor.owner import Owner
+from gpuserved.supervisor.surroundings import Assignment
+
+if TYPE_CHECKING:
+    from gpuserved.fleet.fleet import Fleet
+
+log = logging.getLogger(__name__)
+
+
+async def take_up(fleet: Fleet) -> None:
+    """Desired state from disk, live replicas from their shims."""
+    saved, problem = store.load(fleet.roots.state / "fleet.json")
+    fleet.degraded = problem
+    if problem:
+        log.error("%s", problem)
+    fleet.generation = saved.generation
+    fleet.wanted = _wanted(fleet, saved)
+    fleet.gpus.simulate([each.profile for each in fleet.wanted.values()])
+    records = {record.id: record for record in saved.replicas}
+    held = {name: record.gpu_uuids for name, record in records.items()}
+    found, unexplained = adopt.scan(fleet.roots.run)
+    notes = {each.note.replica: each.note.gpu_uuids for each in found}
+    arranged = arrange(fleet.wanted, await fleet.gpus.real_inventory(fleet.owners), {**held, **notes})
+    ours, strays = adopt.match(found, records, {each.replica for each in arranged.assignments})
+    for assignment in arranged.assignments:
+        owner = Owner(assignment, fleet)
+        fleet.owners[assignment.replica] = owner
+    running = {name: record.generation for name, record in records.items()}
+    running |= {name: each.note.generation for name, each in ours.items()}
+    await _take_up_rolls(fleet, saved, held | notes, running)
+    for stray in strays:
+        log.warning("ending a replica that nobody wants: %s", adopt.describe(stray))
+    ends = [adopt.end_stray(s.folder, s.note.nonce) for s in strays]
+    await asyncio.gather(*ends, *(adopt.end_stray(folder, folder.name) for folder in unexplained))
+    for name, owner in fleet.owners.items():
+        if name in ours:
+            await adopt.take_over(owner, ours[name], records.get(name))
+        else:
+            adopt.resume_without_process(owner, records.get(name))
+        owner.begin()
+    fleet.rolls.step()
+    fleet.publish_routes(force=True)
+    fleet.save_quietly()
+
+
+async def _take_up_rolls(
+    fleet: Fleet, saved: store.FleetRecord, held: dict[str, tuple[str, ...]], running: dict[str, int]
+) -> None:
+    """Rolling changes go on where they were. What cannot be placed any more cannot be gone back to."""
+    target = {name: owner.assignment for name, owner in fleet.owners.items()}
+    read = {each.id for each in saved.replicas if each.goal in {Goal.REPLACE, Goal.STOP}}
+    for record in saved.rolls:
+        if record.profile not in fleet.wanted:
+            continue
+        former: dict[str, Assignment] = {}
+        wanted = None
+        try:
+            if record.former is not None:
+                wanted = _wanted_of(fleet, record.former)
+                everything = {**fleet.wanted, record.profile: wanted}
+                placed = arrange(everything, await fleet.gpus.real_inventory(fleet.owners), held)
+                former = {each.replica: each for each in placed.assignments}
+        except GpuserveError as error:
+            log.error("%s: cannot be rolled back any more: %s", record.profile, error.message)  # noqa: TRY400
+        fleet.rolls.resume(record, target, former, wanted, running, read)
+
+
+def _wanted_of(fleet: Fleet, each: store.WantedRecord) -> Wanted:
+    """A profile as it was saved.
+
+    :raises Invalid: it is not valid any more.
+    """
+    profile = applying.read(fleet, each.name, each.text, each.source)
+    return Wanted(each.text, each.source, profile, each.scaled, each.solved)
+
+
+def _wanted(fleet: Fleet, saved: store.FleetRecord) -> dict[str, Wanted]:
+    found: dict[str, Wanted] = {}
+    for each in saved.wanted:
+        try:
+            found[each.name] = _wanted_of(fleet, each)
+        except GpuserveError as error:
+            fleet.degraded = f"profile {each.name} is not valid any more: {error.message}"
+            log.error("%s", fleet.degraded)  # noqa: TRY400 - the sentence says it all
+    return found

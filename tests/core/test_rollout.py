@@ -1,0 +1,273 @@
+"""Rolling changes under a simulated fleet: whatever its replicas do, capacity holds and the change ends whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from gpuserved.core.rollout import (
+    Action,
+    Direction,
+    Leave,
+    Outcome,
+    Replace,
+    Rollout,
+    Seen,
+    TurnBack,
+    decide,
+    meant_to_serve,
+    serves,
+)
+from gpuserved.core.state import Goal, State
+
+READY = Seen(State.READY, Goal.SERVE, 1)
+
+
+def settle(rollout: Rollout, seen: dict[str, Seen]) -> tuple[Rollout, list[Action]]:
+    """Decide until nothing changes, as the fleet does."""
+    actions: list[Action] = []
+    for _ in range(50):
+        before = rollout
+        rollout, action = decide(before, seen)
+        if action is not None:
+            actions.append(action)
+        if rollout == before:
+            return rollout, actions
+    raise AssertionError("it never comes to rest")
+
+
+def ready(*names: str) -> dict[str, Seen]:
+    return dict.fromkeys(names, READY)
+
+
+def test_one_after_the_other() -> None:
+    seen = ready("m-0", "m-1")
+    rollout, actions = settle(Rollout(pending=("m-0", "m-1")), seen)
+    assert actions == [Replace("m-0")]
+    seen["m-0"] = Seen(State.DRAINING, Goal.REPLACE, 1)
+    assert settle(rollout, seen) == (rollout, [])
+    seen["m-0"] = Seen(State.STARTING, Goal.REPLACE, 2)
+    assert settle(rollout, seen) == (rollout, [])
+    seen["m-0"] = Seen(State.READY, Goal.SERVE, 2)
+    rollout, actions = settle(rollout, seen)
+    assert actions == [Replace("m-1")]
+    seen["m-1"] = Seen(State.READY, Goal.SERVE, 2)
+    rollout, actions = settle(rollout, seen)
+    assert (rollout.outcome, actions) == (Outcome.DONE, [])
+
+
+def test_a_replica_that_is_down_goes_first() -> None:
+    seen = ready("m-0", "m-1") | {"m-2": Seen(State.FAILED, Goal.SERVE, 5, "bad flag")}
+    _, actions = settle(Rollout(pending=("m-0", "m-1", "m-2")), seen)
+    assert actions == [Replace("m-2")]
+
+
+def test_nothing_is_taken_away_while_another_one_is_down() -> None:
+    """The one that is down is not part of the change, and is capacity all the same."""
+    seen = ready("m-0") | {"n-0": Seen(State.BACKOFF, Goal.SERVE, 3)}
+    rollout, actions = settle(Rollout(pending=("m-0",)), seen)
+    assert actions == []
+    assert rollout.reason == "waits: n-0 is BACKOFF"
+    _, actions = settle(rollout, ready("m-0", "n-0"))
+    assert actions == [Replace("m-0")]
+
+
+def test_a_failure_turns_back_what_was_replaced_already() -> None:
+    seen = ready("m-0", "m-1", "m-2")
+    rollout = Rollout(pending=("m-2",), done=("m-0",), current="m-1", since_generation=1)
+    seen["m-1"] = Seen(State.BACKOFF, Goal.SERVE, 2, "canary: /v1/completions answered 500: no")
+    rollout, actions = settle(rollout, seen)
+    assert actions == [TurnBack(()), Replace("m-1")]
+    assert rollout.direction is Direction.BACK
+    assert rollout.pending == ("m-0",)
+    assert rollout.reason == "m-1: canary: /v1/completions answered 500: no"
+    seen["m-1"] = Seen(State.READY, Goal.SERVE, 3)
+    rollout, actions = settle(rollout, seen)
+    assert actions == [Replace("m-0")]
+    seen["m-0"] = Seen(State.READY, Goal.SERVE, 3)
+    rollout, actions = settle(rollout, seen)
+    assert (rollout.outcome, actions) == (Outcome.ROLLED_BACK, [])
+    assert "answered 500" in rollout.reason
+
+
+def test_a_failure_with_nothing_to_go_back_to_stops() -> None:
+    seen = ready("m-0", "m-1") | {"m-0": Seen(State.FAILED, Goal.SERVE, 2, "bad flag")}
+    rollout = Rollout(pending=("m-1",), current="m-0", since_generation=1, reversible=False)
+    rollout, actions = settle(rollout, seen)
+    assert (rollout.outcome, rollout.reason, actions) == (Outcome.STOPPED, "m-0: bad flag", [])
+
+
+def test_a_failure_on_the_way_back_leaves_the_others_alone() -> None:
+    seen = ready("m-0", "m-1") | {"m-1": Seen(State.BACKOFF, Goal.SERVE, 3, "ended")}
+    rollout = Rollout(
+        pending=("m-0",), current="m-1", since_generation=2, direction=Direction.BACK, reason="m-1: canary"
+    )
+    rollout, actions = settle(rollout, seen)
+    assert (rollout.outcome, actions) == (Outcome.STOPPED, [])
+    assert rollout.reason == "m-1: canary; and with the former settings: m-1: ended"
+
+
+def test_one_that_is_added_is_stopped_when_the_change_turns_back() -> None:
+    seen = ready("m-0") | {"m-1": Seen(State.STOPPED, Goal.STOP, 0)}
+    rollout, actions = settle(Rollout(pending=("m-0", "m-1"), added=("m-1",)), seen)
+    assert actions == [Replace("m-1")], "it costs nothing, so it goes first"
+    assert settle(rollout, seen) == (rollout, []), "its owner has not read the order yet"
+    seen["m-1"] = Seen(State.FAILED, Goal.SERVE, 1, "bad flag")
+    rollout, actions = settle(rollout, seen)
+    assert actions == [TurnBack(("m-1",))]
+    assert rollout.outcome is Outcome.ROLLED_BACK, "m-0 was never touched"
+
+
+@pytest.mark.parametrize("when", ["pending", "current"])
+def test_an_operator_stops_a_replica_in_the_middle(when: str) -> None:
+    seen = ready("m-0", "m-1")
+    if when == "pending":
+        seen["m-1"] = Seen(State.STOPPED, Goal.STOP, 1)
+        rollout = Rollout(pending=("m-1",), done=("m-0",))
+        expected: list[Action] = [Leave("m-1")]
+    else:
+        seen["m-1"] = Seen(State.STOPPING, Goal.STOP, 1)
+        rollout = Rollout(pending=(), done=("m-0",), current="m-1", since_generation=1)
+        expected = []
+    rollout, actions = settle(rollout, seen)
+    assert (rollout.outcome, actions) == (Outcome.DONE, expected)
+
+
+def test_one_that_an_operator_has_drained_is_waited_for() -> None:
+    seen = ready("m-0") | {"m-1": Seen(State.DRAINING, Goal.HOLD, 1)}
+    rollout, actions = settle(Rollout(pending=("m-1",), done=("m-0",)), seen)
+    assert actions == []
+    assert rollout.reason == "waits: m-1 is DRAINING (undrain or stop it)"
+
+
+@given(st.sets(st.sampled_from(["m-0", "m-1", "m-2", "m-3"]), min_size=1))
+def test_replicas_that_are_gone_are_forgotten(names: set[str]) -> None:
+    rollout, actions = settle(Rollout(pending=tuple(names)), {})
+    assert (rollout.outcome, actions) == (Outcome.DONE, [])
+
+
+@dataclass
+class Engine:
+    """One replica as its owner would drive it, reduced to what a change can see."""
+
+    seen: Seen = READY
+    runs: str = "old"
+    next: str | None = None
+    inbox: list[str] = field(default_factory=list)
+
+
+class RollingFleet(RuleBasedStateMachine):
+    """The change's orders are read late; starts succeed or fail; replicas crash and recover by themselves."""
+
+    @initialize(count=st.integers(1, 5), crashed=st.sets(st.integers(0, 4)))
+    def begin(self, count: int, crashed: set[int]) -> None:
+        self.fleet = {f"m-{n}": Engine() for n in range(count)}
+        for n in crashed:
+            if n < count:
+                self.fleet[f"m-{n}"].seen = Seen(State.BACKOFF, Goal.SERVE, 1, "crashed")
+        self.rollout = Rollout(pending=tuple(self.fleet))
+        self.ordered: list[str] = []
+        self.step()
+
+    def view(self) -> dict[str, Seen]:
+        return {name: engine.seen for name, engine in self.fleet.items()}
+
+    def step(self) -> None:
+        while True:
+            before, seen = self.rollout, self.view()
+            self.rollout, action = decide(before, seen)
+            if isinstance(action, Replace):
+                self.check_capacity(action.replica, seen)
+                self.ordered.append(action.replica)
+                engine = self.fleet[action.replica]
+                engine.next = "old" if self.rollout.direction is Direction.BACK else "new"
+                engine.inbox.append("replace")
+            if self.rollout == before:
+                return
+
+    def check_capacity(self, name: str, seen: dict[str, Seen]) -> None:
+        """The whole promise, at the one place where a change can break it."""
+        for other, s in seen.items():
+            if other != name and serves(seen[name]) and meant_to_serve(s):
+                assert serves(s), f"{name} is taken away while {other} is {s.state}"
+            if other != name:
+                assert not self.fleet[other].inbox, "two at once"
+                assert s.goal is not Goal.REPLACE, "two at once"
+
+    @precondition(lambda self: any(e.inbox for e in self.fleet.values()))
+    @rule(data=st.data())
+    def read_order(self, data: st.DataObject) -> None:
+        engine = data.draw(st.sampled_from([e for e in self.fleet.values() if e.inbox]))
+        engine.inbox.clear()
+        s = engine.seen
+        if s.state in {State.BACKOFF, State.FAILED, State.STOPPED}:
+            self.spawn(engine, Goal.REPLACE)
+        else:
+            state = State.DRAINING if s.state is State.READY else State.STOPPING
+            engine.seen = Seen(state, Goal.REPLACE, s.generation)
+        self.step()
+
+    def spawn(self, engine: Engine, goal: Goal) -> None:
+        engine.runs, engine.next = engine.next or engine.runs, None
+        engine.seen = Seen(State.STARTING, goal, engine.seen.generation + 1)
+
+    @rule(data=st.data(), well=st.integers(0, 3))
+    def move_on(self, data: st.DataObject, well: int) -> None:
+        """One replica's next step by itself; a start fails one time in four."""
+        engine = data.draw(st.sampled_from(list(self.fleet.values())))
+        s = engine.seen
+        if engine.inbox and s.state is not State.BACKOFF:
+            return  # an inbox is read in order: whatever comes later finds the order read
+        if s.state in {State.DRAINING, State.STOPPING}:
+            self.spawn(engine, Goal.REPLACE)
+        elif s.state is State.STARTING and well:
+            engine.seen = Seen(State.READY, Goal.SERVE, s.generation)
+        elif s.state is State.STARTING:
+            engine.seen = Seen(State.BACKOFF, Goal.SERVE, s.generation, "did not start")
+        elif s.state is State.BACKOFF:
+            self.spawn(engine, Goal.SERVE)
+        self.step()
+
+    @rule(data=st.data())
+    def crash(self, data: st.DataObject) -> None:
+        engine = data.draw(st.sampled_from(list(self.fleet.values())))
+        if engine.seen.state is State.READY:
+            engine.seen = Seen(State.BACKOFF, Goal.SERVE, engine.seen.generation, "crashed")
+        self.step()
+
+    @invariant()
+    def an_end_is_a_whole_one(self) -> None:
+        rollout = self.rollout
+        if rollout.outcome is Outcome.DONE:
+            assert {e.runs for e in self.fleet.values()} == {"new"}
+        elif rollout.outcome is Outcome.ROLLED_BACK:
+            assert {e.next or e.runs for e in self.fleet.values()} == {"old"}
+            assert rollout.reason
+        elif rollout.outcome is Outcome.STOPPED:
+            assert "with the former settings" in rollout.reason
+
+    def teardown(self) -> None:
+        """Left alone and with starts that succeed, every change ends."""
+        for _ in range(200):
+            if self.rollout.outcome is not None:
+                break
+            for engine in self.fleet.values():
+                s = engine.seen
+                if engine.inbox:
+                    engine.inbox.clear()
+                    self.spawn(engine, Goal.REPLACE)
+                elif s.state is State.STARTING:
+                    engine.seen = Seen(State.READY, Goal.SERVE, s.generation)
+                elif s.state is not State.READY:
+                    self.spawn(engine, s.goal)
+                self.step()
+        assert self.rollout.outcome is not None
+        self.an_end_is_a_whole_one()
+
+
+TestRollingFleet = RollingFleet.TestCase
+TestRollingFleet.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
