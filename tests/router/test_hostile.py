@@ -150,3 +150,47 @@ async def test_a_body_of_one_byte_chunks_holds_up_nobody(bench: Bench) -> None:
     assert (await tiny).json["bytes"] == len(body)
     assert served >= 3
     await bench.until(lambda: true(len(up.seen) == 1))
+
+
+LARGE = {
+    "one long string": b'"x":"' + b"a" * (60 << 20) + b'"',
+    "escapes": b'"x":"' + b"\\n" * (30 << 20) + b'"',
+    "numbers": b'"x":[' + b"0," * (30 << 20) + b"0]",
+    "arrays": b'"x":[' + b"[]," * (20 << 20) + b"0]",
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+async def test_a_body_of_60_mib_is_spooled_and_holds_up_nobody(bench: Bench, kind: str) -> None:
+    up = await bench.upstream("a-0")
+    await bench.start(bench.model(up, upstream_model="/models/m"))
+    assert (await bench.chat()).status == 200
+    before = _rss_bytes(bench.running.pid)
+    body = b'{"stream": false, ' + LARGE[kind] + b', "model": "m"}'
+    large = asyncio.create_task(bench.ask("POST", CHAT, body))
+    waits: list[float] = []
+    loop = asyncio.get_running_loop()
+    client = await bench.client()
+    while not large.done():
+        began = loop.time()
+        assert (await client.ask("GET", "/v1/models")).status == 200
+        waits.append(loop.time() - began)
+    answer = await large
+    assert (answer.status, answer.json["bytes"]) == (200, len(body) + len("/models/m") - 1)
+    assert up.seen[1].body.endswith(b', "model": "/models/m"}')
+    print(
+        f"{kind}: {len(waits)} others, worst {max(waits) * 1e3:.1f} ms, {(_rss_bytes(bench.running.pid) - before) >> 20} MiB"
+    )
+    assert len(waits) > 5
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b'{"model": "m", "x": "' + b"a" * (2 << 20), b"[" + b" " * (2 << 20) + b"]", b'{"model": 7, "x": "' + b"a" * (2 << 20) + b'"}',
+     b'{"x":' + b"[" * (2 << 20) + b"}", b'{"model":"m"' + b',"a":1' * (1 << 19) + b"}"],
+)  # fmt: skip
+async def test_a_broken_large_body_is_400(bench: Bench, body: bytes) -> None:
+    up = await bench.upstream("a-0")
+    await bench.start(bench.model(up))
+    assert (await bench.ask("POST", CHAT, body)).status == 400
+    assert up.seen == []

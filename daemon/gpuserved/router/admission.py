@@ -6,7 +6,7 @@ import msgspec
 
 from gpuserved.core.policy.base import UNTIED, Ask
 from gpuserved.core.routes import Kind, Match
-from gpuserved.router import affinity, envelope, errors
+from gpuserved.router import affinity, envelope, errors, large
 from gpuserved.router.body import Body
 from gpuserved.router.context import Context
 from gpuserved.router.edge import RequestHead
@@ -60,6 +60,21 @@ def read(context: Context, head: RequestHead, body: Body, found: Match) -> Asked
         seen = envelope.read_multipart(view, head.get(b"content-type") or b"")
     else:
         seen = envelope.read_json(body.view() if body.size else b"")
+    return _asked(context, head, body, kind, seen)
+
+
+async def read_large(context: Context, head: RequestHead, body: Body, found: Match) -> Asked:
+    """The same for a body that may be too large to be read at once.
+
+    :raises HttpError: 400 or 404.
+    """
+    if found.route.kind is not Kind.JSON:
+        return read(context, head, body, found)
+    return _asked(context, head, body, found.route.kind, await large.read_json(body))
+
+
+def _asked(context: Context, head: RequestHead, body: Body, kind: Kind, seen: Envelope) -> Asked:
+    models = context.fleet.models
     model = models.get(seen.model)
     if model is None:
         raise errors.no_model(seen.model, sorted(models))
@@ -67,4 +82,4 @@ def read(context: Context, head: RequestHead, body: Body, found: Match) -> Asked
     if seen.previous_response_id is not None:
         made = context.responses.find(seen.previous_response_id)
         prefer = made[1] if made is not None else None
-    return Asked(model, seen, prefer, ask=affinity.ask(context, model, head, body, kind))
+    return Asked(model, seen, prefer, ask=affinity.ask(context, model, head, body, kind, seen.session))

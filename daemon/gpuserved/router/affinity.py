@@ -13,7 +13,7 @@ from gpuserved.core.policy.base import UNTIED, Ask, Ties
 from gpuserved.core.policy.prefix_key import BODY_MAX_BYTES, prefix_key
 from gpuserved.core.policy.session import session_key
 from gpuserved.core.routes import Kind
-from gpuserved.router.body import Body
+from gpuserved.router.body import MEMORY_MAX_BYTES, Body
 from gpuserved.router.context import Context
 from gpuserved.router.edge import RequestHead
 from gpuserved.router.tables import Model
@@ -32,11 +32,16 @@ class _Names(msgspec.Struct):
 _DECODER = msgspec.json.Decoder(_Names)
 
 
-def ask(context: Context, model: Model, head: RequestHead, body: Body, kind: Kind) -> Ask:
-    """What `model`'s policy wants to know of this request."""
+def ask(
+    context: Context, model: Model, head: RequestHead, body: Body, kind: Kind, known: str | None = None
+) -> Ask:
+    """What `model`'s policy wants to know of this request.
+
+    :param known: the name of the session that a large body holds: it is not parsed again.
+    """
     ties = model.policy.ties
     if ties is Ties.SESSION:
-        name = _session(model, head, body, kind)
+        name = _session(model, head, body, kind, known)
         return UNTIED if name is None else Ask(session=session_key(name))
     if ties is Ties.PREFIX:
         context.prompts.hear(asyncio.get_running_loop().time())
@@ -45,10 +50,12 @@ def ask(context: Context, model: Model, head: RequestHead, body: Body, kind: Kin
     return UNTIED
 
 
-def _session(model: Model, head: RequestHead, body: Body, kind: Kind) -> str | None:
+def _session(model: Model, head: RequestHead, body: Body, kind: Kind, known: str | None) -> str | None:
     value = head.get(model.session_header)
     if value:
         return value.decode("latin-1")
+    if body.size > MEMORY_MAX_BYTES:
+        return None if known is None else known[:_NAME_MAX_CHARS]
     if kind is not Kind.JSON or not body.size:
         return None
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import re
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
@@ -20,13 +21,14 @@ _NAME = re.compile(
 )
 
 Buffer = bytes | mmap.mmap
+SESSION_NAMES = ("session_id", "prompt_cache_key", "user")
+"""Fields of a body that name a session, the narrower one first."""
 
 
 class _Fields(msgspec.Struct):
     """Typed `Any`: a wrong type in a field that is not ours is the engine's to refuse."""
 
     model: Any = None
-    stream: Any = None
     background: Any = None
     store: Any = None
     previous_response_id: Any = None
@@ -44,7 +46,11 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
     """The client asked the engine to keep a result: such a request is never sent twice."""
     previous_response_id: str | None = None
     span: tuple[int, int] | None = None
-    """Multipart: where the model's name is."""
+    """Where the model's name is, in a form or a large body."""
+    quoted: bool = False
+    """`span` is a JSON string, quotes and all."""
+    session: str | None = None
+    """What names the session, in a large body."""
 
 
 def _named(model: Any) -> str:
@@ -66,12 +72,28 @@ def read_json(body: Buffer) -> Envelope:
         raise errors.bad_request(f"The body is not valid JSON: {error}.", "invalid_json") from None
     except RecursionError:
         raise errors.bad_request("The body's JSON is nested too deeply.", "invalid_json") from None
-    previous = fields.previous_response_id
     return Envelope(
         model=_named(fields.model),
         stored=fields.store is True or fields.background is True,
-        previous_response_id=previous if isinstance(previous, str) else None,
+        previous_response_id=_text(fields.previous_response_id),
     )
+
+
+def make_envelope(fields: Mapping[str, Any], span: tuple[int, int] | None) -> Envelope:
+    """The envelope of a large JSON body, from its fields; a wrong type is the engine's to refuse.
+
+    :raises HttpError: 400: no model.
+    """
+    names = [name for key in SESSION_NAMES if (name := _text(fields[key]))]
+    return Envelope(
+        model=_named(fields["model"]), stored=fields["store"] is True or fields["background"] is True,
+        previous_response_id=_text(fields["previous_response_id"]), span=span, quoted=True,
+        session=names[0] if names else None,
+    )  # fmt: skip
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def read_multipart(body: Buffer, content_type: bytes) -> Envelope:

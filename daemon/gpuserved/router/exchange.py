@@ -10,6 +10,7 @@ from gpuserved.router import admission, dispatch, envelope, errors, killers, tri
 from gpuserved.router.attempt import Attempt
 from gpuserved.router.body import SLICE_BYTES, Body
 from gpuserved.router.edge import RequestHead, ResponseHead, upstream_request
+from gpuserved.router.large import LARGE_BYTES
 from gpuserved.router.relay import IdTap, Relay
 from gpuserved.router.usage import UsageTap
 
@@ -83,6 +84,9 @@ class Exchange:
         self.context.live.add(self)
         self.context.metrics.in_flight += 1
         try:
+            if self.body.size > LARGE_BYTES:
+                self._wait()
+                return
             self.asked = admission.read(self.context, self.head, self.body, self.found)
             killers.check(self.context, self.head.path, self.body, self.started)
             self.context.budget.deposit(self.started)
@@ -145,17 +149,23 @@ class Exchange:
 
     def request_for(self, lease: dispatch.Lease) -> tuple[bytes, Body]:
         """The bytes for one replica: the client's own, but for the model's name where the engine has another."""
-        body = self.body
-        asked, name = self.asked, lease.upstream_model
-        seen = None if asked is None else asked.envelope
-        if name is not None and seen is not None and name != seen.model:
+        body, name = self.body, self.renamed(lease)
+        if name is not None and self.asked is not None and self.asked.envelope is not None:
             body = Body()
-            body.append(envelope.with_model(self.body.view(), seen, name))
-        head = upstream_request(
+            body.append(envelope.with_model(self.body.view(), self.asked.envelope, name))
+        return self.head_for(body), body
+
+    def renamed(self, lease: dispatch.Lease) -> str | None:
+        """What this replica calls the model, where that is not what the client does."""
+        name, seen = lease.upstream_model, None if self.asked is None else self.asked.envelope
+        return name if seen is not None and name != seen.model else None
+
+    def head_for(self, body: Body) -> bytes:
+        """The head of the request that a replica gets with this body."""
+        return upstream_request(
             self.head, target=self.head.target, request_id=self.request_id, peer=self.client.quoted_peer,
             content_length=None if self.head.method == "GET" and not body.size else body.size,
         )  # fmt: skip
-        return head, body
 
     def commit(self) -> None:
         """The answer that has begun is the client's: from here on it passes as it comes, and no task is needed."""

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from gpuserved.core.balance import Signal
 from gpuserved.core.replay import DEATHS_MAX, Decision, Failure, decide
-from gpuserved.router import dispatch, errors, killers
+from gpuserved.router import admission, dispatch, errors, killers, large
 from gpuserved.router.attempt import Attempt
 from gpuserved.router.body import SLICE_BYTES, Body
 from gpuserved.router.errors import HttpError
+from gpuserved.router.large import LARGE_BYTES
 from gpuserved.router.pool import ConnectFailed
 
 if TYPE_CHECKING:
@@ -41,12 +42,20 @@ class Tries:
     async def run(self) -> None:
         """Try until the client has an answer. A try that was begun without us is taken up where it stands."""
         try:
-            assert self._x.asked is not None
+            if self._x.asked is None:
+                self._x.asked = await self._read_large()
             await self._serve(self._x.asked)
         except HttpError as error:
             self._x.fail(error)
         except Exception as error:
             self._x.broken(error)
+
+    async def _read_large(self) -> Asked:
+        x = self._x
+        asked = await admission.read_large(self._context, x.head, x.body, x.found)
+        killers.check(self._context, x.head.path, x.body, self._loop.time())
+        self._context.budget.deposit(self._loop.time())
+        return asked
 
     async def _serve(self, asked: Asked) -> None:
         x = self._x
@@ -182,7 +191,7 @@ class Tries:
         return Failure.SERVER_ERROR
 
     async def _send_and_wait(self, lease: dispatch.Lease, attempt: Attempt) -> None:
-        head, body = self._x.request_for(lease)
+        head, body = await self._request(lease)
         known = self._loop.create_future()
         attempt.when_known(lambda: None if known.done() else known.set_result(None))
         try:
@@ -191,6 +200,13 @@ class Tries:
         finally:
             if body is not self._x.body:
                 body.close()
+
+    async def _request(self, lease: dispatch.Lease) -> tuple[bytes, Body]:
+        x, name = self._x, self._x.renamed(lease)
+        if name is None or x.body.size <= LARGE_BYTES or x.asked is None or x.asked.envelope is None:
+            return x.request_for(lease)
+        body = await large.with_model(x.body, x.asked.envelope, name)
+        return x.head_for(body), body
 
     async def _send(self, attempt: Attempt, head: bytes, body: Body, known: asyncio.Future[None]) -> None:
         """Write the request; a large one stops where the answer comes first."""
