@@ -52,6 +52,7 @@ def test_flags_beat_the_file_and_the_file_beats_the_defaults(tmp_path: Path) -> 
         ("[rooter]\n", 1, "unknown key"),
         ("[router]\nrouters = 4\n", 2, "this version runs one"),
         ('[router]\nrouters = "many"\n', 2, 'expected 1 or "auto"'),
+        ("[router]\naccess_log = 1\n", 2, "expected true, false or a path"),
         ('[router]\ninsecure = "no"\n', 2, "expected true or false"),
         ("[supervisor]\nhang_timeout_s = -1\n", 2, "expected a number"),
     ],
@@ -62,6 +63,18 @@ def test_errors_name_file_and_line(tmp_path: Path, text: str, line: int, says: s
         load_daemon_config(path)
     assert refused.value.message.startswith(f"{path}:{line}:")
     assert says in refused.value.message
+
+
+def test_the_access_log_is_on_and_may_be_elsewhere_or_off(tmp_path: Path) -> None:
+    logs = Path("/logs")
+    assert load_daemon_config(None).access_log_in(logs) == logs / "access.log"
+    for written, expected in (
+        ("false", None),
+        ("true", logs / "access.log"),
+        ('"a.log"', tmp_path / "a.log"),
+    ):
+        config = load_daemon_config(write(tmp_path, f"[router]\naccess_log = {written}\n"))
+        assert config.access_log_in(logs) == expected
 
 
 def test_automatic_routers_are_one(tmp_path: Path) -> None:

@@ -104,6 +104,8 @@ class Bench:
     table: RoutingTable = field(default_factory=RoutingTable)
     process: asyncio.subprocess.Process | None = None
     upstreams: list[Upstream] = field(default_factory=list)
+    arguments: list[str] = field(default_factory=list)
+    """More of the router's command line."""
     clients: list[Client] = field(default_factory=list)
     servers: list[asyncio.AbstractServer] = field(default_factory=list)
 
@@ -154,7 +156,7 @@ class Bench:
         with open(self.dir / "router.log", "ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "gpuserved.router", "--fd", str(self.sock.fileno()), "--table",
-                str(self.dir / "routing.json"), "--control", str(self.dir / "ctl.sock"),
+                str(self.dir / "routing.json"), "--control", str(self.dir / "ctl.sock"), *self.arguments,
                 pass_fds=[self.sock.fileno()], env=env, stdout=log, stderr=log, cwd=self.dir,
             )  # fmt: skip
         await self.until(self._answers)

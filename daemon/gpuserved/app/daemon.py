@@ -86,7 +86,7 @@ async def _assemble(roots: Roots, config: DaemonConfig, args: argparse.Namespace
     if ttl is None and args.background:
         ttl = BACKGROUND_ORPHAN_TTL_S
     gpus = Gpus(choose(os.environ, config.gpu_provider))
-    router = RouterLink(roots, lambda: None)
+    router = RouterLink(roots, lambda: None, access_log=config.access_log_in(roots.log))
     fleet = Fleet(roots, router, gpus, orphan_ttl_s=ttl)
     _settings(fleet, config)
     await _open_port(fleet, config, asked=args.listen is not None)

@@ -17,7 +17,17 @@ from gpuserved.config.keys import read_keys
 
 DEFAULT_LISTEN = ("127.0.0.1", 8000)
 _WEEK_S = 7 * 86_400.0
-_ROUTER: dict[str, Read] = {"listen": Text(), "keys_file": Text(), "insecure": boolean}
+
+
+def _switch_or_path(document: Document, path: tuple[str, ...], value: object) -> bool | str:
+    if isinstance(value, (bool, str)) and value != "":
+        return value
+    return document.refuse_value(path, "true, false or a path", value)
+
+
+_ROUTER: dict[str, Read] = {
+    "listen": Text(), "keys_file": Text(), "insecure": boolean, "access_log": _switch_or_path,
+}  # fmt: skip
 _SUPERVISOR: dict[str, Read] = {
     "orphan_ttl_s": Number(1, 52 * _WEEK_S),
     "hang_timeout_s": Number(1, 86_400),
@@ -35,6 +45,8 @@ class DaemonConfig:
     routers: int = 1
     keys_file: Path | None = None
     insecure: bool = False
+    access_log: bool | Path = True
+    """The routers' access log: True in the log folder, a path there, False nowhere."""
     orphan_ttl_s: float | None = None
     """None: replicas wait for a supervisor or router for ever."""
     hang_timeout_s: float | None = None
@@ -42,6 +54,12 @@ class DaemonConfig:
     hf_token_file: Path | None = None
     gpu_provider: str = "auto"
     """auto, nvml, none, or the path of an inventory file."""
+
+    def access_log_in(self, log_folder: Path) -> Path | None:
+        """Where the access log is; None: there is none."""
+        if isinstance(self.access_log, Path):
+            return self.access_log
+        return log_folder / "access.log" if self.access_log else None
 
     @property
     def listen(self) -> str:
@@ -130,6 +148,7 @@ def parse_daemon_config(text: str, path: Path) -> DaemonConfig:
         port=port,
         keys_file=_beside(folder, router.get("keys_file")),
         insecure=router.get("insecure", False),
+        access_log=_access_log(folder, router.get("access_log", True)),
         orphan_ttl_s=supervisor.get("orphan_ttl_s"),
         hang_timeout_s=supervisor.get("hang_timeout_s"),
         hf_token_file=_beside(folder, supervisor.get("hf_token_file")),
@@ -193,6 +212,10 @@ def read_hf_token(path: Path) -> str:
     if not text or len(text.split()) != 1:
         raise Invalid(f"{path}: expected one token and nothing else", "write the token alone into the file")
     return text
+
+
+def _access_log(folder: Path, written: bool | str) -> bool | Path:
+    return written if isinstance(written, bool) else folder / Path(written).expanduser()
 
 
 def _beside(folder: Path, written: str | None) -> Path | None:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from gpuserved.core.blocked import Blocked
 from gpuserved.core.replay import RetryBudget
+from gpuserved.router.accesslog import AccessLog
 from gpuserved.router.accounts import Accounts
 from gpuserved.router.edge import RequestHead, valid_request_id
 from gpuserved.router.metrics import Metrics
@@ -82,6 +83,7 @@ class Context:
         self.request_ids = RequestIds()
         self.live: set[Cancellable] = set()
         """Requests being served."""
+        self.access_log: AccessLog | None = None
         self.draining = False
         self.started_at = 0
         """Unix seconds; `created` of the models."""

@@ -38,8 +38,8 @@ class Exchange:
 
     __slots__ = (
         "_charge", "_client_left", "_over", "_relay", "_task", "asked", "attempt", "body", "client", "context", "deadline",
-        "found", "head",
-        "holds_suspects", "lease", "loop", "request_id", "sent_at", "started", "status",
+        "first_byte_at", "found", "head", "holds_suspects", "lease", "loop", "passed_bytes", "replays", "replica_id",
+        "request_id", "sent_at", "started", "status", "was_cut",
     )  # fmt: skip
 
     def __init__(
@@ -58,7 +58,13 @@ class Exchange:
         self.asked: Asked | None = None
         self.lease: dispatch.Lease | None = None
         self.attempt: Attempt | None = None
-        self.sent_at = 0.0
+        self.sent_at = self.first_byte_at = 0.0
+        """Loop times; 0: not yet."""
+        self.replica_id: str | None = None
+        """Who answered, or was asked last."""
+        self.passed_bytes = 0
+        self.replays = 0
+        self.was_cut = False
         self.holds_suspects = False
         """It is the one suspect of a second crash of its model that may run."""
         self._relay: Relay | None = None
@@ -188,7 +194,9 @@ class Exchange:
             self.client, attempt.head, http10=self.head.http10, style=self.found.route.sse, tap=tap,
             close=not self.head.keep_alive or self.context.draining, usage=self._count(attempt.head),
         )  # fmt: skip
-        self.context.metrics.first_byte[model.name].observe(self.loop.time() - self.started)
+        self.replica_id = replica.id
+        self.first_byte_at = now = self.loop.time()
+        self.context.metrics.first_byte[model.name].observe(now - self.started)
         attempt.commit(self._relay, self._ended, request_id=self.request_id, replica=replica.wire_id)
 
     def _count(self, head: ResponseHead) -> UsageTap | None:
@@ -205,8 +213,10 @@ class Exchange:
         if attempt is None or lease is None or relay is None:
             return
         self.attempt = None
+        self.passed_bytes = attempt.upstream.passed_bytes
         try:
             if attempt.lost:
+                self.was_cut = True
                 self.context.metrics.cuts[lease.model.name] += 1
                 log.warning(
                     "request %s: replica %s ended its answer early",
@@ -246,6 +256,16 @@ class Exchange:
             self.holds_suspects = False
             self.asked.model.suspects.release()
 
+    @property
+    def model_name(self) -> str | None:
+        """The served name; None: it named none that is served."""
+        return None if self.asked is None else self.asked.model.name
+
+    @property
+    def sent_bytes(self) -> int:
+        """Of a replica's answer, body and framing."""
+        return 0 if self._relay is None else self._relay.sent_bytes + self.passed_bytes
+
     def over(self) -> None:
         """Give everything back."""
         if self._over:
@@ -254,6 +274,7 @@ class Exchange:
         self.release_suspects()
         attempt, self.attempt = self.attempt, None
         if attempt is not None:
+            self.passed_bytes = attempt.upstream.passed_bytes
             attempt.drop()
         self.release_lease()
         self.body.close()
@@ -264,4 +285,7 @@ class Exchange:
         context.live.discard(self)
         context.request_ids.forget(self.request_id)
         context.metrics.in_flight -= 1
-        context.metrics.request(self.asked.model.name if self.asked is not None else "", self.status)
+        context.metrics.request(self.model_name or "", self.status)
+        if context.access_log is not None:
+            payer = context.accounts.find(self.head)
+            context.access_log.add(self, self.loop.time(), None if payer is None else payer.name)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import uvloop
 
+from gpuserved.router.accesslog import AccessLog
 from gpuserved.router.server import Router
 
 
@@ -24,15 +25,21 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--fd", type=int, required=True, help="inherited listening TCP socket")
     parser.add_argument("--table", type=Path, required=True, help="the routing table's file")
     parser.add_argument("--control", required=True, help="path of the control socket to make")
+    parser.add_argument(
+        "--access-log",
+        type=Path,
+        help="write a JSON line for each request to this file (default: no access log)",
+    )
     return parser.parse_args(argv)
 
 
-async def _serve(sock: socket.socket, table: Path, control: str) -> None:
+async def _serve(sock: socket.socket, wanted: argparse.Namespace) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await Router(sock, table, control).run(stop)
+    access_log = None if wanted.access_log is None else AccessLog(wanted.access_log)
+    await Router(sock, wanted.table, wanted.control, access_log=access_log).run(stop)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,5 +56,5 @@ def main(argv: list[str] | None = None) -> int:
         print(f"gpuserved.router: --fd {wanted.fd} is not a listening socket", file=sys.stderr)
         return 2
     sock.setblocking(False)
-    uvloop.run(_serve(sock, wanted.table, wanted.control))
+    uvloop.run(_serve(sock, wanted))
     return 0

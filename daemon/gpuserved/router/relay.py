@@ -45,7 +45,7 @@ class IdTap:
 class Relay:
     """One committed answer."""
 
-    __slots__ = ("_chunked", "_client", "_close", "_gate", "_head", "_style", "_tap", "_usage")
+    __slots__ = ("_chunked", "_client", "_close", "_gate", "_head", "_style", "_tap", "_usage", "sent_bytes")
 
     def __init__(
         self,
@@ -66,6 +66,8 @@ class Relay:
         self._style = style
         self._tap = tap
         self._usage = usage
+        self.sent_bytes = 0
+        """Of the body, framing included, but for chunks that passed as they were."""
 
     def start(self, held: bytes, *, request_id: bytes, replica: bytes) -> None:
         """Write the head and what came of the body so far."""
@@ -79,7 +81,9 @@ class Relay:
         head = client_response(
             self._head, framing=framing, request_id=request_id, replica=replica, close=self._close
         )
-        self._client.write(head + self._framed(held))
+        body = self._framed(held)
+        self.sent_bytes = len(body)
+        self._client.write(head + body)
 
     def _framed(self, data: bytes) -> bytes:
         if data and self._tap is not None:
@@ -118,6 +122,7 @@ class Relay:
         """A piece of the body."""
         framed = self._framed(data)
         if framed:
+            self.sent_bytes += len(framed)
             self._client.write(framed)
 
     def finish(self) -> None:
@@ -138,5 +143,6 @@ class Relay:
         if self._chunked:
             last = (b"%x\r\n%b\r\n" % (len(last), last) if last else b"") + b"0\r\n\r\n"
         if last:
+            self.sent_bytes += len(last)
             self._client.write(last)
         self._client.finished(keep_alive=not self._close)

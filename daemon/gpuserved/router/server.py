@@ -16,6 +16,7 @@ from gpuserved.core.policy.prefix_key import PrefixKey
 from gpuserved.core.replay import RetryBudget
 from gpuserved.core.routes import LOCAL, Kind, Match
 from gpuserved.router import admission, dispatch, errors, local
+from gpuserved.router.accesslog import AccessLog
 from gpuserved.router.body import Body
 from gpuserved.router.context import Context
 from gpuserved.router.control import Control, decode_table
@@ -42,7 +43,9 @@ log = logging.getLogger(__name__)
 class Router:
     """Everything of one router process. `ClientConnection`'s front."""
 
-    def __init__(self, sock: socket.socket, table_path: Path, control_path: str) -> None:
+    def __init__(
+        self, sock: socket.socket, table_path: Path, control_path: str, *, access_log: AccessLog | None = None
+    ) -> None:
         self._sock = sock
         self._table_path = table_path
         self._table_seen: tuple[int, int, int] | None = None
@@ -56,6 +59,7 @@ class Router:
         budget = RetryBudget(asyncio.get_running_loop().time())
         self.context = Context(fleet, Metrics(), budget, Prompts(fleet, control_path))
         self.context.started_at = int(time.time())
+        self.context.access_log = access_log
 
     # ClientConnection's front.
 
@@ -213,6 +217,8 @@ class Router:
             work.cancel()
         await asyncio.sleep(0)
         self.control.close()
+        if self.context.access_log is not None:
+            self.context.access_log.close()
         self.context.fleet.close()
         self.context.prompts.close()
         await self._flushed(loop.time() + 2 * TICK_S)
@@ -245,6 +251,8 @@ class Router:
                 for replica in self.context.fleet.replicas():
                     replica.pool.sweep(now)
                 self.read_table_file()
+                if self.context.access_log is not None:
+                    self.context.access_log.flush()
             except Exception:
                 log.exception("the clockwork failed")
 

@@ -128,6 +128,7 @@ class Tries:
         self._serial = decision.serial
         if decision.replay:
             self._context.metrics.replays[asked.model.name, failure.value] += 1
+            x.replays += 1
         log.warning(
             "request %s: %s on %s: %s", x.request_id.decode(), failure.value, replica.id,
             "sent again" if decision.replay else decision.why,
@@ -161,6 +162,7 @@ class Tries:
                     return self._sent_failure(dead=error.proof) if fresh else Failure.CONNECT
                 attempt = x.attempt = Attempt(upstream)
                 x.sent_at = self._loop.time()
+                x.replica_id = replica.id
                 await self._send_and_wait(lease, attempt)
             if fresh or not self._was_stale(attempt):
                 return await self._verdict(attempt, replica)

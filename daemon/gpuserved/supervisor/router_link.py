@@ -9,6 +9,7 @@ import secrets
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -33,13 +34,14 @@ LINE_MAX_BYTES = 4 * 1024 * 1024
 class RouterLink:
     """Keeps one router running and told. Calls `on_stats` after each answer."""
 
-    def __init__(self, roots: Roots, on_stats: Callable[[], None]) -> None:
+    def __init__(self, roots: Roots, on_stats: Callable[[], None], *, access_log: Path | None = None) -> None:
         self.stats: RouterStats | None = None
         self.listener: socket.socket | None = None
         self.pids: list[int] = []
         self.fast = False
         """Poll ten times a second: somebody drains."""
         self._roots = roots
+        self._access_log = access_log
         self._folder = roots.run / "router"
         self._on_stats = on_stats
         self._table = RoutingTable()
@@ -84,6 +86,8 @@ class RouterLink:
             "--control",
             str(self._folder / "ctl.sock"),
         ]
+        if self._access_log is not None:
+            files += ["--access-log", str(self._access_log)]
         spec = router_spec(
             name="router-0",
             nonce=secrets.token_hex(6),
