@@ -55,6 +55,10 @@ test-vllm: $(VENV)/.dev  ## the end-to-end suite against the real vLLM in its CP
 bench: $(VENV)/.dev  ## the router beside nginx, HAProxy, vllm-router and aiohttp; ARGS="--only ours,nginx" for a quick pair
 	@$(BIN)/python -m benchmarks $(if $(filter-out file,$(origin ARGS)),$(ARGS))
 
+.PHONY: soak-router
+soak-router: $(VENV)/.dev  ## 20 minutes of 256 streams with clients that leave and replicas that are killed; SECONDS=120 is a short form
+	@$(BIN)/python -m tests.soak --seconds $(or $(SECONDS),1200) $(if $(RECORD),--record $(RECORD))
+
 .PHONY: docs
 docs: $(VENV)/.dev  ## write docs/lifecycle.md, profiles/profile.schema.json and the tables of keys from the code's tables
 	@$(BIN)/python scripts/lifecycle_table.py
