@@ -10,8 +10,8 @@ WARM_UP = 1 / 3
 """Of the time: caches fill, pools and tables find their size."""
 GROWTH_MAX = 0.04
 """Of the median, over the rest of the time."""
-MEMORY_NOISE_BYTES = 1_000_000
-"""Less growth than this is the allocator's: it takes memory from the kernel in pieces of 256 KiB to 1 MiB."""
+MEMORY_NOISE_BYTES = 1_500_000
+"""Less growth than this is the allocator's: it takes memory from the kernel in pieces of up to 1 MiB."""
 FDS_NOISE = 12
 
 
