@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from gpuserved.cli.doctor.machine import judge_memlock, judge_nofile, judge_shm
+from gpuserved.host.gpulock import GpuLocks, release
 
 CHECKS = {
     "gpu", "vllm", "hub", "configuration", "daemon", "port", "leftovers", "folders", "disk", "shm", "limits", "kernel", "clock", "service",
@@ -135,6 +136,18 @@ def test_cards_and_who_is_on_them(host: Any, shell: Any) -> None:
     assert report.code == 1
 
 
+def test_leases_of_other_daemons_and_of_replicas_that_outlived_theirs(host: Any, shell: Any) -> None:
+    folder = shell.root / "locks"
+    folder.mkdir()
+    env = {"PYTHONPATH": cards(shell), "GPUSERVE_LOCK_DIR": str(folder)}
+    ours = GpuLocks(folder, str(shell.root / "run")).take(["GPU-0"], 0.25, "mine-0", "anna")
+    held = GpuLocks(folder, "/elsewhere/run").take(["GPU-0"], 0.5, "chat-0", "bert")
+    leases = [one for one in host(**env).of("gpu") if "leased" in one[1]]
+    assert [fact for _, fact, _ in leases] == ["GPU 0: 50% leased by chat-0 of bert, of another daemon"]
+    release([*ours, *held])
+    assert not [one for one in host(**env).of("gpu") if "leased" in one[1]], "a lease ends with its holder"
+
+
 @pytest.mark.parametrize(
     ("error", "says", "fix"),
     [(18, "different versions", "sudo reboot"), (4, "may not use the GPUs", "ls -l /dev/nvidia*")],
@@ -166,7 +179,7 @@ def test_torch_and_the_driver(host: Any, shell: Any, cuda: str, level: str, says
     (shell.root / "profiles" / "m.toml").write_text(f'model = "org/m"\npython = "{python}"\n')
     found = host(PYTHONPATH=cards(shell)).of("vllm")
     assert found[0][0] == "ok"
-    assert f"vLLM 0.32.0 in {python} (python of m.toml)" in found[0][1]
+    assert f"vLLM 0.32.0 in {python} (python of m)" in found[0][1]
     assert found[1][0] == level
     assert says in found[1][1]
 
@@ -185,7 +198,7 @@ def test_a_profiles_python_without_vllm(host: Any, shell: Any) -> None:
     (shell.root / "profiles").mkdir()
     (shell.root / "profiles" / "m.toml").write_text('model = "org/m"\npython = "/nowhere/python"\n')
     level, fact, _ = host().one("vllm")
-    assert (level, fact) == ("fail", "/nowhere/python (python of m.toml) cannot be run")
+    assert (level, fact) == ("fail", "/nowhere/python (python of m) cannot be run")
 
 
 def test_the_hubs_cache_and_token(host: Any, shell: Any) -> None:

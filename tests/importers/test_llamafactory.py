@@ -357,3 +357,17 @@ def test_nothing_in_the_file_can_leave_its_place_in_the_profile(imported: Import
     )
     assert done.profile.flags["tool_call_parser"] == 'a"\n[env]\nX=1'
     assert done.profile.env == {}
+
+
+def test_a_file_without_a_template_is_warned_about(imported: Import) -> None:
+    """LlamaFactory makes a template of its own from the checkpoint's, and repeats the beginning token before every turn."""
+    done = imported("model_name_or_path: org/m\ninfer_backend: vllm\n")
+    assert "derives" in done.warned["template"]
+    assert "chat_template" not in done.profile.flags
+
+
+def test_what_vllm_logs_is_left_alone(imported: Import) -> None:
+    done = imported(QWEN + "vllm_config: {disable_log_stats: true, disable_log_requests: true}\n")
+    assert "hung" in done.warned["vllm_config.disable_log_stats"]
+    assert "logs no request" in done.warned["vllm_config.disable_log_requests"]
+    assert not {"disable_log_stats", "disable_log_requests"} & set(done.profile.flags)

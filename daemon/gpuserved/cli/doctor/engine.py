@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import tomli
 
+from gpuserved.api.client import ControlClient
+from gpuserved.api.errors import GpuserveError
 from gpuserved.cli.doctor.base import Finding, Host, fail, ok, warn
 from gpuserved.cli.doctor.gpu import driver_cuda
 from gpuserved.engines.installed import expand, find_program, site_folders, version_of
@@ -30,10 +33,10 @@ def check(host: Host) -> list[Finding]:
     named = {}
     if program is not None:
         named[program.python] = program.path
-    for path in host.profiles:
-        python = _python_of(path)
+    for name, text in _profiles(host).items():
+        python = _python_of(text)
         if python is not None:
-            named.setdefault(expand(python), f"python of {path.name}")
+            named.setdefault(expand(python), f"python of {name}")
     for python, why in named.items():
         found += _environment(python, why, host, install)
     if program is None and not named:
@@ -42,10 +45,22 @@ def check(host: Host) -> list[Finding]:
     return found
 
 
-def _python_of(profile: Path) -> str | None:
+def _profiles(host: Host) -> dict[str, str]:
+    """Profiles of the configuration folder, and those that a daemon serves, by name."""
+    found: dict[str, str] = {}
+    for path in host.profiles:
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            found[path.stem] = path.read_text("utf-8")
+    with contextlib.suppress(GpuserveError):
+        served = ControlClient(host.socket).profiles().profiles
+        found |= {one.name: one.applied_text for one in served if one.applied_text is not None}
+    return found
+
+
+def _python_of(text: str) -> str | None:
     try:
-        found = tomli.loads(profile.read_text("utf-8"))
-    except (OSError, ValueError):
+        found = tomli.loads(text)
+    except tomli.TOMLDecodeError:
         return None
     python = found.get("python")
     return python if isinstance(python, str) and found.get("engine", "vllm") == "vllm" else None

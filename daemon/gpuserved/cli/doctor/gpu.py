@@ -10,7 +10,7 @@ from pathlib import Path
 from gpuserved.api.client import ControlClient
 from gpuserved.api.errors import GpuserveError
 from gpuserved.cli.doctor.base import Finding, Host, fail, gib, ok, warn
-from gpuserved.host import nvml
+from gpuserved.host import gpulock, nvml
 from gpuserved.host.nvml import Nvml, NvmlUnavailable
 from gpuserved.telemetry.nvml import NvmlProvider
 from gpuserved.telemetry.provider import OK as GPU_OK
@@ -43,7 +43,7 @@ def check(host: Host) -> list[Finding]:
     if host.env.get("CUDA_VISIBLE_DEVICES") is not None:
         found.append(warn(NAME, f"CUDA_VISIBLE_DEVICES={host.env['CUDA_VISIBLE_DEVICES']} limits a daemon started here",
                           "unset CUDA_VISIBLE_DEVICES; gpus in a profile chooses"))  # fmt: skip
-    return found + _samples(provider, host)
+    return [*found, *_samples(provider, host), *_leases(provider, host)]
 
 
 def _samples(provider: NvmlProvider, host: Host) -> list[Finding]:
@@ -60,6 +60,21 @@ def _samples(provider: NvmlProvider, host: Host) -> list[Finding]:
             if process.pid not in ours and (process.memory_bytes or 0) >= _FOREIGN_MIN_BYTES
         ]  # fmt: skip
     return found
+
+
+def _leases(provider: NvmlProvider, host: Host) -> list[Finding]:
+    """Parts of GPUs that other daemons have leased. The kernel ends a lease with its holder: there are no stale ones."""
+    folder = gpulock.folder(host.env)
+    if folder is None:
+        return [warn(NAME, "no folder for leases: daemons of two users could place replicas on one GPU",
+                     "sudo mount -t tmpfs tmpfs /dev/shm, or GPUSERVE_LOCK_DIR for every daemon")]  # fmt: skip
+    locks = gpulock.GpuLocks(folder, str(host.roots.run))
+    return [
+        warn(NAME, f"GPU {gpu.index}: {held.fraction:.0%} leased by {held.holder}, of another daemon",
+             "stop it there, or name other GPUs in gpus")
+        for gpu in provider.inventory()
+        for held in locks.held_by_others(gpu.uuid)
+    ]  # fmt: skip
 
 
 def _our_pids(host: Host) -> set[int]:

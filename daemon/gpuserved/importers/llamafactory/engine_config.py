@@ -14,7 +14,10 @@ from gpuserved.importers.llamafactory.draft import Draft
 from gpuserved.importers.llamafactory.keys import Fate
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
-_HIDES_FIGURES = {"disable_log_stats", "disable_log_requests", "enable_log_requests"}
+_LOGGING = {
+    "disable_log_stats": "without vLLM's figures a hung replica looks like a busy one",
+    "disable_log_requests": "gone from vLLM, which logs no request unless enable_log_requests says so",
+}
 
 
 def apply(draft: Draft) -> None:
@@ -40,13 +43,8 @@ def apply(draft: Draft) -> None:
             draft.set_top("model", str(value))
             draft.note(f"vllm_config.{key}", Fate.WARNED, "beats model_name_or_path for the weights; LlamaFactory would still take "
                        "the tokenizer of the latter", becomes="model", inside=path)  # fmt: skip
-        elif name in _HIDES_FIGURES:
-            draft.note(
-                f"vllm_config.{key}",
-                Fate.WARNED,
-                "left out: without vLLM's figures a hung replica looks like a busy one",
-                inside=path,
-            )
+        elif name in _LOGGING:
+            draft.note(f"vllm_config.{key}", Fate.WARNED, f"left out: {_LOGGING[name]}", inside=path)
         elif name in OURS:
             draft.refuse(f"vllm_config.{key}", OURS[name], inside=path)
         else:

@@ -83,8 +83,9 @@ def _template(draft: Draft) -> list[str]:
     if name is None:
         draft.note(
             "template",
-            Fate.MAPPED,
-            "not set: LlamaFactory reads the checkpoint's own chat template, as vLLM does",
+            Fate.WARNED,
+            "not set: vLLM renders the checkpoint's chat template, LlamaFactory one that it derives from that, which may repeat "
+            "what stands at the beginning before every turn",
         )
         return []
     if name not in NAMES:
