@@ -174,9 +174,9 @@ def _weights(
         experts = max(0, total - plain)
         padded = -(-facts.hidden_size // _PADDED_HIDDEN) * _PADDED_HIDDEN
         experts = experts * padded // facts.hidden_size
-        return Weights(plain + experts, 2 * counted.replicated, experts, files.source)
+        return Weights(plain + experts, 2 * counted.replicated, experts, source=files.source)
     replicated = counted.replicated * 2 if counted.replicated * 2 < total else 0
-    return Weights(total, replicated, int(total * share), files.source)
+    return Weights(total, replicated, int(total * share), source=files.source)
 
 
 def integer(table: Mapping[str, Any], *names: str, default: int | None = None) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from gpuserved.core.placement import Gpu, Lease, Lever, NoFit, Placed, Placements, Warned
 from gpuserved.core.planner import plain, reasons, refusals
+from gpuserved.core.planner.extras import as_started
 from gpuserved.core.planner.levers import levers
 from gpuserved.core.planner.memory import Measured, Setting
 from gpuserved.core.planner.model import ModelFacts, Unknown
@@ -62,7 +63,8 @@ def place(
 def _planned(
     profile: Profile, space: Room, keep: Mapping[str, Sequence[str]], facts: ModelFacts, lookup: Lookup
 ) -> Placements | NoFit:
-    asked = Asked(profile, facts, space.free, keep, lookup)
+    asked = Asked(profile, as_started(facts, profile.flags), space.free, keep, lookup)
+    facts = asked.facts
     if too_long := refusals.too_long(asked):
         return too_long
     if not space.free and profile.replicas != 0:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from gpuserved.core.placement import Gpu, Lever
 from gpuserved.core.planner import memory
+from gpuserved.core.planner.extras import quantised
 from gpuserved.core.planner.memory import Card, Setting
 from gpuserved.core.planner.model import ModelFacts
 from gpuserved.core.planner.options import VLLM_DEFAULT_LENGTH, Asked, divides
@@ -49,14 +50,9 @@ def _changes(
     if (setting.kv_value_bytes or facts.dtype_bytes) > 1:
         yield 'kv_cache_dtype = "fp8"', replace(base, kv_value_bytes=1), facts
     if facts.quantization is None:
-        weights = facts.weights
-        half = replace(
-            weights,
-            total_bytes=weights.total_bytes // 2,
-            replicated_bytes=weights.replicated_bytes // 2,
-            expert_bytes=weights.expert_bytes // 2,
-        )
-        yield 'quantization = "fp8", or a quantised checkpoint', base, replace(facts, weights=half)
+        yield 'quantization = "fp8"', base, quantised(facts, 0.5)
+        small = replace(quantised(facts, 0.5).weights, loading_bytes=0)
+        yield "a checkpoint in fp8", base, replace(facts, weights=small)
     default = memory.default_batch(setting.memory_total_bytes, setting.gpu_name)
     if (setting.max_num_seqs or default.sequences) > FEWER_SEQUENCES:
         yield (
@@ -78,6 +74,7 @@ def smallest_change(asked: Asked, card: Card | None, found: tuple[Lever, ...], s
         "tensor_parallel_size",
         "kv_cache_dtype",
         "quantization",
+        "a checkpoint",
         "max_num_seqs",
     )
     for name in order:

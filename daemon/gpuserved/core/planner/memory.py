@@ -25,6 +25,10 @@ NON_TORCH_PARALLEL_BYTES = int(0.55 * GIB)
 SAMPLER_BYTES = 39.6
 """Per sequence and vocabulary entry of the sampler's dummy run, where the activation peak is. Seven text models of
 llm-d-planner's table on an H100 measure 38.4 to 39.6 (for example 4.76 GiB / (1024 x 128,256))."""
+LOADING_SHARE = 0.95
+"""Of a card, that weights may take before they are quantised: then there is neither cache nor activation."""
+MULTIMODAL_BYTES = GIB
+"""Kept for an encoder's peak and outputs, which depend on the model and its largest image; not measured."""
 LARGE_CARD_BYTES = 70 * GIB
 HUGE_CARD_BYTES = 160 * GIB
 """Where vLLM raises its batch defaults (`arg_utils`): 8192 tokens and 1024 sequences, from 160 GiB on 16384 tokens."""
@@ -134,7 +138,8 @@ def weights_per_gpu(facts: ModelFacts, tensor_parallel_size: int, data_parallel_
     experts = weights.expert_bytes
     shared = weights.total_bytes - weights.replicated_bytes - experts
     world = tensor_parallel_size * data_parallel_size
-    return weights.replicated_bytes + -(-shared // tensor_parallel_size) + -(-experts // world)
+    whole = weights.replicated_bytes + -(-shared // tensor_parallel_size) + -(-experts // world)
+    return max(0, whole - weights.offloaded_bytes)
 
 
 def activation_peak(facts: ModelFacts, batch: Batch, memory_total_bytes: int, gpu_name: str) -> int:
@@ -146,7 +151,7 @@ def activation_peak(facts: ModelFacts, batch: Batch, memory_total_bytes: int, gp
     forward = batch.tokens * facts.dtype_bytes * (4 * facts.hidden_size + 3 * facts.intermediate_size)
     large = default_batch(memory_total_bytes, gpu_name).tokens > 2048
     floor = (MOE_FLOOR_BYTES if facts.experts else DENSE_FLOOR_BYTES) if large else SMALL_FLOOR_BYTES
-    return max(sampler, forward, floor)
+    return max(sampler, forward, floor) + (MULTIMODAL_BYTES if facts.multimodal else 0)
 
 
 def card(facts: ModelFacts, setting: Setting) -> Card:
@@ -169,6 +174,10 @@ def card(facts: ModelFacts, setting: Setting) -> Card:
         return _fixed_card(facts, setting, shape, (weights, activation, graphs, non_torch))
     chosen = setting.utilization is None  # then the error has room of its own; else the verdict must keep it
     room = budget - weights - activation - non_torch - graphs - (error if chosen else 0)
+    before = (
+        int(total * LOADING_SHARE) - facts.weights.loading_bytes // tp
+    )  # it is all there before it shrinks
+    room = room if before >= 0 else min(room, before)
     return Card(
         total_bytes=total, utilization=utilization, weights_bytes=weights, activation_bytes=activation, graph_bytes=graphs,
         non_torch_bytes=non_torch, kv_cache_bytes=room, headroom_bytes=total - budget + (error if chosen else 0),

@@ -44,6 +44,10 @@ class Weights:
     """Part of the total that every GPU of a tensor-parallel group holds whole: norms, routers, MLA's down-projections."""
     expert_bytes: int = 0
     """Part of the total that vLLM's own data parallelism splits over all its GPUs too."""
+    loading_bytes: int = 0
+    """What must be there for a moment while it is quantised; 0: no more than in the end."""
+    offloaded_bytes: int = 0
+    """Of each GPU's part, that `cpu_offload_gb` keeps in host memory."""
     source: str = "index"
     """index, headers, hub (real bytes), or config (counted from the configuration's shapes)."""
 
@@ -73,6 +77,8 @@ class ModelFacts:
     multimodal: bool = False
     notes: tuple[str, ...] = ()
     """What was taken the safe way because the configuration does not say."""
+    uncounted: tuple[str, ...] = ()
+    """Memory that flags ask for and no formula here covers."""
 
     @property
     def mla(self) -> bool:

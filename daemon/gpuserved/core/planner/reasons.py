@@ -100,6 +100,13 @@ def warnings(asked: Asked, chosen: Option, space: Room) -> tuple[Warned, ...]:
                 f"and target_concurrency is {target}; more wait in the engine's queue, or are preempted",
             )
         )
+    if asked.facts.uncounted:
+        found.append(
+            Warned(
+                "memory_not_counted",
+                f"{name}: not in these figures: {'; '.join(asked.facts.uncounted)}. Set gpu_memory_utilization, and leave it room",
+            )
+        )
     if any(place.group.spans for place in chosen.places):
         found.append(
             Warned(
