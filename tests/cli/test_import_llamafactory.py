@@ -183,3 +183,42 @@ def test_an_engine_or_llamafactory_that_does_not_answer_is_named(shell: Any, fil
     )
     assert broken.returncode == 2
     assert "No module named 'llamafactory'" in broken.stderr
+
+
+@pytest.fixture
+def vllm(shell: Any) -> str:
+    """An environment that looks like vLLM's: a real interpreter, the metadata, and a program that prints vLLM's help."""
+    import venv
+
+    root = shell.root / "venv"
+    venv.create(root, with_pip=False, symlinks=True)
+    site = next((root / "lib").glob("python3*")) / "site-packages"
+    (site / "vllm-0.32.0.dist-info").mkdir()
+    entry = site / "vllm" / "entrypoints" / "cli"
+    entry.mkdir(parents=True)
+    for package in (site / "vllm", site / "vllm" / "entrypoints", entry):
+        (package / "__init__.py").touch()
+    options = Path(__file__).parents[1] / "engines" / "data" / "vllm-0.32-options.txt"
+    (entry / "main.py").write_text(f"print(open({str(options)!r}).read())\n")
+    return str(root / "bin" / "python")
+
+
+def test_flags_are_compared_with_the_installed_vllm(shell: Any, file: Path, vllm: str) -> None:
+    fine = shell(VERB, str(file), "--python", vllm, "--json")
+    assert fine.returncode == 0, fine.stderr
+    assert json.loads(fine.stdout)["vllm_version"] == "0.32.0"
+    file.write_text(
+        QWEN + "vllm_config:\n  max_num_seqz: 4\n  kv_cache_dtype: fp9\n  disable_cascade_attn: true\n"
+    )
+    done = shell(VERB, str(file), "--python", vllm, "--json")
+    assert done.returncode == 4
+    found = json.loads(done.stdout)
+    assert (
+        "lf.yaml:5:3: vllm_config.max_num_seqz: max_num_seqz: vLLM 0.32.0 has no flag"
+        in found["refusal"]["message"]
+    )
+    assert "did you mean max_num_seqs?" in found["refusal"]["message"]
+    assert "fp9 is none of them" in found["refusal"]["message"]
+    assert any("v0.33.0" in warning["message"] for warning in found["warnings"])
+    unknown = shell(VERB, str(file), "--python", sys.executable)
+    assert (unknown.returncode, "no vLLM there" in unknown.stderr) == (2, True)

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from gpuserved.api.errors import Internal, Invalid, Refused
+from gpuserved.cli.importing_flags import compare_flags
 from gpuserved.cli.importing_prompts import Compared, compare
 from gpuserved.cli.importing_report import outcome_of, show
 from gpuserved.cli.session import print_json
@@ -27,10 +28,11 @@ def import_llamafactory(options: argparse.Namespace) -> int:
     out = Path(options.output) if options.output else None
     _check_output(out, force=options.force)
     draft, prompts = _convert(options, out)
+    version = compare_flags(draft, options.python)
     refused = [note for note in draft.notes if note.fate is Fate.REFUSED]
     text = None if refused else _finish(draft, out)
     profile = None if text is None else _checked(text, draft, out)
-    outcome = outcome_of(draft, text, profile, options, out, prompts)
+    outcome = outcome_of(draft, text, profile, options, out, prompts, version)
     if text is not None and out is not None:
         _write(out, text, draft.files)
     if options.json:

@@ -51,6 +51,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     llamafactory: WouldRun
     plan: Plan | None
     """None: the GPUs are not known, or the profile cannot be planned here."""
+    vllm_version: str | None
+    """The installed vLLM whose flags the profile was compared with; None: none is known."""
     prompts: list[Compared] | None
     """What --check-template compared."""
     next: str | None
@@ -63,6 +65,7 @@ def outcome_of(
     options: argparse.Namespace,
     out: Path | None,
     prompts: list[Compared] | None,
+    vllm_version: str | None,
 ) -> Outcome:
     """Gather it."""
     gpus = _gpus(options.inventory)
@@ -83,6 +86,7 @@ def outcome_of(
         refusal=_refusal(draft),
         llamafactory=would_run(draft, visible),
         plan=None if profile is None or not gpus else _plan(profile, gpus, on_paper=options.inventory is not None),
+        vllm_version=vllm_version,
         prompts=prompts,
         next=None if out is None or text is None else _next(draft, out),
     )  # fmt: skip
@@ -148,7 +152,14 @@ def show(outcome: Outcome, text: str | None, out: Path | None) -> None:
     if outcome.refusal is not None:
         _say(to, f"refused ({outcome.refusal.code}): nothing was written")
         _say(to, f"  {outcome.refusal.hint}")
-    elif out is not None:
+        return
+    against = (
+        f"those of vLLM {outcome.vllm_version}"
+        if outcome.vllm_version
+        else "the installed vLLM's at the first apply"
+    )
+    _say(to, f"flags are compared with {against}")
+    if out is not None:
         _say(to, f"wrote {out}; next: {outcome.next}")
 
 

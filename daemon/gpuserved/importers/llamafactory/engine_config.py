@@ -53,7 +53,7 @@ def apply(draft: Draft) -> None:
 
 def _flag(draft: Draft, path: tuple[str, str], name: str, value: Any) -> None:
     renamed = RENAMED.get(name)
-    if renamed is not None and renamed.becomes is None:
+    if renamed is not None and renamed.becomes is None and not renamed.still_taken:
         draft.refuse(
             f"vllm_config.{path[1]}", f"vLLM has no such setting any more: {renamed.advice}", inside=path
         )
