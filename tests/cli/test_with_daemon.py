@@ -215,6 +215,27 @@ def test_keys_come_and_go_without_a_restart_and_show_what_they_used(shell: Any) 
     assert json.loads(shell("status", "--json").stdout)["router"]["pids"] == pids
 
 
+def test_tls_is_switched_on_by_a_reload_and_a_bad_certificate_changes_nothing(shell: Any) -> None:
+    path = shell.profile("demo", 'model = "sim/x"\nengine = "sim"\nmax_model_len = 4096\n')
+    assert shell.up(path).returncode == 0
+    config = shell.root / "gpuserved.toml"
+    config.write_text('[router]\ntls_cert = "cert.pem"\ntls_key = "key.pem"\n', "utf-8")
+    refused = shell("reload")
+    assert refused.returncode == 2
+    assert "cert.pem: cannot be read" in refused.stderr
+    assert json.loads(shell("status", "--json").stdout)["endpoint"] == f"http://127.0.0.1:{shell.port}"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1",
+         "-subj", "/CN=box.test", "-keyout", "key.pem", "-out", "cert.pem"],
+        check=True, capture_output=True, cwd=shell.root,
+    )  # fmt: skip
+    done = shell("reload")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(shell("status", "--json").stdout)["endpoint"] == f"https://127.0.0.1:{shell.port}"
+    said = shell("chat", "--max-tokens", "2", "hi")
+    assert said.returncode == 0, said.stderr
+
+
 def test_a_daemon_that_cannot_start_says_why(served: Any, shell: Any) -> None:
     path = shell.profile("demo", 'model = "sim/x"\nengine = "sim"\n')
     done = shell("up", path, "--port", str(served.port))

@@ -9,6 +9,7 @@ from gpuserved.api.errors import Invalid
 from gpuserved.config.daemon import (
     DaemonConfig,
     load_daemon_config,
+    parse_daemon_config,
     parse_listen,
     read_hf_token,
 )
@@ -143,6 +144,31 @@ def test_the_folder_s_own_keys_count_where_none_are_named(tmp_path: Path) -> Non
     assert DaemonConfig().with_default_keys(tmp_path).keys_file == tmp_path / "keys"
     other = DaemonConfig(keys_file=tmp_path / "other")
     assert other.with_default_keys(tmp_path) == other
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('tls_cert = "a.pem"', "without tls_key"),
+        ('tls_key = "a.pem"', "without tls_cert"),
+        ('trusted_proxies = ["10.0.0.0/33"]', "no network"),
+        ('trusted_proxies = ["everybody"]', "no network"),
+        ('trusted_proxies = "10.0.0.0/8"', "list of strings"),
+    ],
+)
+def test_what_of_the_front_is_wrong_is_named(tmp_path: Path, line: str, says: str) -> None:
+    with pytest.raises(Invalid, match=says) as refused:
+        parse_daemon_config(f"[router]\n{line}\n", tmp_path / "gpuserved.toml")
+    assert "gpuserved.toml:2" in refused.value.message
+
+
+def test_proxies_are_networks_and_certificates_are_beside_the_file(tmp_path: Path) -> None:
+    text = '[router]\ntrusted_proxies = ["10.1.2.3/8", "::1"]\ntls_cert = "c.pem"\ntls_key = "/k.pem"\n'
+    config = parse_daemon_config(text, tmp_path / "gpuserved.toml")
+    assert config.trusted_proxies == ("10.0.0.0/8", "::1/128")
+    assert (config.tls_cert, config.tls_key) == (tmp_path / "c.pem", Path("/k.pem"))
+    with pytest.raises(Invalid, match="cannot be read"):
+        config.checked()
 
 
 def test_a_key_name_is_used_once(tmp_path: Path) -> None:

@@ -64,6 +64,14 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     tokens_per_day: int | None = None
 
 
+class Tls(msgspec.Struct, frozen=True, kw_only=True):
+    """PEM files."""
+
+    cert: str
+    """The certificate and those between it and its root."""
+    key: str
+
+
 class RoutingTable(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a router needs; it can work from the file alone."""
 
@@ -71,6 +79,9 @@ class RoutingTable(msgspec.Struct, frozen=True, kw_only=True):
     generation: int = 0
     models: list[ModelRoute] = []
     keys: list[ApiKey] = []
+    trusted_proxies: list[str] = []
+    """Networks whose X-Forwarded-For counts."""
+    tls: Tls | None = None
     body_max_bytes: int = 64 * 1024 * 1024
     max_connections: int = 16384
 

@@ -11,11 +11,14 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from msgspec import structs
+
 from gpuserved.api.errors import Conflict, GpuserveError
 from gpuserved.api.roots import Roots
+from gpuserved.api.routing import Tls
 from gpuserved.api.types import ApplyRequest
 from gpuserved.app.main import BACKGROUND_ORPHAN_TTL_S
-from gpuserved.config.daemon import DaemonConfig, load_daemon_config, read_hf_token
+from gpuserved.config.daemon import DaemonConfig, find_config, load_daemon_config, read_hf_token
 from gpuserved.config.keys import read_keys
 from gpuserved.control.server import ControlServer
 from gpuserved.core.events import EventKind
@@ -96,6 +99,9 @@ async def _assemble(roots: Roots, config: DaemonConfig, args: argparse.Namespace
 def _settings(fleet: Fleet, config: DaemonConfig) -> None:
     """What can change while the daemon runs."""
     fleet.keys = read_keys(config.keys_file) if config.keys_file else []
+    fleet.trusted_proxies = list(config.trusted_proxies)
+    secure = config.tls_cert is not None and config.tls_key is not None
+    fleet.tls = Tls(cert=str(config.tls_cert), key=str(config.tls_key)) if secure else None
     fleet.hf_token = read_hf_token(config.hf_token_file) if config.hf_token_file else None
     fleet.knowledge.hf_token = fleet.hf_token
     fleet.hang_timeout_s = config.hang_timeout_s
@@ -123,9 +129,13 @@ async def _open_port(fleet: Fleet, config: DaemonConfig, *, asked: bool) -> None
         listener = listen.inherited() or listen.bind(config.listen)
         if last is None or not last.models:
             fleet.publish_routes(force=True)
+        elif last.tls != fleet.tls:
+            # A router begins with the table on disk: not in the clear where TLS is wanted by now.
+            fleet.table_generation += 1
+            router.push(structs.replace(last, generation=fleet.table_generation, tls=fleet.tls))
         await router.start(listener)
     assert router.listener is not None
-    fleet.endpoint = listen.url_of(router.listener)
+    fleet.endpoint = listen.url_of(router.listener, tls=fleet.tls is not None)
 
 
 def _wire(
@@ -145,9 +155,11 @@ def _wire(
         finish(Stop(drain=not end.done(), forget=False))
 
     def reload_settings() -> None:
-        config = load_daemon_config(path) if path else DaemonConfig()
+        config = load_daemon_config(path or find_config(fleet.roots))
         config = config.with_flags(listen=args.listen, keys_file=args.keys_file, insecure=args.insecure)
         _settings(fleet, config.with_default_keys(fleet.roots.config).checked())
+        if fleet.router.listener is not None:
+            fleet.endpoint = listen.url_of(fleet.router.listener, tls=fleet.tls is not None)
 
     def hang_up() -> None:
         task = asyncio.ensure_future(fleet.reload())

@@ -6,10 +6,11 @@ import argparse
 import http.client
 import json
 import os
+import ssl
 import sys
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from gpuserved.api.errors import (
     Conflict,
@@ -23,6 +24,7 @@ from gpuserved.api.errors import (
 )
 from gpuserved.api.types import Status
 from gpuserved.cli.session import client_of, print_json
+from gpuserved.config.daemon import is_loopback
 from gpuserved.host.logtail import clean
 
 _CONNECT_TIMEOUT_S = 10.0
@@ -82,11 +84,25 @@ def choose_model(status: Status, wanted: str) -> str:
     )
 
 
+def _connection(url: SplitResult) -> http.client.HTTPConnection:
+    """Over TLS the name in the certificate is another than the loopback address that the daemon on this machine gives: there
+    it proves nothing.
+    """
+    host, port = url.hostname or "", url.port or 80
+    if url.scheme != "https":
+        return http.client.HTTPConnection(host, port, timeout=_CONNECT_TIMEOUT_S)
+    context = ssl.create_default_context()
+    if is_loopback(host):
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return http.client.HTTPSConnection(host, port, timeout=_CONNECT_TIMEOUT_S, context=context)
+
+
 def _post(
     endpoint: str, request: dict[str, Any]
 ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
     url = urlsplit(endpoint)
-    connection = http.client.HTTPConnection(url.hostname or "", url.port or 80, timeout=_CONNECT_TIMEOUT_S)
+    connection = _connection(url)
     headers = {"Content-Type": "application/json"}
     if os.environ.get("GPUSERVE_API_KEY"):
         headers["Authorization"] = f"Bearer {os.environ['GPUSERVE_API_KEY']}"

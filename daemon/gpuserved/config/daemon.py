@@ -12,7 +12,8 @@ from pathlib import Path
 from gpuserved.api.errors import Invalid
 from gpuserved.api.roots import Roots
 from gpuserved.config.document import Document, parse
-from gpuserved.config.fields import Number, Read, Text, boolean, read_table
+from gpuserved.config.fields import Number, Read, Text, Words, boolean, read_table
+from gpuserved.config.front import both_or_none, check_certificate, networks
 from gpuserved.config.keys import read_keys
 
 DEFAULT_LISTEN = ("127.0.0.1", 8000)
@@ -27,6 +28,7 @@ def _switch_or_path(document: Document, path: tuple[str, ...], value: object) ->
 
 _ROUTER: dict[str, Read] = {
     "listen": Text(), "keys_file": Text(), "insecure": boolean, "access_log": _switch_or_path,
+    "trusted_proxies": Words(at_least=0), "tls_cert": Text(), "tls_key": Text(),
 }  # fmt: skip
 _SUPERVISOR: dict[str, Read] = {
     "orphan_ttl_s": Number(1, 52 * _WEEK_S),
@@ -47,6 +49,10 @@ class DaemonConfig:
     insecure: bool = False
     access_log: bool | Path = True
     """The routers' access log: True in the log folder, a path there, False nowhere."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Networks whose X-Forwarded-For counts."""
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
     orphan_ttl_s: float | None = None
     """None: replicas wait for a supervisor or router for ever."""
     hang_timeout_s: float | None = None
@@ -93,8 +99,11 @@ class DaemonConfig:
     def checked(self) -> DaemonConfig:
         """The same, once it is safe to serve with it.
 
-        :raises Invalid: an address others can reach without a single key and without `insecure`.
+        :raises Invalid: an address others can reach without a single key and without `insecure`; a certificate that
+            cannot be used.
         """
+        if self.tls_cert is not None and self.tls_key is not None:
+            check_certificate(self.tls_cert, self.tls_key)
         if is_loopback(self.host) or self.insecure:
             return self
         if self.keys_file is None or not read_keys(self.keys_file):
@@ -135,6 +144,7 @@ def parse_daemon_config(text: str, path: Path) -> DaemonConfig:
     supervisor = read_table(document, ("supervisor",), _SUPERVISOR)
     gpus = read_table(document, ("gpus",), _GPUS)
     _one_router(document)
+    both_or_none(document, router)
     folder = path.absolute().parent
     host, port = DEFAULT_LISTEN
     if "listen" in router:
@@ -149,6 +159,9 @@ def parse_daemon_config(text: str, path: Path) -> DaemonConfig:
         keys_file=_beside(folder, router.get("keys_file")),
         insecure=router.get("insecure", False),
         access_log=_access_log(folder, router.get("access_log", True)),
+        trusted_proxies=networks(document, router),
+        tls_cert=_beside(folder, router.get("tls_cert")),
+        tls_key=_beside(folder, router.get("tls_key")),
         orphan_ttl_s=supervisor.get("orphan_ttl_s"),
         hang_timeout_s=supervisor.get("hang_timeout_s"),
         hf_token_file=_beside(folder, supervisor.get("hf_token_file")),

@@ -12,7 +12,7 @@ import gpuserved
 from gpuserved.api.errors import Conflict, NotFound
 from gpuserved.api.plan import Plan, PlanRequest
 from gpuserved.api.roots import Roots
-from gpuserved.api.routing import ApiKey, RoutingTable
+from gpuserved.api.routing import ApiKey, RoutingTable, Tls
 from gpuserved.api.types import (
     ActionResult,
     ApplyRequest,
@@ -64,6 +64,8 @@ class Fleet:
         self.hf_token: str | None = None
         self.hang_timeout_s: float | None = None
         self.keys: list[ApiKey] = []
+        self.trusted_proxies: list[str] = []
+        self.tls: Tls | None = None
         self.endpoint: str | None = None
         self.degraded: str | None = None
         self.wanted: dict[str, Wanted] = {}
@@ -169,12 +171,17 @@ class Fleet:
     def publish_routes(self, *, force: bool = False) -> None:
         """Tell the routers, where something they look at has changed."""
         models = views.model_routes(self.owners.values())
-        fresh: list[object] = [models, self.keys]
+        fresh: list[object] = [models, self.keys, self.trusted_proxies, self.tls]
         if fresh == self._routes and not force:
             return
         self._routes = fresh
         self.table_generation += 1
-        self.router.push(RoutingTable(generation=self.table_generation, models=models, keys=self.keys))
+        self.router.push(
+            RoutingTable(
+                generation=self.table_generation, models=models, keys=self.keys, trusted_proxies=self.trusted_proxies,
+                tls=self.tls,
+            )
+        )  # fmt: skip
 
     # --- what the control API asks (FleetPort) ---
 

@@ -95,11 +95,11 @@ def inherited() -> socket.socket | None:
     return listener
 
 
-def url_of(listener: socket.socket) -> str:
-    """`http://HOST:PORT` a client on this machine can use; a wildcard address is shown as loopback."""
+def url_of(listener: socket.socket, *, tls: bool = False) -> str:
+    """`http://HOST:PORT` or `https://HOST:PORT`: a URL a client on this machine can use; a wildcard address is shown as loopback."""
     host, port = listener.getsockname()[:2]
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
-    return f"http://{shown}:{port}"
+    return f"{'https' if tls else 'http'}://{shown}:{port}"
 
 
 def is_public(listener: socket.socket) -> bool:

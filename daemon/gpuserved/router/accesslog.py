@@ -76,7 +76,7 @@ class AccessLog:
         began, sent, first = exchange.started, exchange.sent_at, exchange.first_byte_at
         self._waiting.append(
             Record(
-                round(began + self._unix, 3), exchange.request_id.decode(), exchange.client.peer, exchange.head.method,
+                round(began + self._unix, 3), exchange.request_id.decode(), exchange.context.client_of(exchange.head, exchange.client.peer), exchange.head.method,
                 exchange.head.path, exchange.model_name, exchange.replica_id, exchange.status, exchange.sent_bytes,
                 round(sent - began, 6) if sent else None, round(first - began, 6) if first else None,
                 round(now - began, 6), exchange.replays, exchange.was_cut, key,

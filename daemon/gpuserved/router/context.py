@@ -13,6 +13,7 @@ from gpuserved.router.accounts import Accounts
 from gpuserved.router.edge import RequestHead, valid_request_id
 from gpuserved.router.metrics import Metrics
 from gpuserved.router.prompts import Prompts
+from gpuserved.router.proxies import TrustedProxies
 from gpuserved.router.replica import Replica
 from gpuserved.router.tables import Fleet, Model
 
@@ -78,6 +79,7 @@ class Context:
         self.budget = budget
         self.blocked = Blocked()
         self.accounts = Accounts()
+        self.proxies = TrustedProxies([])
         self.prompts = prompts
         self.responses = ResponseMap()
         self.request_ids = RequestIds()
@@ -91,4 +93,13 @@ class Context:
     def tenant_of(self, head: RequestHead, peer: str) -> str:
         """Whose the request is: its key's, else its client's address."""
         account = self.accounts.find(head)
-        return peer if account is None else account.tenant
+        return self.client_of(head, peer) if account is None else account.tenant
+
+    def client_of(self, head: RequestHead, peer: str) -> str:
+        """The address it comes from, as far as trusted proxies say."""
+        return self.proxies.chain(head, peer)[0]
+
+    def forwarded_for(self, head: RequestHead, client: bytes, peer: str) -> bytes:
+        """X-Forwarded-For as a replica gets it. `client` is `peer`, quoted."""
+        chain = self.proxies.chain(head, peer)
+        return ", ".join(chain[:-1]).encode() + b", " + client if len(chain) > 1 else client

@@ -63,6 +63,10 @@ class RequestHead(msgspec.Struct, frozen=True, gc=False, kw_only=True):
                 return field.value
         return None
 
+    def all(self, name: bytes) -> list[bytes]:
+        """All headers of that lower-case name."""
+        return [field.value for field in self.fields if field.name == name]
+
 
 class ResponseHead(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """One response's head. `content_length` None and not `chunked`: the body ends with the connection."""

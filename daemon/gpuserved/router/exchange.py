@@ -169,7 +169,7 @@ class Exchange:
     def head_for(self, body: Body) -> bytes:
         """The head of the request that a replica gets with this body."""
         return upstream_request(
-            self.head, target=self.head.target, request_id=self.request_id, peer=self.client.quoted_peer,
+            self.head, target=self.head.target, request_id=self.request_id, peer=self.context.forwarded_for(self.head, self.client.quoted_peer, self.client.peer),
             content_length=None if self.head.method == "GET" and not body.size else body.size,
         )  # fmt: skip
 

@@ -261,7 +261,9 @@ class ClientConnection(asyncio.Protocol):
         self._reader.clear()
         self.resume_reading()
         self.deadline = self.loop.time() + LINGER_S
-        if not self._transport.is_closing() and self._transport.can_write_eof():
+        if not self._transport.can_write_eof():  # TLS: its end goes out behind what is written
+            self._transport.close()
+        elif not self._transport.is_closing():
             self._transport.write_eof()
 
     def idle(self) -> bool:

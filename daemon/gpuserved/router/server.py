@@ -26,8 +26,10 @@ from gpuserved.router.exchange import Exchange
 from gpuserved.router.metrics import Metrics
 from gpuserved.router.prompts import Prompts
 from gpuserved.router.protocol_client import ClientConnection
+from gpuserved.router.proxies import TrustedProxies
 from gpuserved.router.replica import Replica
 from gpuserved.router.tables import Fleet
+from gpuserved.router.tls import Certificates
 from gpuserved.router.tunnel import Tunnel
 
 TICK_S = 0.5
@@ -52,6 +54,8 @@ class Router:
         self._from_socket = False
         self._clients: set[ClientConnection] = set()
         self._server: asyncio.AbstractServer | None = None
+        self._certificates = Certificates()
+        self._reopened: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._fds = _raise_fd_limit()
         self.control = Control(control_path, apply=self.apply, stats=self.stats)
@@ -151,6 +155,9 @@ class Router:
 
     def _apply(self, table: RoutingTable) -> None:
         self.context.accounts.update(table.keys, asyncio.get_running_loop().time())
+        self.context.proxies = TrustedProxies(table.trusted_proxies)
+        if self._certificates.take(table.tls) and self._server is not None:
+            self._reopened = asyncio.get_running_loop().create_task(self._open())
         self.context.fleet.apply(table)
         log.info("table generation %d: %d models", table.generation, len(table.models))
 
@@ -200,7 +207,7 @@ class Router:
         loop = asyncio.get_running_loop()
         self.read_table_file()
         await self.control.start()
-        self._server = await loop.create_server(lambda: ClientConnection(self), sock=self._sock, backlog=4096)
+        await self._open()
         clockwork = [
             loop.create_task(self._tick()),
             loop.create_task(self._probe()),
@@ -209,7 +216,8 @@ class Router:
         log.info("router %d serves %s", os.getpid(), self._sock.getsockname())
         await stop.wait()
         self.context.draining = True
-        self._server.close()
+        if self._server is not None:
+            self._server.close()
         for client in [c for c in self._clients if c.idle()]:
             client.close()
         await self._drained(loop.time() + DRAIN_S)
@@ -222,6 +230,18 @@ class Router:
         self.context.fleet.close()
         self.context.prompts.close()
         await self._flushed(loop.time() + 2 * TICK_S)
+
+    async def _open(self) -> None:
+        """Accept connections, plain or TLS, on the one socket; a server from before has its own descriptor of it."""
+        before = self._server
+        self._server = await asyncio.get_running_loop().create_server(
+            lambda: ClientConnection(self),
+            sock=self._sock.dup(),
+            backlog=4096,
+            ssl=self._certificates.context,
+        )
+        if before is not None:
+            before.close()
 
     async def _drained(self, until: float) -> None:
         """Let what is in flight end."""

@@ -106,7 +106,7 @@ class Tunnel:
             target = f"{self.head.path}?{query}".encode()
         upstream.begin(self, upgrade=True)
         head = upstream_request(
-            self.head, target=target, content_length=None, request_id=self.request_id, peer=self.client.quoted_peer
+            self.head, target=target, content_length=None, request_id=self.request_id, peer=self.context.forwarded_for(self.head, self.client.quoted_peer, self.client.peer)
         )  # fmt: skip
         await upstream.send(head, Body())
         await asyncio.wait({self._answered}, timeout=UPGRADE_S)
