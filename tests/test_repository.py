@@ -208,5 +208,5 @@ def test_make_lists_its_targets() -> None:
     done = subprocess.run(
         ["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True
     )
-    for target in ("demo", "test", "test-vllm", "lint", "format", "lock", "clean"):
+    for target in ("demo", "test", "test-vllm", "bench-tui", "lint", "format", "lock", "clean"):
         assert re.search(rf"^  make {target} ", done.stdout, re.MULTILINE)

@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 from rich.style import Style
@@ -46,7 +47,7 @@ class FleetApp(App[int]):
     """Its return value is the exit code."""
 
     TITLE = "gpuserve"
-    CSS_PATH = "app.tcss"
+    CSS_PATH = Path(__file__).with_name("app.tcss")
     AUTO_FOCUS = None
     COMMANDS: ClassVar[set[Any]] = {FleetCommands}
     ENABLE_COMMAND_PALETTE = True

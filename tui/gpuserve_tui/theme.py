@@ -58,4 +58,7 @@ def styles(theme: Theme) -> dict[str, Style]:
 def stale(theme: Theme) -> dict[str, Style]:
     """The same roles for data that is old: everything is muted, alerts stay bold."""
     muted = theme.secondary or "#808080"
-    return {role: Style(color=muted, bold=style.bold) for role, style in styles(theme).items()}
+    return {
+        role: Style(color=muted, bold=style.bold, reverse=style.reverse)
+        for role, style in styles(theme).items()
+    }

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from gpuserve_tui.view.cells import plain
 
-KEPT_LINES = 20_000
-"""Some 4 MB of vLLM's lines."""
+KEPT_LINES = 10_000
+"""Some 3 MB of vLLM's lines."""
 _TRIM = 2_000
 """Lines are dropped in blocks: one at a time would move the whole list."""
 LINE_MAX_CHARS = 4_096

@@ -59,7 +59,8 @@ class LogView(LineView):
 
     @property
     def _top(self) -> int:
-        return self.scroll_offset.y
+        """The first visible row. Following, it is counted from the end: the scroll offset comes after a change of size."""
+        return max(0, self.count - self.size.height) if self.following else self.scroll_offset.y
 
     def _position(self, row: int) -> int:
         return self._parts[row][0] if self.wrap else row
@@ -110,11 +111,13 @@ class LogView(LineView):
 
     def follow(self, *, on: bool) -> None:
         """Follow the end, or stay."""
+        top = self._top
         self.following = on
         if on:
             self.unseen, self._cursor = 0, None
         else:
-            self._cursor = max(0, min(self.count, self._top + self.size.height) - 1)
+            self.scroll_to(y=top, animate=False, force=True)
+            self._cursor = max(0, min(self.count, top + self.size.height) - 1)
         self.changed()
 
     def move(self, rows: int) -> bool:
@@ -132,7 +135,8 @@ class LogView(LineView):
         if row >= self.count - 1:
             self.follow(on=True)
             return False
-        self.following = False
+        if self.following:
+            self.follow(on=False)
         self._cursor = max(0, row)
         if self._cursor < self._top:
             self.scroll_to(y=self._cursor, animate=False, force=True)
@@ -163,7 +167,8 @@ class LogView(LineView):
         rows = range(at + 1, self.count) if forward else range(min(at, self.count) - 1, -1, -1)
         for row in rows:
             if self.find(self.buffer.line(self.buffer.shown[self._position(row)]).text):
-                self.following = False
+                if self.following:
+                    self.follow(on=False)
                 self._cursor = row
                 middle = max(0, row - self.size.height // 2)
                 self.scroll_to(y=middle, animate=False, force=True)

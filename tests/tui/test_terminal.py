@@ -1,0 +1,172 @@
+"""The screen in a real terminal, on a real daemon with look-alike replicas: loss and return of the daemon, a clean end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from tests.e2e.box import Box
+from tests.tui.terminal import Terminal
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("tmux") is None, reason="tmux is not installed: scripts/install-test-tools does it"
+)
+PROFILE = """
+model = "sim/demo"
+served_name = "demo"
+engine = "sim"
+replicas = 2
+max_model_len = 4096
+[sim]
+gpus = 2
+"""
+TUI = (sys.executable, "-m", "gpuserve_tui.main")
+Attach = Callable[..., Terminal]
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Box]:
+    box = Box()
+    try:
+        box.up({"demo": PROFILE})
+        yield box
+    finally:
+        box.close()
+
+
+@pytest.fixture
+def attach(served: Box) -> Iterator[Attach]:
+    """Start the screen in a terminal."""
+    opened: list[Terminal] = []
+
+    def start(
+        *flags: str, size: tuple[int, int] = (100, 30), term: str = "tmux-256color", **env: str
+    ) -> Terminal:
+        opened.append(Terminal([*TUI, *flags], served.env | {"LANG": "C.UTF-8"} | env, size, term))
+        return opened[-1]
+
+    yield start
+    for terminal in opened:
+        terminal.close()
+
+
+def restored(terminal: Terminal) -> None:
+    """The terminal is as a shell needs it: echo, lines, cursor, no mouse reports, the main screen."""
+    text = terminal.shows("rc=")
+    terminal.shows("icanon")
+    text = terminal.text
+    assert " echo " in text.replace("\n", " ") and "-icanon" not in text  # noqa: PT018 - one state of one terminal
+    assert terminal.flag("alternate_on") == "0"
+    assert terminal.flag("cursor_flag") == "1"
+    assert terminal.flag("mouse_any_flag") == "0"
+
+
+def test_a_killed_daemon_is_announced_and_its_successor_is_found(served: Box, attach: Attach) -> None:
+    terminal = attach()
+    terminal.shows("2/2 ready")
+    before = served.status()["supervisor"]["pid"]
+    os.kill(before, signal.SIGKILL)
+    terminal.shows("DISCONNECTED")
+    assert "demo-0" in terminal.text, "the last data stays"
+    terminal.press("S")
+    terminal.shows("not connected to the daemon")
+    served.up({"demo": PROFILE})
+    terminal.shows("DISCONNECTED", absent=True)
+    terminal.shows("2/2 ready")
+    assert served.status()["supervisor"]["pid"] != before
+    terminal.press("q")
+    restored(terminal)
+
+
+def test_acting_on_a_real_replica(served: Box, attach: Attach) -> None:
+    terminal = attach(size=(120, 36))
+    terminal.shows("2/2 ready")
+    terminal.shows("demo-1")
+    terminal.press("G")
+    terminal.press("d")
+    terminal.shows("Drain demo-1?")
+    time.sleep(0.4)  # the dialog is deaf for a moment, on purpose
+    terminal.press("y")
+    served.wait_state("demo-1", "DRAINING")
+    terminal.shows("draining")
+    terminal.press("D")
+    served.wait_state("demo-1", "READY")
+    terminal.shows("2/2 ready")
+
+
+def test_read_only_is_the_daemons_word_too(served: Box, attach: Attach) -> None:
+    terminal = attach("--read-only")
+    terminal.shows("RO")
+    terminal.press("r")
+    terminal.shows("attached read-only")
+    terminal.press("q")
+    restored(terminal)
+    assert served.replica("demo-0")["state"] == "READY"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_the_terminal_as_it_was(attach: Attach, number: signal.Signals) -> None:
+    terminal = attach()
+    terminal.shows("2/2 ready")
+    assert terminal.flag("alternate_on") == "1"
+    os.kill(terminal.program(), number)
+    terminal.shows(f"rc={128 + number}")
+    restored(terminal)
+
+
+@pytest.mark.parametrize(
+    ("term", "env"),
+    [("screen", {}), ("xterm-256color", {"NO_COLOR": "1"}), ("tmux-256color", {"LANG": "C", "LC_ALL": "C"})],
+    ids=["screen", "no-color", "lang-c"],
+)
+def test_other_terminals(attach: Attach, term: str, env: dict[str, str]) -> None:
+    terminal = attach(term=term, size=(80, 24), **env)
+    text = terminal.shows("2/2 ready")
+    assert "demo-0" in text
+    terminal.resize(60, 16)
+    terminal.shows("ALL")
+    terminal.press("?")
+    terminal.shows("Keys")
+    terminal.press("q")
+    terminal.shows("Keys", absent=True)
+    terminal.press("q")
+    restored(terminal)
+
+
+def test_without_a_terminal_on_stderr_it_says_so(served: Box, attach: Attach) -> None:
+    """Textual draws on stderr: redirected, the screen would fill a file."""
+    done = subprocess.run(
+        [*TUI],
+        env=served.env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "needs a terminal" in done.stderr
+    del attach
+
+
+def test_the_daemons_figures_reach_a_script(served: Box) -> None:
+    """The same data without a screen: real figures of real requests, and a stale action refused."""
+    import json
+
+    for _ in range(3):
+        served.ok("chat", "--model", "demo", "hello there")
+    deadline = time.monotonic() + 30
+    while True:
+        load = json.loads(served.ok("top", "--once", "--json"))["load"]
+        if load and load["ttft_p95_s"]:
+            break
+        assert time.monotonic() < deadline, load
+        time.sleep(0.3)
+    assert load["generation_tokens_per_s"] > 0
+    assert load["itl_p50_s"] > 0
