@@ -7,6 +7,8 @@ import tomli
 from jsonschema import Draft7Validator
 
 from gpuserved.api.errors import Invalid
+from gpuserved.config.document import placed
+from gpuserved.config.profile import load_profile
 from gpuserved.config.schema import profile_schema, with_flags
 from gpuserved.core.profile import EngineName
 from gpuserved.engines.vllm_flags import (
@@ -230,3 +232,17 @@ def test_an_editor_knows_the_flags_of_the_installed_vllm(table: FlagTable) -> No
         "seed = true",
     ):
         assert not fine(flags), flags
+
+
+@pytest.mark.parametrize(("written", "line"), [("gpu_memory_utilisation", 5), ("gpu-memory-utilisation", 5)])
+def test_a_refused_flag_is_found_in_its_file(table: FlagTable, written: str, line: int) -> None:
+    text = f'model = "m"\n[limits]\nqueue = 1\n[vllm]\n{written} = 0.9\n'
+    profile = load_profile(text, "/p/m.toml", "m")
+    with pytest.raises(Invalid) as caught:
+        check(profile.flags, table, profile.name)
+    found = placed(caught.value, text, "/p/m.toml")
+    assert found.message.startswith(
+        f"/p/m.toml:{line}: [vllm] gpu_memory_utilisation: vLLM 0.32.0 has no flag"
+    )
+    assert (found.detail or {})["line"] == line
+    assert placed(caught.value, "", "/p/m.toml").message == caught.value.message

@@ -15,6 +15,7 @@ from gpuserved.api.roots import from_environment
 from gpuserved.cli.apply import read_targets
 from gpuserved.cli.plan_text import plan_lines
 from gpuserved.cli.session import client_of, print_json, warn
+from gpuserved.config.document import placed
 from gpuserved.config.target import Target
 from gpuserved.core.placement import Gpu, Lease
 from gpuserved.core.profile import Profile
@@ -47,7 +48,10 @@ def _here(options: argparse.Namespace, target: Target, profile: Profile) -> Plan
 
     provider = choose(os.environ)
     gpus = as_gpus(provider.inventory(), provider.sample())
-    return _local(profile, gpus, on_paper=False, leases=_leases(gpus, provider.name))
+    try:
+        return _local(profile, gpus, on_paper=False, leases=_leases(gpus, provider.name))
+    except Invalid as error:
+        raise placed(error, target.text, target.source) from None
 
 
 def _on_paper(path: str, profile: Profile) -> Plan:

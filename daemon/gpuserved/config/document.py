@@ -80,6 +80,28 @@ def parse(text: str, source: str) -> Document:
         ) from None
 
 
+def placed(error: Invalid, text: str, source: str) -> Invalid:
+    """The same about a key that an engine complains of, with the file and line where the key stands.
+
+    :param error: its detail names `table` and `key`; one that names none comes back as it is.
+    """
+    about = error.detail or {}
+    if not {"table", "key"} <= about.keys():
+        return error
+    line = next(
+        (at for key in _spellings(str(about["key"])) if (at := locate(text, (str(about["table"]), key)))),
+        None,
+    )
+    if line is None:
+        return error
+    said = error.message[max(0, error.message.find("[")) :]
+    return Invalid(f"{source}:{line}: {said}", error.hint, {"file": source, "line": line, **about})
+
+
+def _spellings(key: str) -> tuple[str, str]:
+    return key, key.replace("_", "-")
+
+
 def locate(text: str, path: tuple[str, ...]) -> int | None:
     """The first line that sets `path` or opens it as a table."""
     table: tuple[str, ...] = ()

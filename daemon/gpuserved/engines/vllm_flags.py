@@ -116,24 +116,29 @@ def check(flags: Mapping[str, FlagValue], table: FlagTable | None, source: str) 
     """
     warnings: list[str] = []
     for key, value in flags.items():
-        plain = key.replace("-", "_")
-        if plain in OURS:
-            raise Invalid(f"{source}: [vllm] {key} cannot be set there", hint=OURS[plain])
-        name = key.replace("_", "-")
-        gone = RENAMED.get(plain)
-        if gone is not None and not gone.still_taken and (table is None or name not in table.kinds):
-            version = f"vLLM {table.version}" if table else "no supported vLLM"
-            has = "has no flag" if table else "has a flag"
-            raise Invalid(f"{source}: [vllm] {key}: {version} {has} --{name} any more", hint=gone.advice)
-        if table is None:
-            continue
-        if name not in table.kinds:
-            raise Invalid(_unknown(source, key, name, table), hint="vllm serve --help=all lists the flags")
-        _check_value(f"{source}: [vllm] {key}", name, value, table)
-        if name in table.deprecated:
-            advice = f" ({gone.advice})" if gone else ""
-            warnings.append(f"[vllm] {key}: {table.deprecated[name]}{advice}")
+        try:
+            warnings += _check_one(key, value, table, source)
+        except Invalid as error:  # whoever has the profile's text adds the line
+            raise Invalid(error.message, error.hint, {"table": "vllm", "key": key}) from None
     return warnings
+
+
+def _check_one(key: str, value: FlagValue, table: FlagTable | None, source: str) -> list[str]:
+    plain, name = key.replace("-", "_"), key.replace("_", "-")
+    if plain in OURS:
+        raise Invalid(f"{source}: [vllm] {key} cannot be set there", hint=OURS[plain])
+    gone = RENAMED.get(plain)
+    if gone is not None and not gone.still_taken and (table is None or name not in table.kinds):
+        has = f"vLLM {table.version} has no flag" if table else "no supported vLLM has a flag"
+        raise Invalid(f"{source}: [vllm] {key}: {has} --{name} any more", hint=gone.advice)
+    if table is None:
+        return []
+    if name not in table.kinds:
+        raise Invalid(_unknown(source, key, name, table), hint="vllm serve --help=all lists the flags")
+    _check_value(f"{source}: [vllm] {key}", name, value, table)
+    if name not in table.deprecated:
+        return []
+    return [f"[vllm] {key}: {table.deprecated[name]}" + (f" ({gone.advice})" if gone else "")]
 
 
 def _check_value(where: str, name: str, value: FlagValue, table: FlagTable) -> None:

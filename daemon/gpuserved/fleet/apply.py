@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from gpuserved.api.errors import Invalid, NotFound
 from gpuserved.api.types import ActionResult, ApplyRequest, ApplyResult, Change, PlanWarning, ScaleRequest
+from gpuserved.config.document import placed
 from gpuserved.config.profile import load_profile
 from gpuserved.core.events import EventKind
 from gpuserved.core.profile import HealthPolicy, Profile
@@ -39,7 +40,7 @@ async def apply(fleet: Fleet, request: ApplyRequest) -> ApplyResult:
     }
     wanted = fresh if request.prune else {**fleet.wanted, **fresh}
     _one_engine_config_per_name(wanted)
-    warnings = await check(fleet, [each.profile for each in fresh.values()])
+    warnings = await check(fleet, list(fresh.values()))
     arranged = await arranged_for(fleet, wanted, fresh)
     before = {name: owner.next_assignment or owner.assignment for name, owner in fleet.owners.items()}
     found = changes(before, arranged.assignments)
@@ -71,19 +72,22 @@ def read(fleet: Fleet, name: str, text: str, source: str) -> Profile:
     return profile
 
 
-async def check(fleet: Fleet, profiles: list[Profile]) -> list[PlanWarning]:
+async def check(fleet: Fleet, wanted: list[Wanted]) -> list[PlanWarning]:
     """Ask each profile's adapter what would make every start fail.
 
     :raises Invalid: something would.
     """
     found: list[PlanWarning] = []
-    for profile in profiles:
+    for each in wanted:
+        profile = each.profile
         engine = fleet.engine(profile)
         if isinstance(engine, VllmEngine):
             await engine.prepare(profile)
-        found += [
-            PlanWarning(code="engine", message=f"{profile.name}: {text}") for text in engine.check(profile)
-        ]
+        try:
+            said = engine.check(profile)
+        except Invalid as error:
+            raise placed(error, each.text, each.source) from None
+        found += [PlanWarning(code="engine", message=f"{profile.name}: {text}") for text in said]
     return found
 
 

@@ -6,8 +6,9 @@ import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpuserved.api.errors import Refused
+from gpuserved.api.errors import Invalid, Refused
 from gpuserved.api.plan import LeverView, Plan, PlanRequest, Refusal
+from gpuserved.config.document import placed
 from gpuserved.core.placement import Gpu
 from gpuserved.fleet import apply as applying
 from gpuserved.fleet.desired import Arranged, Wanted, arrange
@@ -64,7 +65,10 @@ def _refused(error: Refused) -> Plan:
 
 def _shown(fleet: Fleet, arranged: Arranged, name: str, wanted: Wanted) -> Plan:
     engine, cache_dir = fleet.engine(wanted.profile), Path(fleet.roots.cache)
-    said = engine.check(wanted.profile)
+    try:
+        said = engine.check(wanted.profile)
+    except Invalid as error:
+        raise placed(error, wanted.text, wanted.source) from None
     mine = {each.replica: each for each in arranged.assignments if each.profile.name == name}
     placements = arranged.placements[name]
     views = [
