@@ -63,6 +63,13 @@ soak-router: $(VENV)/.dev  ## 20 minutes of 256 streams with clients that leave 
 bench-tui: $(VENV)/.dev  ## what gpuserve-tui costs with 8 and with 64 GPUs: CPU, memory, loop lag, first paint, key to repaint
 	@$(BIN)/python -m tests.tui.bench $(if $(filter-out file,$(origin ARGS)),$(ARGS))
 
+.PHONY: faults
+faults: $(VENV)/.dev  ## the fault table: every test that proves a row of it, then the table
+	@rm -f $(VENV)/faults.jsonl
+	@GPUSERVE_FAULTS_REPORT="$(CURDIR)/$(VENV)/faults.jsonl" $(BIN)/python -m pytest -n 2 --dist loadgroup -q \
+	  -m "fault and not real_vllm" tests
+	@$(BIN)/python -m tests.faults.table $(VENV)/faults.jsonl
+
 .PHONY: docs
 docs: $(VENV)/.dev  ## write docs/lifecycle.md, profiles/profile.schema.json and the tables of keys from the code's tables
 	@$(BIN)/python scripts/lifecycle_table.py

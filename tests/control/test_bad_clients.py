@@ -29,6 +29,7 @@ def post(path: str, body: bytes) -> bytes:
     ) + body  # fmt: skip
 
 
+@pytest.mark.fault(25)
 @pytest.mark.parametrize(
     "garbage",
     [

@@ -112,6 +112,7 @@ def test_a_newer_daemon_is_noticed(daemon: Any) -> None:
     assert "this command is older" in client.notice
 
 
+@pytest.mark.fault(24)
 def test_who_may_operate() -> None:
     assert may_operate(Peer(1, 1000, frozenset({1000})), owner_uid=1000, operators=None)
     assert may_operate(Peer(1, 0, frozenset({0})), owner_uid=1000, operators=None)
@@ -128,6 +129,7 @@ def test_the_kernel_says_who_is_there() -> None:
     assert set(os.getgroups()) <= peer.groups
 
 
+@pytest.mark.fault(24)
 def test_another_user_may_look_but_not_operate(daemon: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gpuserved.control.server.identify", lambda _: Peer(1, 4242, frozenset({4242})))
     assert daemon.client.status()

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
-# Test files share modules of this folder; under --import-mode=importlib the repository is not on the path by itself.
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from tests.e2e.box import Box
 from tests.e2e.texts import VLLM_PYTHON, Fleet, sim_flavour, vllm_flavour
 

@@ -113,6 +113,7 @@ def test_a_second_daemon_on_the_same_root(fleet: Fleet) -> None:
     assert "Traceback" not in second.stderr
 
 
+@pytest.mark.fault(25)
 @pytest.mark.parametrize(
     "garbage",
     [
@@ -145,6 +146,7 @@ def test_a_control_client_that_says_nothing_holds_nobody_up(fleet: Fleet) -> Non
         assert fleet.status()["replicas"]
 
 
+@pytest.mark.fault(7)
 def test_a_port_in_use_names_its_holder_and_starts_nothing(box: Box) -> None:
     holder = [sys.executable, "-c", "import socket, sys\ns = socket.create_server(('127.0.0.1', int(sys.argv[1])))\nprint('held', flush=True)\nsys.stdin.read()", str(box.port)]  # fmt: skip
     with subprocess.Popen(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import pytest
 import requests
 from tests.e2e.box import kill, until
 from tests.e2e.clients import PlainLoad, open_streams
@@ -41,6 +42,7 @@ def router_pid(fleet: Fleet) -> int | None:
     return int(stats["pid"]) if stats else None
 
 
+@pytest.mark.fault(26)
 def test_the_supervisor_is_killed_under_load(fleet: Fleet) -> None:
     before, counts = pids(fleet), restarts(fleet)
     supervisor = fleet.look()["supervisor"]["pid"]
@@ -58,6 +60,7 @@ def test_the_supervisor_is_killed_under_load(fleet: Fleet) -> None:
     assert fleet.look()["supervisor"]["pid"] != supervisor
 
 
+@pytest.mark.fault(29)
 def test_routers_come_back_within_a_second_without_a_supervisor(fleet: Fleet) -> None:
     before = pids(fleet)
     kill(fleet.look()["supervisor"]["pid"])
@@ -76,6 +79,7 @@ def test_routers_come_back_within_a_second_without_a_supervisor(fleet: Fleet) ->
     assert pids(fleet) == before
 
 
+@pytest.mark.fault(26)
 def test_a_replica_that_died_while_nobody_watched_is_reported(fleet: Fleet) -> None:
     before = {row["id"]: row for row in fleet.look()["replicas"]}
     dead = before["tiny-1"]

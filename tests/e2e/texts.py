@@ -36,7 +36,7 @@ def sim(
     own = {"step_ms": 20} | dict(flags or {})
     return toml(
         {"sim": own, **(tables or {})},
-        model="sim/tiny", served_name=served, engine="sim", replicas=replicas, max_model_len=8192, gpus=[], **top,
+        model="sim/tiny", served_name=served, engine="sim", replicas=replicas, max_model_len=8192, **({"gpus": []} | top),
     )  # fmt: skip
 
 

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import socket
-import sys
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-
-# Test files share modules of this folder; under --import-mode=importlib the repository is not on the path by itself.
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from tests.router.bench import Bench
 
 

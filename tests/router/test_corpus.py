@@ -27,6 +27,7 @@ async def _wrong(bench: Bench, case: Case) -> str | None:
     return None if statuses == wanted else f"{case.checks}: {statuses}, not {wanted}"
 
 
+@pytest.mark.fault(23)
 @pytest.mark.parametrize("name", BAD)
 async def test_a_doubtful_request_is_refused_and_never_forwarded(bench: Bench, name: str) -> None:
     up = await bench.upstream("a-0")

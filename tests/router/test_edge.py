@@ -7,6 +7,7 @@ import hashlib
 import json
 
 import msgspec
+import pytest
 from tests.router.bench import Bench
 from tests.router.scripted import Seen, Upstream, send_json
 
@@ -89,6 +90,7 @@ async def test_keys_guard_everything_but_health(bench: Bench) -> None:
     assert [seen.get("x-api-key") for seen in up.seen] == [None, None]
 
 
+@pytest.mark.fault(22)
 async def test_bad_input_gets_openai_errors_on_a_connection_that_lives(bench: Bench) -> None:
     up = await bench.upstream("a-0")
     await bench.start(bench.model(up))

@@ -34,6 +34,7 @@ def _rss_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
 
 
+@pytest.mark.fault(20)
 async def test_ten_thousand_idle_connections_cost_little_and_stop_nobody(bench: Bench) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -72,6 +73,7 @@ async def test_ten_thousand_idle_connections_cost_little_and_stop_nobody(bench: 
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.fault(18)
 async def test_a_thousand_trickled_heads_and_bodies_stop_nobody(bench: Bench) -> None:
     up = await bench.upstream("a-0")
     await bench.start(bench.model(up))
@@ -133,6 +135,7 @@ def test_endless_header_lines_end_at_the_cap() -> None:
     assert caught.value.status == 431
 
 
+@pytest.mark.fault(21)
 async def test_a_body_of_one_byte_chunks_holds_up_nobody(bench: Bench) -> None:
     up = await bench.upstream("a-0")
     await bench.start(bench.model(up))

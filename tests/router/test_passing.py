@@ -8,6 +8,7 @@ import os
 import resource
 from pathlib import Path
 
+import pytest
 from tests.router.bench import Bench, true
 from tests.router.scripted import Seen, Upstream, plain, send_chunk, send_json, send_stream_head
 
@@ -93,6 +94,7 @@ async def test_stream_chunks_arrive_as_they_are_made(bench: Bench) -> None:
     assert up.connections == 1
 
 
+@pytest.mark.fault(21)
 async def test_large_bodies_both_ways_and_the_limit(bench: Bench) -> None:
     async def echo(
         up: Upstream, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -251,6 +253,7 @@ async def test_stored_response_goes_back_to_the_replica_that_made_it(bench: Benc
     assert (unknown.status, unknown.json["error"]["code"]) == (404, "response_not_found")
 
 
+@pytest.mark.fault(19)
 async def test_client_that_leaves_ends_the_engine_s_work(bench: Bench) -> None:
     async def forever(
         up: Upstream, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

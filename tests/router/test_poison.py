@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
 from tests.router.bench import Bench, true
 
 from gpuserved.api.routing import ModelRoute, ReplicaRoute
@@ -74,6 +75,7 @@ async def _ask(bench: Bench, text: str) -> tuple[int, str]:
     return answer.status, answer.headers.get("x-gpuserve-replica", "")
 
 
+@pytest.mark.fault(43)
 async def test_256_neighbours_of_a_poison_request_survive_and_it_kills_three_replicas(bench: Bench) -> None:
     folder = Path(tempfile.mkdtemp(prefix="poison-"))
     slow = [Engine(name, folder, 250) for name in ("a-0", "b-0")]

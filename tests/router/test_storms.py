@@ -59,6 +59,7 @@ async def test_a_key_that_fills_the_queue_gets_the_429s_and_another_its_turn(ben
     assert (await bench.stats())["queued"] == 0
 
 
+@pytest.mark.fault(41)
 @pytest.mark.parametrize("status", [500, 503])
 async def test_sdk_retries_do_not_multiply_at_the_replicas(bench: Bench, status: int) -> None:
     async def failing(

@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 
+import pytest
 from tests.router.bench import Bench, true
 from tests.router.scripted import Seen, Upstream, plain, send_chunk, send_json, send_stream_head
 
@@ -189,6 +190,7 @@ async def test_sigterm_finishes_what_runs_and_a_successor_serves_the_same_socket
     assert (await bench.chat()).status == 200
 
 
+@pytest.mark.fault(20)
 async def test_connections_over_the_cap_get_503_and_the_others_go_on(bench: Bench) -> None:
     up = await bench.upstream("a-0")
     await bench.start(bench.model(up), max_connections=3)
@@ -202,6 +204,7 @@ async def test_connections_over_the_cap_get_503_and_the_others_go_on(bench: Benc
         assert (await client.ask("POST", CHAT, {"model": "m"})).status == 200
 
 
+@pytest.mark.fault(18)
 async def test_a_trickled_head_ends_at_the_absolute_deadline(bench: Bench) -> None:
     up = await bench.upstream("a-0")
     await bench.start(bench.model(up))

@@ -8,6 +8,7 @@ import resource
 import sys
 from pathlib import Path
 
+import pytest
 from tests.shim.yard import Connect, WaitUntil, Yard
 
 from gpuserved.host import shimclient as sc
@@ -40,6 +41,7 @@ async def test_stdout_and_stderr_keep_their_order(yard: Yard) -> None:
     assert [int(line) for line in (folder / "log" / "1.log").read_text().split()] == list(range(200))
 
 
+@pytest.mark.fault(12)
 async def test_a_full_disk_never_blocks_the_replica_and_is_counted(
     yard: Yard, connect: Connect, wait_until: WaitUntil
 ) -> None:
@@ -55,6 +57,7 @@ async def test_a_full_disk_never_blocks_the_replica_and_is_counted(
     assert dropped == FLOOD_BYTES + 1
 
 
+@pytest.mark.fault(12)
 async def test_writing_resumes_with_a_marker_when_the_disk_has_room_again(
     yard: Yard, connect: Connect, wait_until: WaitUntil
 ) -> None:

@@ -13,6 +13,7 @@ import pytest
 from tests.shim.yard import Connect, IsAlive, WaitUntil, Yard
 
 from gpuserved.host import shimclient as sc
+from gpuserved.host.sweep import Sweep, marked_by
 
 # Starts a process that leaves the session by a double fork, ignores SIGTERM, and holds the log pipe open.
 ESCAPES = """
@@ -85,7 +86,7 @@ async def test_killing_the_api_process_takes_an_escaped_grandchild_with_it(
     os.kill(started.pid, signal.SIGKILL)
     await yard.exit(folder)
     assert not is_alive(escaped)
-    assert sc.marked_by(spec["nonce"]) == {}
+    assert marked_by(spec["nonce"]) == {}
     await wait_until(lambda: not is_alive(started.shim_pid), "the shim ends")
 
 
@@ -167,9 +168,9 @@ async def test_a_killed_shim_takes_the_api_process_and_the_sweep_by_nonce_the_re
     assert not identity.shim_lives()
     assert not identity.process_lives()
     assert is_alive(escaped)
-    assert escaped in sc.sweep_by_nonce(spec["nonce"])
+    assert escaped in Sweep(spec["nonce"]).strike()
     await wait_until(lambda: not is_alive(escaped), "the sweep ends the rest")
-    assert sc.sweep_by_nonce(spec["nonce"]) == []
+    assert Sweep(spec["nonce"]).strike() == []
     assert sc.read_exit(folder) is None
 
 
@@ -206,6 +207,32 @@ async def test_shared_memory_goes_with_the_tree_unless_somebody_else_maps_it(
             held.close()
         path.unlink(missing_ok=True)
         Path(keep).unlink(missing_ok=True)
+
+
+@pytest.mark.fault(30)
+async def test_the_sweep_removes_the_shared_memory_of_a_tree_whose_shim_was_killed(
+    yard: Yard, wait_until: WaitUntil
+) -> None:
+    """The shim would have removed it; nobody else knows of it once its last process is gone."""
+    path = Path(f"/dev/shm/psm_gsk{os.getpid():x}")
+    code = (
+        "import mmap,os,time\n"
+        f"fd=os.open('{path}', os.O_RDWR|os.O_CREAT, 0o600); os.ftruncate(fd,4096); m=mmap.mmap(fd,4096)\n"
+        "if os.fork()==0: os.setsid()\n"
+        "print('mapped'); time.sleep(600)"
+    )
+    spec = yard.spec(code)
+    started = await yard.launch(spec)
+    await _printed(Path(spec["dir"]), b"mapped")
+    os.kill(started.shim_pid, signal.SIGKILL)
+    sweep = Sweep(spec["nonce"])
+    try:
+        assert sweep.strike()
+        await wait_until(lambda: not sweep.alive(), "nothing of it lives")
+        assert sweep.finish() == 1
+        assert not path.exists()
+    finally:
+        path.unlink(missing_ok=True)
 
 
 async def _printed(folder: Path, text: bytes) -> None:

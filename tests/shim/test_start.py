@@ -19,6 +19,7 @@ from tests.shim.yard import Connect, IsAlive, WaitUntil, Yard
 
 from gpuserved.host import shimclient as sc
 from gpuserved.host import shimlaunch
+from gpuserved.host.sweep import marked_by
 
 REPORT = """
 import json, os, signal, sys
@@ -82,6 +83,7 @@ async def test_a_protected_shim_does_not_protect_its_replica(yard: Yard) -> None
     assert report["oom"] == max(0, int(before))
 
 
+@pytest.mark.fault(8)
 async def test_files_and_socket_are_private(yard: Yard) -> None:
     folder, _ = await yard.run()
     for name in ("shim.sock", "replica.json", "log/1.log"):
@@ -106,7 +108,7 @@ async def test_a_program_that_cannot_run_is_reported_and_nothing_is_left(
     assert caught.value.errno == number
     left = [str(path) for path in Path(spec["dir"]).rglob("*") if not path.is_dir()]
     assert left == []
-    assert sc.marked_by(spec["nonce"]) == {}
+    assert marked_by(spec["nonce"]) == {}
 
 
 async def test_a_missing_working_folder_is_named(yard: Yard) -> None:
@@ -132,6 +134,7 @@ async def test_a_bad_spec_is_refused_by_key(yard: Yard, changes: dict[str, Any],
         await yard.launch(yard.spec(**changes))
 
 
+@pytest.mark.fault(8)
 async def test_a_folder_that_others_may_write_is_refused(yard: Yard) -> None:
     spec = yard.spec()
     Path(spec["dir"]).chmod(0o777)
@@ -147,6 +150,7 @@ async def test_one_shim_to_a_folder(yard: Yard, connect: Connect) -> None:
     assert (await (await connect(Path(spec["dir"]))).hello("cli")).pid == started.pid
 
 
+@pytest.mark.fault(7)
 async def test_a_socket_left_by_a_killed_shim_is_in_nobodys_way(
     yard: Yard, connect: Connect, wait_until: WaitUntil, is_alive: IsAlive
 ) -> None:

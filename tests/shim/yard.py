@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from gpuserved.host import shimclient as sc
+from gpuserved.host.sweep import Sweep
 
 DEADLINE_S = 30.0
 
@@ -85,7 +86,7 @@ class Yard:
             if alive(pid) and b"shim/__main__.py" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 os.kill(pid, signal.SIGKILL)
         for nonce in self.nonces:
-            sc.sweep_by_nonce(nonce)
+            Sweep(nonce).strike()
 
 
 Connect = Callable[..., Awaitable[sc.ShimConnection]]

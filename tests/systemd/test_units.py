@@ -127,6 +127,7 @@ def test_a_killed_daemon_comes_back_and_adopts(systemd: Container) -> None:
     assert pids(after) == pids(before)
 
 
+@pytest.mark.fault(38)
 def test_a_stopped_daemon_is_replaced_by_the_watchdog(systemd: Container) -> None:
     before = serving(systemd)
     with load(systemd):

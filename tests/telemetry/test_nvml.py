@@ -112,6 +112,7 @@ def test_figures_and_what_the_driver_does_not_know(driver: Driver) -> None:
     assert [(p.pid, p.memory_bytes) for p in sample.processes] == [(40, None), (41, 2 * GIB)]
 
 
+@pytest.mark.fault(15)
 def test_a_lost_gpu_keeps_its_row_and_the_others_their_figures(driver: Driver) -> None:
     provider = NvmlProvider()
     driver.lost.add(1)
@@ -140,6 +141,7 @@ def test_an_inherited_limit_is_obeyed(driver: Driver) -> None:
     assert "hides all 2 GPUs" in hidden.reason
 
 
+@pytest.mark.fault(17)
 def test_no_driver(driver: Driver) -> None:
     driver.starts = False
     with pytest.raises(NvmlUnavailable, match="NVML does not start"):

@@ -50,6 +50,7 @@ def test_several_trees_from_one_table(family: subprocess.Popen[bytes]) -> None:
     assert found["gone"] == set()
 
 
+@pytest.mark.fault(35)
 def test_a_process_is_known_by_its_start(family: subprocess.Popen[bytes]) -> None:
     ticks = procfs.start_ticks(family.pid)
     assert ticks is not None

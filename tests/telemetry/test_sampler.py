@@ -31,6 +31,7 @@ class Gated:
         return [GpuSample(0, "GPU-0", 5, 80)]
 
 
+@pytest.mark.fault(17)
 async def test_a_hanging_driver_blocks_nobody_and_is_named() -> None:
     provider = Gated()
     sampler = Sampler(provider, deadline_s=0.2)

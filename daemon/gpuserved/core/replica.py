@@ -123,9 +123,18 @@ def _drained(r: Replica, e: Event, c: Context) -> Decision:
     return (r, ()) if r.goal is Goal.HOLD else _terminate(r, e, c)
 
 
+def _why(e: Event, c: Context) -> Cause:
+    """The cause where nobody named one."""
+    if e.kind is EventKind.START_STALLED:
+        return Cause(
+            CauseKind.START_STALLED, f"the start stood still: no progress for {c.health.startup_stall_s:g} s"
+        )
+    return Cause(CauseKind.UNHEALTHY, f"killed after {e.kind.value}")
+
+
 def _kill(r: Replica, e: Event, c: Context) -> Decision:
     """Kill what will not end by itself: hung, unhealthy, stalled at start, or up without a token to give."""
-    cause = e.cause or r.cause or Cause(CauseKind.UNHEALTHY, f"killed after {e.kind.value}")
+    cause = e.cause or r.cause or _why(e, c)
     arm = ArmTimer(Timer.KILL, c.limits.term_grace_s)
     evidence = SaveEvidence(cause)
     keep = r.goal if _asked(r) else Goal.SERVE

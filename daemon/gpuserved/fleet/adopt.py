@@ -13,7 +13,8 @@ from gpuserved.core.cause import Cause, CauseKind
 from gpuserved.core.events import EventKind
 from gpuserved.core.state import Goal, Replica, State
 from gpuserved.fleet.store import ReplicaRecord
-from gpuserved.host.shimclient import ShimConnection, ShimError, marked_by, read_identity, sweep_by_nonce
+from gpuserved.host.shimclient import ShimConnection, ShimError, read_identity
+from gpuserved.host.sweep import Sweep, marked_by
 from gpuserved.supervisor import start
 from gpuserved.supervisor.owner import Owner
 from gpuserved.supervisor.process import ReplicaProcess
@@ -72,13 +73,15 @@ async def end_stray(folder: Path, nonce: str) -> None:
         shim.close()
     except (ShimError, asyncio.TimeoutError):
         log.info("no shim answers in %s; sweeping by its mark", folder)
+    sweep = Sweep(nonce)
     for _ in range(SWEEP_TRIES):
-        if not sweep_by_nonce(nonce) and not marked_by(nonce):
+        if not sweep.strike() and not sweep.alive():
             break
         await asyncio.sleep(SWEEP_EVERY_S)
     else:
         log.error("processes of %s cannot be killed: %s", folder, sorted(marked_by(nonce)))
         return
+    sweep.finish()
     shutil.rmtree(folder, ignore_errors=True)
 
 

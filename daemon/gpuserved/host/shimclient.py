@@ -19,10 +19,8 @@ from gpuserved.host.shimfiles import (
     ExitRecord,
     Identity,
     exit_info,
-    marked_by,
     read_exit,
     read_identity,
-    sweep_by_nonce,
 )
 from gpuserved.host.shimlaunch import ShimError, Started, launch, replica_spec, router_spec
 
@@ -35,12 +33,10 @@ __all__ = [
     "ShimEvent",
     "Started",
     "launch",
-    "marked_by",
     "read_exit",
     "read_identity",
     "replica_spec",
     "router_spec",
-    "sweep_by_nonce",
 ]
 
 MAX_LINE_BYTES = 64 * 1024

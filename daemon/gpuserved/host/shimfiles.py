@@ -1,10 +1,9 @@
-"""What a shim leaves on disk, and the last resort when a shim itself was killed."""
+"""What a shim leaves on disk, and whether the processes it names still live."""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from gpuserved.core.cause import ExitInfo
 IDENTITY = "replica.json"
 EXIT = "exit.json"
 _LARGEST_BYTES = 64 * 1024
-_ROUNDS = 16
 
 
 @dataclass(frozen=True)
@@ -102,74 +100,14 @@ def boot_id() -> str:
 
 def start_ticks(pid: int) -> int | None:
     """When a process started, in ticks since boot; None where there is none or it is a zombie."""
-    found = _stat(pid)
+    found = process_stat(pid)
     return found[1] if found is not None else None
 
 
-def _stat(pid: int) -> tuple[int, int] | None:
+def process_stat(pid: int) -> tuple[int, int] | None:
     """Parent and start of a living process."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         return None if fields[0] in {b"Z", b"X"} else (int(fields[1]), int(fields[19]))
     except (OSError, IndexError, ValueError):
         return None
-
-
-def marked_by(nonce: str) -> dict[int, int]:
-    """Pid and start ticks of every living process of this user with GPUSERVE_NONCE=`nonce`, and of all below them."""
-    mark = b"GPUSERVE_NONCE=" + nonce.encode()
-    parents: dict[int, int] = {}
-    starts: dict[int, int] = {}
-    marked: set[int] = set()
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
-        pid = int(name)
-        found = _stat(pid)
-        if found is None or pid == os.getpid():
-            continue
-        parents[pid], starts[pid] = found
-        try:
-            if os.stat(f"/proc/{pid}").st_uid == os.geteuid():
-                environ = Path(f"/proc/{pid}/environ").read_bytes()
-                if mark in environ.split(b"\0"):
-                    marked.add(pid)
-        except OSError:
-            continue
-    grown = True
-    while grown:
-        below = {pid for pid, parent in parents.items() if parent in marked and pid not in marked}
-        marked |= below
-        grown = bool(below)
-    return {pid: starts[pid] for pid in marked}
-
-
-def sweep_by_nonce(nonce: str) -> list[int]:
-    """SIGKILL to every process of one start, where its shim was killed and cannot do it.
-
-    :returns: the pids that were hit; empty means that nothing of that start lives. They may take a moment to be gone.
-    """
-    hit: dict[tuple[int, int], None] = {}
-    for _ in range(_ROUNDS):
-        fresh = [pair for pair in marked_by(nonce).items() if pair not in hit]
-        if not fresh:
-            break
-        for pid, ticks in fresh:
-            hit[pid, ticks] = None
-            _kill_exactly(pid, ticks)
-    return [pid for pid, _ in hit]
-
-
-def _kill_exactly(pid: int, ticks: int) -> None:
-    """The pidfd pins the process before its start is compared: a reused pid is never hit."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except OSError:
-        return
-    try:
-        if start_ticks(pid) == ticks:
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    except OSError:
-        pass
-    finally:
-        os.close(pidfd)

@@ -15,11 +15,10 @@ from gpuserved.host.shimclient import (
     ShimConnection,
     ShimError,
     ShimEvent,
-    marked_by,
     read_exit,
     read_identity,
-    sweep_by_nonce,
 )
+from gpuserved.host.sweep import Sweep
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +51,7 @@ class ReplicaProcess:
         self._on_dying = on_dying
         self._on_ended = on_ended
         self._shim: ShimConnection | None = None
+        self._sweep = Sweep(nonce)
         self._ended = False
         self._task: asyncio.Task[None] | None = None
 
@@ -93,8 +93,9 @@ class ReplicaProcess:
             return
         # The shim was killed. PDEATHSIG took the API process along; whatever else carries our mark is swept here.
         self._on_dying(None)
-        while sweep_by_nonce(self.nonce) or marked_by(self.nonce):
+        while self._sweep.strike() or self._sweep.alive():
             await asyncio.sleep(SWEEP_EVERY_S)
+        self._sweep.finish()
         self._finish(Ended(None, shim_lost=True))
 
     def _finish(self, ended: Ended) -> None:
@@ -112,7 +113,7 @@ class ReplicaProcess:
 
     async def _tell(self, number: signal.Signals | None) -> None:
         if self._shim is None or self._shim.closed.done():
-            sweep_by_nonce(self.nonce)
+            self._sweep.strike()
             return
         try:
             await (self._shim.kill() if number is None else self._shim.signal(number))

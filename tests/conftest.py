@@ -1,0 +1,42 @@
+"""What all tests share: the fault table's marker and report (see tests/faults/table.py)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+# Test files share modules; under --import-mode=importlib the repository is not on the path by itself.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tests.faults.table import Measured
+
+_MEASURED = pytest.StashKey[Measured]()
+
+
+@pytest.fixture
+def measured(request: pytest.FixtureRequest) -> Measured:
+    """What a test of the fault table fills in."""
+    node: pytest.Item = request.node
+    return node.stash.setdefault(_MEASURED, Measured())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add this test's line to the report of the fault table."""
+    report = yield
+    path = os.environ.get("GPUSERVE_FAULTS_REPORT")
+    rows = [mark.args[0] for mark in item.iter_markers("fault")]
+    if path and rows and (report.when == "call" or report.outcome != "passed"):
+        seen = dataclasses.asdict(item.stash.get(_MEASURED, Measured()))
+        line = json.dumps({"test": item.nodeid, "rows": rows, "outcome": report.outcome, "measured": seen})
+        with Path(path).open("a", encoding="utf-8") as file:  # one write each: workers share the file
+            file.write(line + "\n")
+    return report

@@ -1,0 +1,129 @@
+"""Rows of the fault table that strike a replica. The tests run in order on one fleet; each leaves two READY replicas behind."""
+
+from __future__ import annotations
+
+import time
+
+import psutil
+import pytest
+import requests
+from tests.e2e.box import Json, kill, until
+from tests.e2e.clients import QUESTION, PlainLoad
+from tests.e2e.strikes import both_ready, strike
+from tests.e2e.texts import SERVED
+from tests.faults.conftest import Stage
+from tests.faults.table import Measured
+
+pytestmark = pytest.mark.xdist_group("faults")
+
+
+def ask(stage: Stage, **more: object) -> requests.Response:
+    body = {"model": SERVED, "messages": QUESTION, "max_tokens": 4} | more
+    return requests.post(f"{stage.endpoint}/v1/chat/completions", json=body, timeout=60)
+
+
+def titled(stage: Stage, row: Json, title: str) -> psutil.Process:
+    """The process of a replica's tree with this title."""
+    return next(p for p in stage.tree(row["shim_pid"]) if title in " ".join(p.cmdline()))
+
+
+@pytest.mark.fault(3)
+def test_a_tensor_parallel_worker_is_killed(stage: Stage, measured: Measured) -> None:
+    def blow(row: Json) -> float:
+        return kill(titled(stage, row, "VLLM::Worker_TP1").pid)
+
+    struck = strike(stage, "tiny-0", blow, measured, detect_s=1.5)
+    struck.replaced(r"(?i)engine|worker")
+
+
+@pytest.mark.fault(30)
+def test_a_shim_is_killed(stage: Stage, measured: Measured) -> None:
+    """The API process dies with its shim; what that leaves is swept by its nonce."""
+    struck = strike(stage, "tiny-1", lambda row: kill(row["shim_pid"]), measured, detect_s=1.5)
+    struck.replaced(r"(?i)shim")
+
+
+@pytest.mark.fault(10)
+@pytest.mark.parametrize("kind", ["not-http", "huge-header", "bad-chunk", "truncated-chunked", "short-body"])
+def test_broken_http_from_a_replica(stage: Stage, kind: str) -> None:
+    """No broken answer is passed on as a whole one."""
+    both_ready(stage)
+    stage.restart_with("tiny-0", garbage_response=kind)
+    for _ in range(6):
+        try:
+            response = ask(stage)
+        except requests.RequestException:
+            continue  # cut in the middle: the client knows
+        if response.status_code == 200:
+            assert response.json()["choices"][0]["message"]["content"]
+        else:
+            assert response.json()["error"]["message"]
+    stage.arm({})
+    stage.ok("restart", "tiny-0")
+    both_ready(stage)
+
+
+@pytest.mark.fault(11)
+@pytest.mark.parametrize("kind", ["malformed", "huge", "nan", "duplicate", "endless"])
+def test_useless_metrics(stage: Stage, kind: str, measured: Measured) -> None:
+    both_ready(stage)
+    before = stage.replica("tiny-0")
+    stage.restart_with("tiny-0", bad_metrics=kind)
+    pid = stage.replica("tiny-0")["pid"]
+    with PlainLoad(stage.endpoint, SERVED) as load:
+        load.reach(100)
+        row = stage.replica("tiny-0")
+    measured.failed = len(load.failures)
+    assert (row["state"], row["pid"]) == ("READY", pid), row["reason"]
+    assert row["running"] is None or row["running"] >= 0
+    assert row["restarts"] == before["restarts"]
+    stage.arm({})
+    stage.ok("restart", "tiny-0")
+    both_ready(stage)
+
+
+@pytest.mark.fault(40)
+def test_every_replica_fails_and_recovery_needs_nobody(stage: Stage, measured: Measured) -> None:
+    """Requests wait while nothing is ready; none is lost, and nobody is asked to do anything."""
+    both_ready(stage)
+    rows = [stage.replica(name) for name in ("tiny-0", "tiny-1")]
+    with PlainLoad(stage.endpoint, SERVED, clients=4) as load:
+        load.reach(8)
+        at = time.monotonic()
+        for row in rows:
+            kill(row["pid"])
+        for row in rows:
+            stage.wait_restarted(row, stage.flavour.start_s)
+        measured.recover_s = time.monotonic() - at
+        load.reach(20)
+    measured.failed, measured.answered = len(load.failures), load.answered
+
+
+@pytest.mark.fault(37)
+def test_a_storm_of_commands_ends_as_the_last_one_says(stage: Stage) -> None:
+    both_ready(stage)
+    verbs = ["stop", "start", "restart", "start", "stop", "restart"] * 8
+    running = [stage.popen(verb, "tiny-1") for verb in verbs]
+    for process in running:
+        process.communicate(timeout=120)
+    stage.run("stop", "tiny-1")
+    stage.wait_state("tiny-1", "STOPPED", 60)
+    stage.ok("start", "tiny-1")
+    both_ready(stage)
+    assert len(stage.tree(stage.replica("tiny-1")["shim_pid"])) >= 3
+
+
+@pytest.mark.fault(35)
+def test_no_zombie_is_left(stage: Stage) -> None:
+    """After all that this fleet has been through."""
+    both_ready(stage)
+
+    def zombies() -> list[int]:
+        mine = [stage.look()["supervisor"]["pid"], *(row["shim_pid"] for row in stage.look()["replicas"])]
+        return [
+            process.pid
+            for process in psutil.process_iter(["ppid", "status"])
+            if process.info["ppid"] in mine and process.info["status"] == psutil.STATUS_ZOMBIE
+        ]
+
+    until(lambda: not zombies(), "no zombie below the supervisor or a shim", 5)
