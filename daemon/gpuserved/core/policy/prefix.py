@@ -43,28 +43,33 @@ class Prefix:
         ready = eligible(candidates)
         if not ready:
             return None
-        cached: dict[int, int] = {}
-        evicted: dict[int, float] = {}
+        cached: list[int] = []
+        loads: list[float] = []
         ratio = 0.0
         for i in ready:
-            mirror = candidates[i].mirror
+            one = candidates[i]
+            mirror = one.mirror
             if mirror is None:
                 return self._untied.choose(ask, candidates)
-            cached[i] = mirror.cached_bytes(key)
-            evicted[i] = max(0.0, mirror.used_bytes + key.size_bytes - cached[i] - mirror.bound_bytes)
-            ratio += mirror.bytes_per_token / len(ready)
-        mean = sum(load(candidates[i]) for i in ready) / len(ready)
-        if max(cached.values()) == min(cached.values()):
+            cached.append(mirror.cached_bytes(key))
+            loads.append(load(one))
+            ratio += mirror.bytes_per_token
+        mean = sum(loads) / len(ready)
+        ratio /= len(ready)
+        if max(cached) == min(cached):
             price = PRICE_UNTIED_TOKENS / mean
         else:
             price = min(PRICE_MAX_TOKENS, PRICE_TOKENS / mean)
-        count, cursor = len(candidates), self._cursor
-
-        def cost(i: int) -> tuple[float, float, int]:
+        size, count, cursor = key.size_bytes, len(candidates), self._cursor
+        best, chosen = (float("inf"), 0.0, 0), ready[0]
+        for i, has, busy in zip(ready, cached, loads, strict=True):
             one = candidates[i]
-            tokens = (key.size_bytes - cached[i] + evicted[i]) / ratio + one.queued_tokens
-            return tokens / one.weight + price * load(one), load(one), (i - cursor) % count
-
-        chosen = min(ready, key=cost)
+            new = size - has
+            mirror = one.mirror
+            evicted = 0.0 if mirror is None else mirror.used_bytes + new - mirror.bound_bytes
+            tokens = (new + evicted if evicted > 0 else new) / ratio + one.queued_tokens
+            cost = tokens / one.weight + price * busy, busy, (i - cursor) % count
+            if cost < best:
+                best, chosen = cost, i
         self._cursor = chosen + 1
         return chosen
