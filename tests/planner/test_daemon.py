@@ -37,7 +37,7 @@ def test_a_start_is_measured_and_the_next_plan_says_so(
     box = boxes()
     configs.write_inventory(box.root / "gpus.json", 2, 80)
     profile = text(model, vllm_stand_in, "max_model_len = 8192\nreplicas = 1\n")
-    first = plan(box, box.write("m", profile), "--inventory", str(box.root / "gpus.json"))["placements"][0]
+    first = plan(box, box.write("m", profile))["placements"][0]  # without a daemon, on the GPUs it would see
     assert (first["memory_source"], first["gpu_memory_utilization"]) == ("estimated", 0.92)
     box.up({"m": profile})
     assert argument(box, "m-0", "--max-model-len") == "8192"

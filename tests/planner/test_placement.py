@@ -47,7 +47,13 @@ def test_a_group_is_made_of_linked_gpus() -> None:
 
 
 def test_without_gpus_replicas_go_to_the_cpu() -> None:
-    assert indexes(place(profile(), [])) == [()]
+    unseen = place(profile(), [])
+    assert indexes(unseen) == [()]
+    assert isinstance(unseen, Placements)
+    assert [warning.code for warning in unseen.warnings] == ["no_gpu"]
+    meant = place(profile(gpus=()), [])
+    assert isinstance(meant, Placements)
+    assert meant.warnings == ()
     assert indexes(place(profile(2, gpus=()), host(4))) == [(), ()]
     assert indexes(place(profile(engine=EngineName.LLAMACPP), host(4))) == [()]
 

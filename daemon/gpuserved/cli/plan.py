@@ -44,9 +44,12 @@ def _here(options: argparse.Namespace, target: Target, profile: Profile) -> Plan
     except Unavailable:
         if options.socket:
             raise
+    from gpuserved.config.daemon import find_config, load_daemon_config
     from gpuserved.telemetry.choose import choose
 
-    provider = choose(os.environ)
+    # The GPUs that a daemon of this root would see.
+    config = load_daemon_config(find_config(from_environment(os.environ, uid=os.getuid())))
+    provider = choose(os.environ, config.gpu_provider)
     gpus = as_gpus(provider.inventory(), provider.sample())
     try:
         return _local(profile, gpus, on_paper=False, leases=_leases(gpus, provider.name))

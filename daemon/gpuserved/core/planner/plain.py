@@ -17,7 +17,7 @@ def place(
     profile: Profile, space: Room, keep: Mapping[str, Sequence[str]], unknown: Unknown | None
 ) -> Placements | NoFit:
     """As many replicas as are asked for, or as there are groups of GPUs."""
-    warnings = _warnings(profile, unknown if space.allowed else None)
+    warnings = _warnings(profile, unknown if space.allowed else None, no_gpu=not space.allowed)
     size = profile.gpus_per_replica
     if not space.allowed:
         count = 1 if profile.replicas is None else profile.replicas
@@ -72,8 +72,16 @@ def _utilization(profile: Profile, gpus: Sequence[Gpu]) -> float | None:
     return min(found, default=None)
 
 
-def _warnings(profile: Profile, unknown: Unknown | None) -> tuple[Warned, ...]:
+def _warnings(profile: Profile, unknown: Unknown | None, *, no_gpu: bool) -> tuple[Warned, ...]:
     found: tuple[Warned, ...] = ()
+    if no_gpu and profile.engine is EngineName.VLLM and profile.gpus is None:
+        found = (
+            Warned(
+                "no_gpu",
+                f"{profile.name}: no GPU is seen on this host, so vLLM is started for the CPU, which only its CPU build can do; "
+                "gpuserve doctor says why none is seen",
+            ),
+        )
     if unknown is not None:
         found = (Warned(unknown.code, f"{profile.name}: {unknown.message}. {unknown.hint}"),)
     unset = profile.max_model_len is None and not profile.max_model_len_auto
