@@ -7,12 +7,12 @@ from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
 
-from gpuserved.engines.sim import anthropic, chat, dev_routes, other_routes
+from gpuserved.engines.sim import anthropic, audio_routes, chat, dev_routes, other_routes, pooling_routes
 from gpuserved.engines.sim.body import read_json
 from gpuserved.engines.sim.context import Server
 from gpuserved.engines.sim.engine_client import EngineDead
 from gpuserved.engines.sim.errors import ApiError, engine_dead
-from gpuserved.engines.sim.httpd import Reply, Request, forever
+from gpuserved.engines.sim.httpd import UPGRADES, Reply, Request, forever
 from gpuserved.engines.sim.logs import write
 from gpuserved.engines.sim.sabotage import GARBAGE
 
@@ -42,6 +42,15 @@ GENERATING: dict[str, Route] = {
     "/v1/responses": other_routes.create_response,
     "/v1/messages": anthropic.messages,
     "/invocations": _invocations,
+    "/score": pooling_routes.score,
+    "/v1/score": pooling_routes.score,
+    "/rerank": pooling_routes.rerank,
+    "/v1/rerank": pooling_routes.rerank,
+    "/v2/rerank": pooling_routes.rerank,
+    "/classify": pooling_routes.classify,
+    "/pooling": pooling_routes.pooling,
+    "/v1/audio/transcriptions": audio_routes.transcribe,
+    "/v1/audio/translations": audio_routes.transcribe,
 }
 """POST routes that ask the engine; faults of answers strike here."""
 ROUTES: dict[tuple[str, str], Route] = {
@@ -56,6 +65,8 @@ ROUTES: dict[tuple[str, str], Route] = {
     ("POST", "/tokenize"): other_routes.tokenize,
     ("POST", "/detokenize"): other_routes.detokenize,
     ("GET", "/v1/responses/{response_id}"): other_routes.get_response,
+    ("POST", "/v1/responses/{response_id}/cancel"): other_routes.cancel_response,
+    ("GET", UPGRADES): audio_routes.realtime,
     ("POST", "/v1/messages/count_tokens"): anthropic.count_tokens,
     ("GET", "/server_info"): dev_routes.server_info,
     ("POST", "/reset_prefix_cache"): dev_routes.reset_prefix_cache,
@@ -79,7 +90,9 @@ class Api:
     async def handle(self, request: Request, reply: Reply) -> None:
         """One request, from its arrival to its last byte."""
         path = request.path
-        handler = "/v1/responses/{response_id}" if path.startswith("/v1/responses/") else path
+        handler = path
+        if path.startswith("/v1/responses/"):
+            handler = "/v1/responses/{response_id}" + ("/cancel" if path.endswith("/cancel") else "")
         reply.on_start = lambda status: self._log_access(request, status)
         try:
             await self._route(request, reply, handler)

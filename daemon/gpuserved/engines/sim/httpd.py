@@ -16,6 +16,8 @@ import httptools
 
 KEEP_ALIVE_S = 5.0
 """vLLM's default, VLLM_HTTP_TIMEOUT_KEEP_ALIVE."""
+UPGRADES = "/v1/realtime"
+"""The one route that becomes a WebSocket."""
 _HIGH_WATER_BYTES = 65536
 
 
@@ -90,6 +92,15 @@ class Reply:
         self._request.keep_alive = False
         await self._connection.write(data)
 
+    def tunnel(self) -> asyncio.StreamReader:
+        """What the client sends after its upgrade.
+
+        :raises ConnectionResetError: it asked for none.
+        """
+        if self._connection.tunnel is None:
+            raise ConnectionResetError
+        return self._connection.tunnel
+
     def never_stalls(self) -> None:
         """Exempt this route from `--stall-after-bytes`."""
         self._stall_after = None
@@ -139,6 +150,8 @@ class Connection(asyncio.Protocol):
         self._writable.set()
         self._idle_timer: asyncio.TimerHandle | None = None
         self._peer = ""
+        self.tunnel: asyncio.StreamReader | None = None
+        """Set where the one route that offers an upgrade was asked for it."""
 
     # asyncio.Protocol
 
@@ -161,13 +174,21 @@ class Connection(asyncio.Protocol):
             self._task.cancel()
         self._writable.set()
         self._stop_idle_timer()
+        if self.tunnel is not None:
+            self.tunnel.feed_eof()
 
     def data_received(self, data: bytes) -> None:
-        """Bytes of requests."""
+        """Bytes of requests, or of what follows an upgrade."""
+        if self.tunnel is not None:
+            self.tunnel.feed_data(data)
+            return
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass  # an upgrade nobody here offers is answered as the plain request it also is
+        except httptools.HttpParserUpgrade as upgrade:
+            # An upgrade that is not offered is answered as the plain request it also is.
+            if self._current.path == UPGRADES:
+                self.tunnel = asyncio.StreamReader()
+                self.tunnel.feed_data(data[upgrade.args[0] :])
         except httptools.HttpParserError:
             self._refuse()
 

@@ -208,3 +208,12 @@ async def get_response(server: Server, request: Request, reply: Reply) -> None:
     if name not in server.responses:
         raise ApiError(404, f"Response with id '{name}' not found.", "invalid_request_error", "response_id")
     await reply.json(200, server.responses[name])
+
+
+async def cancel_response(server: Server, request: Request, reply: Reply) -> None:
+    """A response that was not made in the background cannot be cancelled."""
+    del reply
+    name = request.path.split("/")[3]
+    if name not in server.responses:
+        raise ApiError(404, f"Response with id '{name}' not found.", "invalid_request_error", "response_id")
+    raise ApiError(400, "Cannot cancel a synchronous response.", "invalid_request_error", "response_id")
