@@ -371,3 +371,11 @@ def test_what_vllm_logs_is_left_alone(imported: Import) -> None:
     assert "hung" in done.warned["vllm_config.disable_log_stats"]
     assert "logs no request" in done.warned["vllm_config.disable_log_requests"]
     assert not {"disable_log_stats", "disable_log_requests"} & set(done.profile.flags)
+
+
+def test_llama_3_strips_the_ends_of_messages(imported: Import) -> None:
+    done = imported(
+        "model_name_or_path: meta-llama/Meta-Llama-3-8B-Instruct\ntemplate: llama3\ninfer_backend: vllm\n"
+    )
+    assert "at the ends of a message" in done.warned["template"]
+    assert "template" not in imported(QWEN).warned

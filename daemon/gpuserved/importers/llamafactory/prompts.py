@@ -94,12 +94,10 @@ def _template(draft: Draft) -> list[str]:
     difference = known_difference(name, model) or known_difference(name, str(asked))
     if difference:
         return [difference]
-    if known_same(name, model):
-        draft.note(
-            "template",
-            Fate.MAPPED,
-            f"{name} and the chat template that comes with {Path(model).name} render the same prompts",
-        )
+    rest = known_same(name, model)
+    if rest is not None:
+        same = f"{name} and the chat template that comes with {Path(model).name} render the same prompts"
+        draft.note("template", Fate.WARNED if rest else Fate.MAPPED, f"{same}, {rest}" if rest else same)
         return []
     return _shipped(draft, name, Path(model))
 

@@ -225,14 +225,16 @@ REASONING = frozenset(
 PARSERS = {"qwen": "hermes", "llama3": "llama3_json", "mistral": "mistral", "default": None, "glm4": None}
 """LlamaFactory's tool_format -> the parser of vLLM for the same notation; None: there is none."""
 
-_SAME: tuple[tuple[str, str], ...] = (
-    ("llama3", r"Meta-Llama-3-(8B|70B)-Instruct$"),
-    ("qwen", r"Qwen2\.5-(Coder-|Math-)?[\d.]+B-Instruct"),
-    ("qwen3", r"Qwen3-[\d.]+B(-A[\d.]+B)?(-FP8|-AWQ|-GPTQ-Int\d)?$"),
-    ("qwen3_nothink", r"Qwen3-[\d.]+B(-A[\d.]+B)?-Instruct-2507(-FP8)?$"),
-    ("qwen2_vl", r"Qwen2(\.5)?-VL-[\d.]+B-Instruct"),
-    ("qwen3_vl_nothink", r"Qwen3-VL-[\d.]+B(-A[\d.]+B)?-Instruct(-FP8)?$"),
+_STRIPS = "but for blanks and line breaks at the ends of a message, which the chat template takes off"
+_SAME: tuple[tuple[str, str, str], ...] = (
+    ("llama3", r"Meta-Llama-3-(8B|70B)-Instruct$", _STRIPS),
+    ("qwen", r"Qwen2\.5-(Coder-|Math-)?[\d.]+B-Instruct", ""),
+    ("qwen3", r"Qwen3-[\d.]+B(-A[\d.]+B)?(-FP8|-AWQ|-GPTQ-Int\d)?$", ""),
+    ("qwen3_nothink", r"Qwen3-[\d.]+B(-A[\d.]+B)?-Instruct-2507(-FP8)?$", ""),
+    ("qwen2_vl", r"Qwen2(\.5)?-VL-[\d.]+B-Instruct", ""),
+    ("qwen3_vl_nothink", r"Qwen3-VL-[\d.]+B(-A[\d.]+B)?-Instruct(-FP8)?$", ""),
 )
+"""Template, model, and what remains; compared by reading both, for text without tools."""
 _DIFFERENT: tuple[tuple[str, str, str], ...] = (
     ("llama3", r"Llama-3\.[123]", "the Jinja of Llama 3.1 and later writes a knowledge date and today's date into every system prompt"),
     ("qwen", r"Qwen2-", "LlamaFactory's qwen says 'You are Qwen, created by Alibaba Cloud', which Qwen2's Jinja does not"),
@@ -240,13 +242,16 @@ _DIFFERENT: tuple[tuple[str, str, str], ...] = (
 )  # fmt: skip
 
 
-def known_same(template: str, model: str) -> bool:
-    """True where the family's own Jinja is known to render the same prompts, system and several turns included.
+def known_same(template: str, model: str) -> str | None:
+    """Where the family's own Jinja is known to render the same prompts, system and several turns included: what remains.
 
     :param model: hub id or folder; its last part counts.
+    :returns: "" where nothing remains; None where nothing is known.
     """
     last = model.rstrip("/").rsplit("/", 1)[-1]
-    return any(name == template and re.search(pattern, last) for name, pattern in _SAME)
+    return next(
+        (rest for name, pattern, rest in _SAME if name == template and re.search(pattern, last)), None
+    )
 
 
 def known_difference(template: str, model: str) -> str | None:
