@@ -88,9 +88,10 @@ def test_counters_that_cover_more_than_was_sent_say_nothing_about_bytes() -> Non
     mirror.unread()
     _round(mirror, 1, 0.5, counters, 3.0)
     assert mirror.bytes_per_token == BYTES_PER_TOKEN
-    # A restart of the engine behind the same address: the counters begin again.
+    # A restart of the engine behind the same address: the counters begin again, and its cache is empty.
+    assert len(mirror)
     mirror.learn_counters(0.0, 10.0)
-    assert mirror.factor == 1.0
+    assert (len(mirror), mirror.factor) == (0, 1.0)
 
 
 def test_a_queue_ends_with_the_first_byte_or_when_it_must_have() -> None:

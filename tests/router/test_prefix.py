@@ -51,6 +51,10 @@ async def test_a_conversation_comes_back_and_a_restart_forgets_it(bench: Bench) 
     assert len(set(homes.values())) == 4
     for count in (2, 3):
         assert {name: await by(bench, name, count) for name in names} == homes
+    page = (await bench.ask("GET", "/metrics")).body.decode()
+    asked, found = (_total(page, f"prompt{what}_bytes_total") for what in ("", "_cached"))
+    # Two turns of three were known, but for their last words.
+    assert 0.6 < found / asked < 0.67
     assert (await bench.ask("POST", CHAT, {"model": "m"})).status == 200
     assert (await bench.ask("POST", CHAT, {"model": "m", "messages": 7})).status == 200
     fresh = bench.model(*ups, policy="prefix")
@@ -59,6 +63,12 @@ async def test_a_conversation_comes_back_and_a_restart_forgets_it(bench: Bench) 
     await bench.tell(fresh)
     kept = [name for name in names if homes[name] != gone]
     assert {name: await by(bench, name, 4) for name in kept} == {name: homes[name] for name in kept}
+
+
+def _total(page: str, name: str) -> float:
+    return sum(
+        float(line.split()[-1]) for line in page.splitlines() if line.startswith(f"gpuserve_router_{name}{{")
+    )
 
 
 async def _second(bench: Bench) -> tuple[asyncio.subprocess.Process, str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from gpuserved.api.routing import CacheMetrics
 from gpuserved.core.cause import Cause, ExitInfo
 from gpuserved.core.profile import Profile
 
@@ -81,6 +82,15 @@ VLLM_METRICS = MetricNames(
     itl="vllm:inter_token_latency_seconds",
 )
 """vLLM's names since 0.26; the look-alike has the same."""
+
+
+def cache_metrics(path: str | None, names: MetricNames) -> CacheMetrics | None:
+    """Where a router reads how a prefix cache does; None: the engine does not say."""
+    if not (path and names.prefix_hits and names.prefix_queries and names.cache_config):
+        return None
+    return CacheMetrics(
+        path=path, hits=names.prefix_hits, queries=names.prefix_queries, config=names.cache_config
+    )
 
 
 class Engine(Protocol):

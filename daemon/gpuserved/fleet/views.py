@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from gpuserved.api.routing import CacheMetrics, ModelRoute, ReplicaRoute, RouterStats, RouteStats
+from gpuserved.api.routing import ModelRoute, ReplicaRoute, RouterStats, RouteStats
 from gpuserved.api.types import LoadView, ModelView, ReplicaView, RouterView
 from gpuserved.core.load import Growth, merged, quantile
 from gpuserved.core.profile import Profile
 from gpuserved.core.state import State
-from gpuserved.engines.base import Engine
+from gpuserved.engines.base import cache_metrics
 from gpuserved.supervisor.owner import Owner
 
 ROUTED = frozenset({State.STARTING, State.READY, State.UNHEALTHY, State.DRAINING, State.STOPPING})
@@ -172,14 +172,5 @@ def replica_route(owner: Owner) -> ReplicaRoute | None:
         health_path=engine.health_path,
         weight=profile.routing.weight,
         slow_start_s=profile.routing.slow_start_s,
-        cache_metrics=_cache_metrics(engine),
-    )
-
-
-def _cache_metrics(engine: Engine) -> CacheMetrics | None:
-    path, names = engine.metrics_path, engine.metrics
-    if not (path and names.prefix_hits and names.prefix_queries and names.cache_config):
-        return None
-    return CacheMetrics(
-        path=path, hits=names.prefix_hits, queries=names.prefix_queries, config=names.cache_config
+        cache_metrics=cache_metrics(engine.metrics_path, engine.metrics),
     )

@@ -45,6 +45,8 @@ def ask(
         return UNTIED if name is None else Ask(session=session_key(name))
     if ties is Ties.PREFIX:
         context.prompts.hear(asyncio.get_running_loop().time())
+    if len(model.entries) < 2:
+        return UNTIED
     if ties is Ties.PREFIX and kind is Kind.JSON and 0 < body.size <= BODY_MAX_BYTES:
         return Ask(prefix=prefix_key(body.view()[:]))
     return UNTIED

@@ -103,6 +103,29 @@ def _keys(accounts: Accounts) -> Iterator[str]:
     yield from _family("key_tokens_total", "counter", "Tokens of an API key, reported or estimated.", tokens)
 
 
+def _prompts(replicas: list[Replica]) -> Iterator[str]:
+    """Of replicas that are chosen by prompt: what is believed of their prefix caches."""
+    known = [(_of(r), r.mirror) for r in replicas if r.mirror.asked_bytes]
+    if not known:
+        return
+    yield from _family(
+        "prompt_bytes_total", "counter", "Text of prompts sent to a replica, by this router or another.",
+        [(of, m.asked_bytes) for of, m in known],
+    )  # fmt: skip
+    yield from _family(
+        "prompt_cached_bytes_total", "counter", "Of it, what the replica was believed to have in its prefix cache.",
+        [(of, m.found_bytes) for of, m in known],
+    )  # fmt: skip
+    yield from _family(
+        "prefix_mirror_bytes", "gauge", "Text that a replica is believed to have in its prefix cache.",
+        [(of, m.used_bytes) for of, m in known],
+    )  # fmt: skip
+    yield from _family(
+        "prefix_mirror_ratio", "gauge", "Part of the engine's capacity that is believed in, after its own hit counters.",
+        [(of, m.factor) for of, m in known],
+    )  # fmt: skip
+
+
 def _of(replica: Replica) -> str:
     return f'{{replica="{_label(replica.id)}",generation="{replica.generation}"}}'
 
@@ -148,6 +171,7 @@ def render(metrics: Metrics, fleet: Fleet, accounts: Accounts) -> bytes:
             [(f'{{model="{_label(m.name)}"}}', len(m.waiters)) for m in fleet.models.values()],
         ),
         *_keys(accounts),
+        *_prompts(replicas),
         *_histogram(metrics),
     ]  # fmt: skip
     return ("\n".join(lines) + "\n").encode()

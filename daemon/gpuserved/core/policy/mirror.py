@@ -35,7 +35,7 @@ class Mirror:
 
     __slots__ = (
         "_asked_all", "_blocks", "_bound", "_hits", "_promised", "_queries", "_sent", "_sent_all", "_unread",
-        "bytes_per_token", "capacity_tokens", "factor", "used_bytes",
+        "asked_bytes", "bytes_per_token", "capacity_tokens", "factor", "found_bytes", "used_bytes",
     )  # fmt: skip
 
     def __init__(self, capacity_tokens: float = CAPACITY_TOKENS) -> None:
@@ -43,6 +43,8 @@ class Mirror:
         self.used_bytes = 0
         self.capacity_tokens = capacity_tokens
         self.bytes_per_token = BYTES_PER_TOKEN
+        self.asked_bytes = self.found_bytes = 0
+        """Text of all prompts sent there, and how much of it the mirror held."""
         self.factor = 1.0
         """What the counters make of the capacity."""
         self._promised = 0.0
@@ -81,6 +83,8 @@ class Mirror:
         cached = self.cached_bytes(key)
         self._promised += cached
         self._sent += key.size_bytes
+        self.asked_bytes += key.size_bytes
+        self.found_bytes += cached
         blocks = self._blocks
         for at in range(len(key.blocks) - 1, -1, -1):
             digest = key.blocks[at]
@@ -106,6 +110,9 @@ class Mirror:
     def learn_counters(self, hits: float, queries: float) -> None:
         """The engine's counters: tokens looked up in its prefix cache, and tokens found there, since it started."""
         if self._hits is None or queries < self._queries:
+            if self._hits is not None:
+                # Another process answers at the address.
+                self.clear()
             self._restart(hits, queries)
             return
         asked = queries - self._queries
