@@ -112,8 +112,8 @@ class TextLines(LineView):
 
     def move(self, lines: int) -> None:
         """Scroll."""
-        self.scroll_to(y=self.scroll_offset.y + lines, animate=False)
+        self.scroll_to(y=self.scroll_offset.y + lines, animate=False, immediate=True)
 
     def to_edge(self, *, end: bool) -> None:
         """Scroll to the first or the last line."""
-        self.scroll_to(y=len(self._lines) if end else 0, animate=False)
+        self.scroll_to(y=len(self._lines) if end else 0, animate=False, immediate=True)

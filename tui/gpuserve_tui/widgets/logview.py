@@ -71,7 +71,7 @@ class LogView(LineView):
             self._rewrap()
         if self.following:
             self._resize()
-            self.scroll_to(y=self.count, animate=False, force=True)
+            self.scroll_to(y=self.count, animate=False, force=True, immediate=True)
             self.refresh()
             return
         self.unseen += added
@@ -89,7 +89,7 @@ class LogView(LineView):
         top = max(0, self._top + rows)
         self._resize()
         if rows:
-            self.scroll_to(y=top, animate=False, force=True)
+            self.scroll_to(y=top, animate=False, force=True, immediate=True)
             self.refresh()
 
     def changed(self) -> None:
@@ -99,7 +99,7 @@ class LogView(LineView):
         self._cursor = None if self.following else min(self._cursor or 0, max(0, self.count - 1))
         self._resize()
         if self.following:
-            self.scroll_to(y=self.count, animate=False, force=True)
+            self.scroll_to(y=self.count, animate=False, force=True, immediate=True)
         self.refresh()
 
     def _resize(self) -> None:
@@ -116,7 +116,7 @@ class LogView(LineView):
         if on:
             self.unseen, self._cursor = 0, None
         else:
-            self.scroll_to(y=top, animate=False, force=True)
+            self.scroll_to(y=top, animate=False, force=True, immediate=True)
             self._cursor = max(0, min(self.count, top + self.size.height) - 1)
         self.changed()
 
@@ -124,7 +124,6 @@ class LogView(LineView):
         """Move the cursor. True: it wanted to go beyond the first row."""
         if self.following and rows < 0:
             self.follow(on=False)
-            rows += 1
         at = self._cursor if self._cursor is not None else self.count - 1
         return self.to(at + rows)
 
@@ -139,9 +138,9 @@ class LogView(LineView):
             self.follow(on=False)
         self._cursor = max(0, row)
         if self._cursor < self._top:
-            self.scroll_to(y=self._cursor, animate=False, force=True)
+            self.scroll_to(y=self._cursor, animate=False, force=True, immediate=True)
         elif self._cursor >= self._top + self.size.height:
-            self.scroll_to(y=self._cursor - self.size.height + 1, animate=False, force=True)
+            self.scroll_to(y=self._cursor - self.size.height + 1, animate=False, force=True, immediate=True)
         self.refresh()
         return row < 0
 
@@ -171,7 +170,7 @@ class LogView(LineView):
                     self.follow(on=False)
                 self._cursor = row
                 middle = max(0, row - self.size.height // 2)
-                self.scroll_to(y=middle, animate=False, force=True)
+                self.scroll_to(y=middle, animate=False, force=True, immediate=True)
                 self.refresh()
                 return True
         return False

@@ -146,9 +146,9 @@ class RowTable(LineView):
         if position < 0:
             return
         if position < top:
-            self.scroll_to(y=position, animate=False)
+            self.scroll_to(y=position, animate=False, immediate=True)
         elif position >= top + self.page:
-            self.scroll_to(y=position - self.page + 1, animate=False)
+            self.scroll_to(y=position - self.page + 1, animate=False, immediate=True)
 
     def render_line(self, y: int) -> Strip:
         """Header, a row, or the pinned line."""
