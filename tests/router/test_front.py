@@ -110,6 +110,16 @@ async def test_tls_serves_renews_its_certificate_and_is_switched_on_and_off(benc
     assert (await kept.ask("GET", "/v1/models")).status == 200
 
 
+async def test_a_handshake_that_does_not_come_ends_like_a_head_that_does_not(bench: Bench) -> None:
+    up = await bench.upstream("a-0")
+    await bench.start(bench.model(up), tls=_certificate(bench.dir, "one.test"))
+    loop = asyncio.get_running_loop()
+    client, began = await bench.client(), loop.time()
+    client.writer.write(b"\x16\x03\x01\x02\x00")
+    assert await client.gone()
+    assert 8.0 < loop.time() - began < 16.0
+
+
 async def test_a_refused_request_over_tls_is_answered_before_the_end(bench: Bench) -> None:
     up = await bench.upstream("a-0")
     tls = _certificate(bench.dir, "one.test")

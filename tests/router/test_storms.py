@@ -136,6 +136,25 @@ async def test_all_ejected_but_alive_are_used_rather_than_none(bench: Bench) -> 
     assert (await bench.ask("GET", "/health")).status == 200
 
 
+async def test_a_stored_response_of_an_ejected_replica_is_still_fetched_there(bench: Bench) -> None:
+    async def make_or_cut(
+        up: Upstream, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> bool:
+        if seen.method == "POST" and seen.json.get("cut"):
+            return False
+        return await send_json(writer, {"id": "resp_1", "by": up.name})
+
+    a, b = await bench.upstream("a-0", make_or_cut), await bench.upstream("b-0")
+    await bench.start(bench.model(a, b))
+    made = await bench.ask("POST", "/v1/responses", {"model": "m", "input": "x"})
+    assert made.json["by"] == "a-0"
+    while (await bench.replica("a-0"))["rotation"] != "ejected":
+        await bench.chat(cut=True)
+    assert (await bench.ask("GET", "/v1/responses/resp_1")).json["by"] == "a-0"
+    await a.die()
+    assert (await bench.ask("GET", "/v1/responses/resp_1")).status == 404
+
+
 async def test_an_ejected_replica_sits_out_its_time_however_healthy_it_says_it_is(bench: Bench) -> None:
     async def cut(
         up: Upstream, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

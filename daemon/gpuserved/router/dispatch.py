@@ -133,11 +133,15 @@ def other_ready(model: Model, avoid: frozenset[Replica]) -> bool:
     )
 
 
-def lease_of(model: Model, replica: Replica | None, ask: Ask = UNTIED) -> Lease | None:
-    """A lease on just this replica; None: it takes no request now."""
+def lease_of(model: Model, replica: Replica | None, ask: Ask = UNTIED, *, only: bool = False) -> Lease | None:
+    """A lease on just this replica; None: it takes no request now.
+
+    :param only: nobody else can answer, so one that was ejected alive is asked all the same.
+    """
     for entry in model.entries:
-        if entry.replica is replica and entry.replica.rotation in {Rotation.IN, Rotation.PROBATION}:
-            return Lease(model, _taken(entry), ask)
+        if entry.replica is replica:
+            takes = entry.replica.rotation in {Rotation.IN, Rotation.PROBATION}
+            return Lease(model, _taken(entry), ask) if takes or (only and entry.replica.doubtful) else None
     return None
 
 

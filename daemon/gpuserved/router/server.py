@@ -28,6 +28,7 @@ from gpuserved.router.prompts import Prompts
 from gpuserved.router.protocol_client import ClientConnection
 from gpuserved.router.proxies import TrustedProxies
 from gpuserved.router.replica import Replica
+from gpuserved.router.request_reader import HEADER_S
 from gpuserved.router.tables import Fleet
 from gpuserved.router.tls import Certificates
 from gpuserved.router.tunnel import Tunnel
@@ -234,12 +235,11 @@ class Router:
     async def _open(self) -> None:
         """Accept connections, plain or TLS, on the one socket; a server from before has its own descriptor of it."""
         before = self._server
+        context = self._certificates.context
         self._server = await asyncio.get_running_loop().create_server(
-            lambda: ClientConnection(self),
-            sock=self._sock.dup(),
-            backlog=4096,
-            ssl=self._certificates.context,
-        )
+            lambda: ClientConnection(self), sock=self._sock.dup(), backlog=4096, ssl=context,
+            ssl_handshake_timeout=HEADER_S if context else None,
+        )  # fmt: skip
         if before is not None:
             before.close()
 

@@ -77,7 +77,7 @@ class Tries:
 
     async def _lease(self, asked: Asked, *, again: bool) -> dispatch.Lease:
         if asked.prefer is not None and (asked.only or not again):
-            lease = dispatch.lease_of(asked.model, asked.prefer, asked.ask)
+            lease = dispatch.lease_of(asked.model, asked.prefer, asked.ask, only=asked.only)
             if lease is not None:
                 return lease
         if asked.only:
