@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import mmap
 import os
+import resource
 import sys
 from typing import Any
 
@@ -243,3 +244,18 @@ def test_peers_find_each_other_and_let_go(tmp_path: Any) -> None:
     assert [note.key for note in other.hear()] == [key(2, 3)]
     one.close()
     other.close()
+
+
+def test_a_full_disk_leaves_a_router_alone_until_there_is_room(tmp_path: Any) -> None:
+    peers = Peers(str(tmp_path / "a.sock"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        peers.find()
+        peers.tell(7, 1, key(1, 3), 2.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(peers.hear()) == []
+    peers.find()
+    assert (tmp_path / "a.sock.prompts").stat().st_blocks * 512 >= MAP_BYTES
+    peers.close()

@@ -113,8 +113,8 @@ class Ring:
 def _open(path: Path) -> Ring:
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        if os.fstat(handle).st_size != MAP_BYTES:
-            os.ftruncate(handle, MAP_BYTES)
+        # A page that a full disk cannot give to a mapping later would be SIGBUS.
+        os.posix_fallocate(handle, 0, MAP_BYTES)
         return Ring(mmap.mmap(handle, MAP_BYTES))
     finally:
         os.close(handle)
@@ -127,6 +127,7 @@ class Peers:
         self._own = Path(control_path + SUFFIX)
         self._rings: dict[Path, Ring] = {}
         self._writes: Ring | None = None
+        self._troubled = False
 
     def find(self) -> None:
         """Map what is new and let go of what is gone. Without a ring (a full disk) a router goes on alone."""
@@ -142,7 +143,11 @@ class Peers:
             for path in there - self._rings.keys():
                 self._rings[path] = _open(path)
         except OSError as error:
-            log.warning("prompts are not shared with other routers: %s", error)
+            if not self._troubled:
+                log.warning("prompts are not shared with other routers: %s", error)
+            self._troubled = True
+        else:
+            self._troubled = False
 
     def tell(self, identity: int, generation: int, key: PrefixKey, now: float) -> None:
         """A prompt goes to a replica."""
