@@ -190,3 +190,12 @@ def test_a_token_that_everybody_can_read_is_refused(tmp_path: Path) -> None:
     path.write_text("two words\n", "utf-8")
     with pytest.raises(Invalid, match="one token"):
         read_hf_token(path)
+
+
+def test_a_webhook_is_a_url_and_is_not_shown(tmp_path: Path) -> None:
+    path = tmp_path / "gpuserved.toml"
+    config = parse_daemon_config('[supervisor]\nwebhook = "https://hooks.example/T0/secret"\n', path)
+    assert config.webhook == "https://hooks.example/T0/secret"
+    assert "secret" not in repr(config)
+    with pytest.raises(Invalid, match=r"gpuserved.toml:2: supervisor.webhook: .*http"):
+        parse_daemon_config('[supervisor]\nwebhook = "hooks.example"\n', path)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from gpuserved.api.client import ControlClient
+from gpuserved.api.crash import CrashCard
 from gpuserved.api.errors import Conflict, NotFound, Refused
 from gpuserved.api.inspect import EventsView, ProfilesView, ProfileView, ReplicaDetail
 from gpuserved.api.plan import Plan, PlanRequest
@@ -59,6 +60,14 @@ class MemoryInspection:
             raise NotFound(f"there is no replica {replica}")
         live = self.fleet.logs / ("0.log" if previous else f"{self.fleet.generation}.log")
         return [path for path in (live.with_name(live.name + ".1"), live) if path.exists()]
+
+    def crash(self, replica: str, previous: bool) -> CrashCard:
+        if replica not in self.fleet.states or previous:
+            raise NotFound(f"no crash of {replica} is known")
+        return CrashCard(
+            replica=replica, profile="demo", model="demo", engine="sim", generation=1, at=0.0, cause="exited",
+            message="ended", state="BACKOFF", log="1.log",
+        )  # fmt: skip
 
     def all_logs(self, replica: str) -> list[Path]:
         return [*self.log_path(replica, previous=True), *self.log_path(replica, previous=False)]

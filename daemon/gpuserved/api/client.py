@@ -23,6 +23,7 @@ from gpuserved.api.connection import (
     raise_error,
     start_hint,
 )
+from gpuserved.api.crash import CrashCard
 from gpuserved.api.inspect import EventsView, LogBatch, LogPage, ProfilesView, ReplicaDetail
 from gpuserved.api.plan import Plan, PlanRequest
 from gpuserved.api.roots import SUN_PATH_MAX, candidate_sockets
@@ -146,6 +147,15 @@ class ControlClient:
         query = urlencode({"n": lines, "previous": int(previous), "follow": int(follow)})
         for line in self._lines(f"{path}?{query}", None if follow else READ_TIMEOUT_S):
             yield line.decode(errors="replace").rstrip("\r\n")
+
+    def crash(self, replica: str, *, previous: bool = False) -> CrashCard:
+        """The last crash of a replica, or that of the start before the present one.
+
+        :raises NotFound: there is none.
+        """
+        return self._call(
+            "GET", f"/replicas/{quote(replica, safe='')}/crash?previous={int(previous)}", CrashCard
+        )
 
     def recent_events(self) -> EventsView:
         """What the daemon has reported of late, oldest first."""

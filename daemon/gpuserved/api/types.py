@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
+from gpuserved.api.crash import CrashCard
 from gpuserved.api.routing import KeyStats
 
 PROTOCOL_VERSION = 1
@@ -261,3 +262,5 @@ class FleetEvent(msgspec.Struct, frozen=True, kw_only=True):
     message: str | None = None
     severity: str = "info"
     """info / warning / error."""
+    crash: CrashCard | None = None
+    """On the notice of a crash."""

@@ -79,6 +79,7 @@ async def serve(roots: Roots, config: DaemonConfig, args: argparse.Namespace, pa
         for owner in list(fleet.owners.values()):
             await owner.detach()
         await fleet.router.detach()
+        await fleet.webhook.close()
         fleet.gpus.close()
         lock.release()
     return 0
@@ -105,6 +106,7 @@ def _settings(fleet: Fleet, config: DaemonConfig) -> None:
     fleet.hf_token = read_hf_token(config.hf_token_file) if config.hf_token_file else None
     fleet.knowledge.hf_token = fleet.hf_token
     fleet.hang_timeout_s = config.hang_timeout_s
+    fleet.webhook.url = config.webhook
 
 
 async def _open_port(fleet: Fleet, config: DaemonConfig, *, asked: bool) -> None:

@@ -11,6 +11,7 @@ import msgspec
 
 from gpuserved.api.errors import Conflict, Invalid, TimedOut, Unavailable
 from gpuserved.api.types import FleetEvent, ReplicaView, Status
+from gpuserved.cli.crash import head_of_crash
 from gpuserved.cli.session import client_of, notice, print_json, warn, width
 from gpuserved.cli.text import gpu_lines, last_state, status_lines
 from gpuserved.cli.toptext import top_lines
@@ -150,7 +151,10 @@ def logs(options: argparse.Namespace) -> int:
         raise Invalid("name one replica, or --daemon", "gpuserve status lists the replicas")
     if options.follow and options.previous:
         raise Conflict("a log of the past cannot be followed", "use --previous or -f, not both")
-    lines = client_of(options).logs(
+    client = client_of(options)
+    if options.previous and not options.json:
+        head_of_crash(client, options.replica)
+    lines = client.logs(
         options.replica, lines=options.lines, previous=options.previous, follow=options.follow
     )
     try:

@@ -6,7 +6,7 @@ import ipaddress
 import os
 import re
 import stat
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gpuserved.api.errors import Invalid
@@ -18,6 +18,7 @@ from gpuserved.config.keys import read_keys
 
 DEFAULT_LISTEN = ("127.0.0.1", 8000)
 _WEEK_S = 7 * 86_400.0
+_URL = re.compile(r"https?://[^\s/?#]+\S*")
 
 
 def _switch_or_path(document: Document, path: tuple[str, ...], value: object) -> bool | str:
@@ -34,6 +35,7 @@ _SUPERVISOR: dict[str, Read] = {
     "orphan_ttl_s": Number(1, 52 * _WEEK_S),
     "hang_timeout_s": Number(1, 86_400),
     "hf_token_file": Text(),
+    "webhook": Text(needs=("an http:// or https:// URL", lambda v: bool(_URL.fullmatch(v)))),
 }
 _GPUS: dict[str, Read] = {"provider": Text()}
 
@@ -58,6 +60,8 @@ class DaemonConfig:
     hang_timeout_s: float | None = None
     """Beats the profiles' default; None: each profile's own."""
     hf_token_file: Path | None = None
+    webhook: str | None = field(default=None, repr=False)
+    """Where crash cards are posted. The URL itself is often the secret."""
     gpu_provider: str = "auto"
     """auto, nvml, none, or the path of an inventory file."""
 
@@ -165,6 +169,7 @@ def parse_daemon_config(text: str, path: Path) -> DaemonConfig:
         orphan_ttl_s=supervisor.get("orphan_ttl_s"),
         hang_timeout_s=supervisor.get("hang_timeout_s"),
         hf_token_file=_beside(folder, supervisor.get("hf_token_file")),
+        webhook=supervisor.get("webhook"),
         gpu_provider=provider if provider in {"auto", "nvml", "none"} else str(_beside(folder, provider)),
     )
 

@@ -52,6 +52,7 @@ class Handlers:
             web.get(f"{prefix}/profiles", self._profiles),
             web.get(f"{prefix}/profiles/{{profile}}/diff", self._diff),
             web.get(f"{prefix}/replicas/{{replica}}", self._detail),
+            web.get(f"{prefix}/replicas/{{replica}}/crash", self._crash),
             web.post(f"{prefix}/profiles/{{profile}}/apply", self._apply_profile),
             web.post(f"{prefix}/apply", self._apply),
             web.post(f"{prefix}/plan", self._plan),
@@ -94,6 +95,10 @@ class Handlers:
 
     async def _detail(self, request: web.Request) -> web.Response:
         return answer(self._fleet.inspection.detail(request.match_info["replica"]))
+
+    async def _crash(self, request: web.Request) -> web.Response:
+        previous = flag(request, "previous", default=False)
+        return answer(self._fleet.inspection.crash(request.match_info["replica"], previous))
 
     async def _diff(self, request: web.Request) -> web.Response:
         name = request.match_info["profile"]

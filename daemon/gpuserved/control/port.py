@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+from gpuserved.api.crash import CrashCard
 from gpuserved.api.inspect import EventsView, ProfilesView, ReplicaDetail
 from gpuserved.api.plan import Plan, PlanRequest
 from gpuserved.api.types import ActionResult, ApplyRequest, ApplyResult, ReplicasRequest, ScaleRequest, Status
@@ -36,6 +37,12 @@ class InspectionPort(Protocol):
         """The log of the present start, or of the one before: rotated segments, oldest first, then the live file.
 
         :raises NotFound: no such replica, or no such start.
+        """
+
+    def crash(self, replica: str, previous: bool) -> CrashCard:
+        """The last crash of a replica, or with `previous` that of the start before the present one.
+
+        :raises NotFound: no such replica, or no crash.
         """
 
     def all_logs(self, replica: str) -> list[Path]:

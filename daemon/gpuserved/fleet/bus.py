@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import final
 
+from gpuserved.api.crash import CrashCard
 from gpuserved.api.types import FleetEvent, ReplicaView, Status
 
 QUEUE_MAX = 256
@@ -47,6 +48,7 @@ class Bus:
         previous_state: str | None = None,
         message: str | None = None,
         severity: str = "info",
+        crash: CrashCard | None = None,
     ) -> None:
         """Send one event (`replica`, `telemetry` or `notice`) to every reader. Never blocks, never fails."""
         self._seq += 1
@@ -59,6 +61,7 @@ class Bus:
             previous_state=previous_state,
             message=message,
             severity=severity,
+            crash=crash,
         )
         if kind == "notice" or (replica is not None and replica.state != previous_state):
             self._recent.append(event)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 import gpuserved
+from gpuserved.api.crash import CrashCard
 from gpuserved.api.errors import Conflict, NotFound
 from gpuserved.api.plan import Plan, PlanRequest
 from gpuserved.api.roots import Roots
@@ -17,6 +18,7 @@ from gpuserved.api.types import (
     ActionResult,
     ApplyRequest,
     ApplyResult,
+    GpuView,
     ReplicasRequest,
     ScaleRequest,
     Status,
@@ -35,9 +37,10 @@ from gpuserved.fleet.gpus import Gpus
 from gpuserved.fleet.inspection import Inspection
 from gpuserved.fleet.knowledge import Knowledge
 from gpuserved.fleet.rolling import Rolls, wanted_record
+from gpuserved.fleet.webhook import Webhook
 from gpuserved.supervisor import start
 from gpuserved.supervisor.gate import StartGate
-from gpuserved.supervisor.owner import Owner
+from gpuserved.supervisor.owner import Owner, detach_soon
 from gpuserved.supervisor.router_link import RouterLink
 from gpuserved.supervisor.surroundings import Assignment
 
@@ -77,6 +80,7 @@ class Fleet:
         self.inspection = Inspection(self)
         self.on_shutdown: Callable[[bool, bool], None] = lambda _drain, _forget: None
         self.rolls = Rolls(self)
+        self.webhook = Webhook()
         self.on_reload: Callable[[], None] = lambda: None
         self._began = time.monotonic()
         self._engines: dict[str, Engine] = {}
@@ -110,6 +114,15 @@ class Fleet:
         """See `Surroundings`."""
         await fence.gpus_free(self, replica, gpu_uuids)
 
+    def gpu_views(self, gpu_uuids: tuple[str, ...]) -> list[GpuView]:
+        """See `Surroundings`."""
+        return [gpu for gpu in self.gpus.views() if gpu.uuid in gpu_uuids]
+
+    def crashed(self, card: CrashCard) -> None:
+        """See `Surroundings`."""
+        self.bus.publish("notice", message=card.headline, severity="error", crash=card)
+        self.webhook.post(card)
+
     def changed(self, replica: str, previous_state: str) -> None:
         """See `Surroundings`."""
         self.publish_routes()
@@ -122,7 +135,7 @@ class Fleet:
             self.bus.publish("replica", replica=view, previous_state=previous_state, severity=severity)
             if owner.moved_away() and not applying.is_wanted(self, replica):
                 del self.owners[replica]
-                _end_soon(owner)
+                detach_soon(owner)
                 self.publish_routes()
         self.rolls.step()
         self.router.fast = any(o.r.state is State.DRAINING for o in self.owners.values())
@@ -279,13 +292,3 @@ class Fleet:
 def _order(replica: str) -> tuple[str, int]:
     profile, _, number = replica.rpartition("-")
     return profile, int(number) if number.isdigit() else 0
-
-
-_ending: set[asyncio.Task[None]] = set()
-
-
-def _end_soon(owner: Owner) -> None:
-    """An owner that reports its own end cannot be awaited by itself; the loop keeps only weak references to tasks."""
-    task = asyncio.ensure_future(owner.detach())
-    _ending.add(task)
-    task.add_done_callback(_ending.discard)

@@ -8,6 +8,9 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
+from gpuserved.api.crash import CrashCard
 from gpuserved.api.errors import GpuserveError, NotFound
 from gpuserved.api.inspect import MASK, EventsView, ProfilesView, ProfileView, ReplicaDetail, Transition
 from gpuserved.api.types import ApplyRequest, ApplyResult, GpuView
@@ -111,6 +114,18 @@ class Inspection:
             what = "an earlier start" if previous else "a start"
             raise NotFound(f"{replica} has no log of {what}", "see `gpuserve status` for its state")
         return segments(start.log_path(fleet.roots, replica, wanted[0]))
+
+    def crash(self, replica: str, previous: bool) -> CrashCard:
+        """See `InspectionPort`."""
+        fleet = self._fleet
+        starts = [g for g in self._starts(replica) if g <= fleet.owners[replica].r.generation]
+        folder = start.log_folder(fleet.roots, replica)
+        for generation in reversed(starts[-2:-1] if previous else starts):
+            try:
+                return msgspec.json.decode((folder / f"{generation}.crash.json").read_bytes(), type=CrashCard)
+            except (OSError, msgspec.DecodeError):
+                continue
+        raise NotFound(f"no crash of {replica} is known", "see `gpuserve status` for its state")
 
     def all_logs(self, replica: str) -> list[Path]:
         """See `InspectionPort`."""

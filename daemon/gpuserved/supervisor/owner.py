@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from gpuserved.core.events import Effect, Event, EventKind, Timer
 from gpuserved.core.replica import step
 from gpuserved.core.state import Context, Goal, NotAllowed, Replica, State
 from gpuserved.host.logtail import last_lines
-from gpuserved.supervisor import evidence, start
+from gpuserved.supervisor import crash, evidence, start
 from gpuserved.supervisor.process import Ended, ReplicaProcess
 from gpuserved.supervisor.surroundings import Assignment, Surroundings
 from gpuserved.supervisor.watch import Watch
@@ -23,6 +24,9 @@ log = logging.getLogger(__name__)
 
 CAUSE_LINES = 400
 """Log lines looked at for the first cause: vLLM's traceback echoes through three processes are about a hundred."""
+
+
+ENDS = frozenset({EventKind.EXITED, EventKind.SPAWN_FAILED})
 
 
 class Owner:
@@ -37,6 +41,7 @@ class Owner:
         self.admit = False
         self.watch = Watch(self)
         self.next_assignment: Assignment | None = None
+        self._ended: Ended | None = None
         self._inbox: asyncio.Queue[tuple[Event, asyncio.Future[State] | None]] = asyncio.Queue()
         self._timers: dict[Timer, asyncio.TimerHandle] = {}
         self._starting: asyncio.Task[None] | None = None
@@ -83,6 +88,7 @@ class Owner:
             self.post(EventKind.DYING, generation=generation, cause=cause)
 
         def ended(end: Ended) -> None:
+            self._ended = end
             self.post(EventKind.EXITED, generation=generation, cause=self._cause_of(end, generation))
 
         return dying, ended
@@ -91,7 +97,11 @@ class Owner:
         if end.shim_lost:
             return Cause(CauseKind.SHIM_LOST, "its shim was killed, and its processes with it")
         tail = last_lines(start.log_path(self.around.roots, self.id, generation), CAUSE_LINES)
-        return self.around.engine(self.assignment.profile).cause(end.info, tail)
+        cause = self.around.engine(self.assignment.profile).cause(end.info, tail)
+        killed = end.info is not None and end.info.signal == signal.SIGKILL
+        if self.watch.oom_killed() and (killed or cause.kind is CauseKind.ENGINE_DIED):
+            return Cause(CauseKind.OUT_OF_MEMORY, f"OOM-killed: host memory ran out ({cause.message})")
+        return cause
 
     async def _run(self) -> None:
         while True:
@@ -118,6 +128,8 @@ class Owner:
     async def _handle(self, event: Event) -> None:
         before = self.r
         decided, effects = step(before, event, self.context())
+        if event.kind in ENDS and decided.state in {State.BACKOFF, State.FAILED} and decided is not before:
+            self._crashed(decided)
         if event.kind is EventKind.EXITED and event.generation == before.generation:
             self._process_gone()
         self.r = decided
@@ -131,6 +143,23 @@ class Owner:
             if decided.state is not before.state:
                 log.info("%s: %s -> %s %s", self.id, before.state.value, decided.state.value, decided.reason)
             self.around.changed(self.id, before.state.value)
+
+    def _crashed(self, decided: Replica) -> None:
+        """A card of the end, while its figures are still there."""
+        cause = decided.history.last_cause or decided.cause
+        if cause is None:
+            return
+        info = self._ended.info if self._ended is not None else None
+        started_at = self.process.started_at if self.process is not None else None
+        try:
+            card = crash.record(
+                self, decided, cause, info, self.watch.figures, started_at,
+                oom_killed=self.watch.oom_killed(),
+            )  # fmt: skip
+        except (OSError, ValueError):
+            log.exception("%s: no crash card", self.id)
+            return
+        self.around.crashed(card)
 
     def _process_gone(self) -> None:
         self.watch.end()
@@ -153,6 +182,7 @@ class Owner:
             await evidence.save(self, effect.cause)
         elif isinstance(effect, ev.Spawn):
             self.assignment, self.next_assignment = self.next_assignment or self.assignment, None
+            self._ended = None
             self._starting = asyncio.ensure_future(start.run(self, effect.generation))
         else:
             await self._end(kill=isinstance(effect, ev.KillTree))
@@ -213,3 +243,13 @@ class Owner:
     def forgive_generation(self, generation: int) -> None:
         """Continue numbering after `generation`: a log of that number exists."""
         self.r = replace(self.r, generation=max(self.r.generation, generation))
+
+
+_ending: set[asyncio.Task[None]] = set()
+
+
+def detach_soon(owner: Owner) -> None:
+    """An owner that reports its own end cannot be awaited by itself; the loop keeps only weak references to tasks."""
+    task = asyncio.ensure_future(owner.detach())
+    _ending.add(task)
+    task.add_done_callback(_ending.discard)

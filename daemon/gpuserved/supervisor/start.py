@@ -235,5 +235,5 @@ def _free_port() -> int:
 def _prune_logs(roots: Roots, replica: str) -> None:
     folder = log_folder(roots, replica)
     for generation in generations(roots, replica)[: -(KEPT_STARTS - 1)]:
-        for path in folder.glob(f"{generation}.log*"):
+        for path in folder.glob(f"{generation}.*"):
             path.unlink(missing_ok=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from gpuserved.api.crash import CrashCard
 from gpuserved.api.roots import Roots
+from gpuserved.api.types import GpuView
 from gpuserved.core.profile import Profile
 from gpuserved.engines.base import Engine
 from gpuserved.host.gpulock import GpuLocks
@@ -52,6 +54,12 @@ class Surroundings(Protocol):
 
         :raises GpuserveError: the memory does not come back; names who holds it.
         """
+
+    def gpu_views(self, gpu_uuids: tuple[str, ...]) -> list[GpuView]:
+        """These GPUs as of the last sample."""
+
+    def crashed(self, card: CrashCard) -> None:
+        """A start ended and was not asked to: tell whoever wants to know. Never blocks."""
 
     def changed(self, replica: str, previous_state: str) -> None:
         """Something `status` shows has changed: save, publish, tell the routers."""

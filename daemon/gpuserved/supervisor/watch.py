@@ -13,7 +13,7 @@ from gpuserved.core.health import ProbeRow
 from gpuserved.core.load import LoadWindow
 from gpuserved.core.progress import Progress, Verdict
 from gpuserved.core.state import Goal, State
-from gpuserved.host import procfs
+from gpuserved.host import oom, procfs
 from gpuserved.host.logtail import Tail
 from gpuserved.supervisor import start
 from gpuserved.supervisor.prober import EngineFigures, Prober
@@ -32,6 +32,10 @@ START_CPU_S = 0.1
 """CPU seconds within that time that count as progress of a start without log lines."""
 
 
+_ALIVE = frozenset({State.STARTING, State.READY, State.UNHEALTHY, State.DRAINING})
+"""While one of these lasts, an OOM kill has hit somebody else. In STOPPING it may be what ended this replica."""
+
+
 class Watch:
     """Owned by one `Owner`; posts events to it."""
 
@@ -46,6 +50,12 @@ class Watch:
         self._rounds = 0
         self._cpu_at = 0.0
         self._cpu_s = 0.0
+        self._oom_kills = oom.kills()
+
+    def oom_killed(self) -> bool | None:
+        """True where the kernel has killed a process for memory since the last round of probes; None: it does not say."""
+        now = oom.kills()
+        return None if now is None or self._oom_kills is None else now > self._oom_kills
 
     def begin(self) -> None:
         """Probe the owner's present process until `end`."""
@@ -76,6 +86,8 @@ class Watch:
         try:
             while True:
                 state = owner.r.state
+                if state in _ALIVE:
+                    self._oom_kills = oom.kills()
                 try:
                     if state is State.STARTING:
                         await self._starting(prober, tail, generation)

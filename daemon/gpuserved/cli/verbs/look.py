@@ -26,6 +26,13 @@ def add(verbs: Verbs) -> None:
         "events -f\nevents -f --json",
     )
     events.add_argument("--follow", "-f", action="store_true", help="go on until interrupted")
+    crash = verbs.add(
+        "crash",
+        "crash:crash",
+        "show the last crash of a replica: exit, first tracebacks, GPUs, and what helps",
+        "crash llama-8b-0\ncrash llama-8b-0 --json",
+    )
+    crash.add_argument("replica", metavar="REPLICA")
     logs = verbs.add(
         "logs",
         "look:logs",

@@ -1,0 +1,105 @@
+"""Makes the crash card of a start that ended, and keeps it beside the log of that start."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from gpuserved.api.crash import CrashCard, CrashFigures, CrashGpu, Traceback
+from gpuserved.core.cause import Cause, ExitInfo
+from gpuserved.core.state import Replica
+from gpuserved.engines.levers import lever
+from gpuserved.engines.tracebacks import first_tracebacks, since_alive
+from gpuserved.host.logtail import last_lines
+from gpuserved.host.statefile import write_atomically
+from gpuserved.supervisor import start
+from gpuserved.supervisor.prober import EngineFigures
+
+if TYPE_CHECKING:
+    from gpuserved.supervisor.owner import Owner
+
+log = logging.getLogger(__name__)
+
+TRACEBACK_LINES = 4000
+"""Log lines looked at: the first error of a large fleet's worker may be a thousand lines before the end."""
+SHOWN_LINES = 20
+MASK = "********"
+_SECRETS = re.compile(r"\bhf_[A-Za-z0-9]{8,}|\bsk-[\w-]{8,}|(?<=Bearer )\S+")
+
+
+def path_of(owner: Owner, generation: int) -> Path:
+    """The card of one start."""
+    return start.log_folder(owner.around.roots, owner.id) / f"{generation}.crash.json"
+
+
+def record(
+    owner: Owner,
+    decided: Replica,
+    cause: Cause,
+    info: ExitInfo | None,
+    figures: EngineFigures,
+    started_at: float | None,
+    *,
+    oom_killed: bool | None,
+) -> CrashCard:
+    """Make and save the card of the start that has just ended. A disk that refuses costs the file, not the card."""
+    around, generation = owner.around, decided.generation
+    profile = owner.assignment.profile
+    log_path = start.log_path(around.roots, owner.id, generation)
+    lines = _masked(last_lines(log_path, TRACEBACK_LINES), around.hf_token)
+    tracebacks = first_tracebacks(since_alive(lines))
+    evidence = start.log_folder(around.roots, owner.id) / f"{generation}.evidence.txt"
+    card = CrashCard(
+        replica=owner.id,
+        profile=profile.name,
+        model=profile.served_name,
+        engine=profile.engine.value,
+        generation=generation,
+        at=info.at if info is not None else time.time(),
+        started_at=started_at,
+        exit_code=info.code if info is not None else None,
+        signal=info.signal if info is not None else None,
+        oom_killed=oom_killed,
+        cause=cause.kind.value,
+        message=_masked([cause.message], around.hf_token)[0],
+        lever=lever(cause, [each[-1] for each in tracebacks.values()]),
+        state=decided.state.value,
+        figures=CrashFigures(
+            running=figures.running,
+            waiting=figures.waiting,
+            kv_cache_pct=figures.kv_cache_pct,
+            steps=figures.steps,
+        ),
+        gpus=[
+            CrashGpu(
+                index=gpu.index,
+                uuid=gpu.uuid,
+                state=gpu.state,
+                memory_used_bytes=gpu.memory_used_bytes,
+                memory_total_bytes=gpu.memory_total_bytes,
+                temperature_c=gpu.temperature_c,
+            )
+            for gpu in around.gpu_views(owner.assignment.gpu_uuids)
+        ],
+        tracebacks=[Traceback(process=name, lines=each) for name, each in tracebacks.items()],
+        last_lines=lines[-SHOWN_LINES:],
+        log=str(log_path),
+        evidence=str(evidence) if evidence.exists() else None,
+    )
+    try:
+        write_atomically(path_of(owner, generation), msgspec.json.encode(card))
+    except OSError as error:
+        log.warning("%s: the crash card could not be saved: %s", owner.id, error)
+    return card
+
+
+def _masked(lines: Iterable[str], token: str | None) -> list[str]:
+    """What looks like a credential does not leave the log."""
+    cleaned = (line.replace(token, MASK) if token else line for line in lines)
+    return [_SECRETS.sub(MASK, line) for line in cleaned]
