@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from tests.planner import configs
 
 from gpuserved.core.placement import Gpu, Lease, NoFit, Placements
+from gpuserved.core.planner import architecture
+from gpuserved.core.planner.architecture import Files
 from gpuserved.core.planner.decide import place
 from gpuserved.core.planner.model import ModelFacts
 from gpuserved.core.profile import Profile
@@ -124,3 +126,32 @@ def test_64_gpus_and_32_profiles_are_planned_at_once() -> None:
     assert len({lease.uuid for lease in leases}) == len(leases) == 64
     assert took < 1.0
     print(f"32 profiles on 64 GPUs: {took * 1000:.0f} ms")
+
+
+CONFIGS = [
+    configs.LLAMA_8B, configs.MISTRAL_7B, configs.QWEN3_30B_A3B, configs.DEEPSEEK_V3, configs.GPT_OSS_20B,
+    configs.MISTRAL_SMALL_24B,
+    configs.llama(model_type="jamba", attn_layer_period=8, attn_layer_offset=4, mamba_d_state=16, mamba_d_conv=4),
+    configs.llama(model_type="nemotron_h", hybrid_override_pattern="M*-M" * 8, ssm_state_size=128, conv_kernel=4),
+]  # fmt: skip
+DAMAGE = st.sampled_from(
+    [None, 0, -1, 1, 3, 2**70, 1.5, float("nan"), "x", "", [], {}, [1, "a"], {"a": 1}, True, False]
+)
+
+
+@settings(max_examples=300, deadline=1000)
+@given(config=st.sampled_from(CONFIGS), damage=DAMAGE, more=DAMAGE, which=st.randoms(use_true_random=False), files=st.booleans())  # fmt: skip
+def test_a_damaged_configuration_is_planned_or_unknown_and_never_an_error(
+    config: dict[str, Any], damage: Any, more: Any, which: Random, files: bool
+) -> None:
+    broken = dict(config)
+    for value in (damage, more):
+        key = which.choice(sorted(broken))
+        inner = broken[key]
+        if isinstance(inner, dict) and inner:
+            broken[key] = inner | {which.choice(sorted(inner)): value}
+        else:
+            broken[key] = value
+    found = architecture.read(broken, Files(10**10, "index") if files else None, "a")
+    if isinstance(found, ModelFacts):
+        place(asked(None, None, None, max_model_len_auto=True), configs.host(2), facts=found)

@@ -61,7 +61,7 @@ def read(
         layers, notes = layers_of(text, kind)
         facts = _facts(config, text, architecture, identity, layers, notes, dtype)
         weights = _weights(config, text, facts, files)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         return _unknown(architecture, f"its config.json lacks or misstates {error}")
     if weights is None:
         return _unknown(

@@ -8,6 +8,8 @@ from typing import Any
 
 from gpuserved.core.planner.model import LayerKind, Layers
 
+LAYERS_MAX = 10_000
+"""More than any model has; a damaged file must not cost minutes."""
 _FULL = "full"
 _WINDOWED = "sliding"
 _STATEFUL = "state"
@@ -36,8 +38,11 @@ def layers_of(text: Mapping[str, Any], kind: str) -> tuple[tuple[Layers, ...], t
     """Groups of layers, and what was taken the safe way.
 
     :raises KeyError: a key that this needs is missing.
+    :raises ValueError: it makes no sense.
     """
     total = _integer(text, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
+    if not 1 <= total <= LAYERS_MAX:
+        raise ValueError("num_hidden_layers")
     if text.get("kv_lora_rank"):
         width = _integer(text, "kv_lora_rank") + _integer(text, "qk_rope_head_dim")
         indexer = (

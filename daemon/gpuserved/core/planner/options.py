@@ -165,7 +165,7 @@ def _same_length(asked: Asked, places: list[Place]) -> tuple[list[Place], int]:
         wanted = asked.profile.max_model_len
         return [place for place in places if place.longest >= wanted], wanted
     best = max((place.longest for place in places), default=0)
-    if best < min(VLLM_DEFAULT_LENGTH, asked.limit):
+    if best < max(1, min(VLLM_DEFAULT_LENGTH, asked.limit)):
         return [], 0
     fitting = [place for place in places if place.longest >= max(1, best * KEPT_OF_BEST)]
     return fitting, min(place.longest for place in fitting)

@@ -33,7 +33,8 @@ def count(text: Mapping[str, Any], facts: ModelFacts) -> Count | None:
     Exact for Llama, Mistral, Qwen2, Qwen3 and their experts, DeepSeek-V2 and V3 without its extra prediction layer.
     """
     kind = str(text.get("model_type", ""))
-    if kind not in _GATED or facts.hidden_size == 0:
+    attending = {LayerKind.FULL, LayerKind.SLIDING, LayerKind.MLA}
+    if kind not in _GATED or facts.hidden_size == 0 or not any(g.kind in attending for g in facts.layers):
         return None
     hidden, layers = facts.hidden_size, int(text["num_hidden_layers"])
     tied = bool(text.get("tie_word_embeddings", kind.startswith("gemma")))  # Gemma's default
