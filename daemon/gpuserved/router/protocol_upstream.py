@@ -95,7 +95,8 @@ class Upstream(asyncio.Protocol):
         self.transport = cast("asyncio.Transport", transport)  # uvloop's are none by inheritance
 
     def begin(self, sink: Sink, *, upgrade: bool = False) -> None:
-        """Expect one answer, for `sink`.
+        """Expect one answer, for `sink`. On a connection that has ended meanwhile the sink is told so at once: a replica that dies
+        between our connect and the task that waited for it has nothing more to say.
 
         :param upgrade: 101 was asked for; else it is no answer.
         """
@@ -107,6 +108,8 @@ class Upstream(asyncio.Protocol):
         self._head_bytes = b""
         self._decoder = None
         self.passed_bytes = 0
+        if self.closed:
+            self._lose(None)
 
     def pass_whole_chunks(self, passing: Passing) -> None:
         """From here on a read that is one whole chunk goes to `passing` as it is; anything else to the sink."""
