@@ -79,7 +79,7 @@ def _over(n: int) -> Exchange:
         SimpleNamespace(
             started=1.0, sent_at=1.5, first_byte_at=2.0, request_id=b"%d" % n, status=200, sent_bytes=5, replays=0,
             client=SimpleNamespace(peer="::1"), head=SimpleNamespace(method="POST", path="/"), model_name="m",
-            replica_id="a-0", was_cut=False,
+            replica_id="a-0", was_cut=False, context=SimpleNamespace(client_of=lambda _head, peer: peer),
         ),
     )  # fmt: skip
 
