@@ -149,28 +149,28 @@ class Bench:
         self.write_table(*models, **more)
         await self.start_process()
 
-    async def start_process(self) -> None:
+    async def start_process(self, control: str = "ctl.sock") -> None:
         env = dict(
             os.environ, PYTHONPATH=os.pathsep.join(p for p in sys.path if p), PYTHONDONTWRITEBYTECODE="1"
         )
         with open(self.dir / "router.log", "ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "gpuserved.router", "--fd", str(self.sock.fileno()), "--table",
-                str(self.dir / "routing.json"), "--control", str(self.dir / "ctl.sock"), *self.arguments,
+                str(self.dir / "routing.json"), "--control", str(self.dir / control), *self.arguments,
                 pass_fds=[self.sock.fileno()], env=env, stdout=log, stderr=log, cwd=self.dir,
             )  # fmt: skip
-        await self.until(self._answers)
+        await self.until(lambda: self._answers(control))
 
-    async def _answers(self) -> bool:
+    async def _answers(self, control: str) -> bool:
         assert self.process is not None
         assert self.process.returncode is None, (self.dir / "router.log").read_text()
         try:
-            return bool((await self.control({"op": "stats"}))["stats"]["pid"] == self.process.pid)
+            return bool((await self.control({"op": "stats"}, control))["stats"]["pid"] == self.process.pid)
         except (OSError, ValueError):
             return False
 
-    async def control(self, request: dict[str, Any]) -> dict[str, Any]:
-        reader, writer = await asyncio.open_unix_connection(str(self.dir / "ctl.sock"), limit=1 << 22)
+    async def control(self, request: dict[str, Any], control: str = "ctl.sock") -> dict[str, Any]:
+        reader, writer = await asyncio.open_unix_connection(str(self.dir / control), limit=1 << 22)
         try:
             writer.write(json.dumps(request).encode() + b"\n")
             answer: dict[str, Any] = json.loads(await asyncio.wait_for(reader.readline(), PATIENCE_S))

@@ -58,7 +58,7 @@ class Lease:
             return
         self._released = True
         self.begun(streams=False)
-        self._entry.replica.in_flight -= 1
+        self._entry.replica.gave_back()
         if self._model.waiters:
             pump(self._model)
 
@@ -66,7 +66,7 @@ class Lease:
 def _candidate(entry: Entry, avoid: frozenset[Replica], now: float) -> Candidate:
     replica = entry.replica
     return Candidate(
-        replica.in_flight, replica.rotation, replica in avoid, entry.weight,
+        replica.load, replica.rotation, replica in avoid, entry.weight,
         ramp(now - replica.in_since, entry.slow_start_s), replica.identity, replica.mirror, replica.prefill.tokens(now), replica.doubtful,
     )  # fmt: skip
 
@@ -80,7 +80,7 @@ def _even(entries: list[Entry], now: float) -> list[int] | None:
             return None
         if now - replica.in_since < entry.slow_start_s:
             return None
-        counts.append(replica.in_flight)
+        counts.append(replica.load)
     return counts or None
 
 
@@ -96,7 +96,7 @@ def _pick(model: Model, avoid: frozenset[Replica], ask: Ask) -> Entry | None:
 
 
 def _taken(entry: Entry) -> Entry:
-    entry.replica.in_flight += 1
+    entry.replica.took()
     entry.replica.requests_total += 1
     return entry
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import uvloop
 
 from gpuserved.router.accesslog import AccessLog
+from gpuserved.router.counts import Counts
 from gpuserved.router.server import Router
 
 
@@ -30,6 +31,10 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         type=Path,
         help="write a JSON line for each request to this file (default: no access log)",
     )
+    parser.add_argument(
+        "--counts", type=Path, help="file of the in-flight counts that the routers on this socket share"
+    )
+    parser.add_argument("--row", type=int, default=0, help="this router's row in it (default 0)")
     return parser.parse_args(argv)
 
 
@@ -39,7 +44,8 @@ async def _serve(sock: socket.socket, wanted: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     access_log = None if wanted.access_log is None else AccessLog(wanted.access_log)
-    await Router(sock, wanted.table, wanted.control, access_log=access_log).run(stop)
+    counts = None if wanted.counts is None else Counts(wanted.counts, wanted.row)
+    await Router(sock, wanted.table, wanted.control, access_log=access_log, counts=counts).run(stop)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from gpuserved.core.policy.mirror import Mirror
 from gpuserved.core.policy.prefill import Prefill, Queued
 from gpuserved.core.policy.prefix_key import PrefixKey
 from gpuserved.core.policy.session import session_key
+from gpuserved.router.counts import Cell
 from gpuserved.router.pool import Pool
 from gpuserved.router.probe import Health, check
 from gpuserved.router.shimwatch import ShimWatch
@@ -47,6 +48,8 @@ class Replica:
         self.admit = route.admit
         self.row = RotationRow()
         self.in_flight = 0
+        """Of this router; `load` counts all routers."""
+        self.cell: Cell | None = None
         self.identity = session_key(route.id)
         """The same for every generation: sessions come back to it."""
         self.mirror = Mirror()
@@ -79,6 +82,23 @@ class Replica:
     def doubtful(self) -> bool:
         """Ejected, but not proven dead."""
         return self.admit and not self.dead and self.row.doubtful
+
+    @property
+    def load(self) -> int:
+        """Requests in flight there, of all routers of this machine."""
+        return self.in_flight if self.cell is None else self.in_flight + self.cell.others()
+
+    def took(self) -> None:
+        """One more in flight."""
+        self.in_flight += 1
+        if self.cell is not None:
+            self.cell.add(1)
+
+    def gave_back(self) -> None:
+        """One fewer."""
+        self.in_flight -= 1
+        if self.cell is not None:
+            self.cell.add(-1)
 
     def set_admit(self, admit: bool) -> None:
         """The supervisor admits it, or no longer does."""

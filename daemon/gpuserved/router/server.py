@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import resource
 import socket
 import time
 from pathlib import Path
@@ -16,10 +15,13 @@ from gpuserved.core.policy.prefix_key import PrefixKey
 from gpuserved.core.replay import RetryBudget
 from gpuserved.core.routes import LOCAL, Kind, Match
 from gpuserved.router import admission, dispatch, errors, local
+from gpuserved.router.accept import Acceptor, listen
 from gpuserved.router.accesslog import AccessLog
 from gpuserved.router.body import Body
 from gpuserved.router.context import Context
 from gpuserved.router.control import Control, decode_table
+from gpuserved.router.counts import Counts
+from gpuserved.router.descriptors import enough, raise_limit
 from gpuserved.router.edge import RequestHead
 from gpuserved.router.errors import HttpError
 from gpuserved.router.exchange import Exchange
@@ -28,7 +30,6 @@ from gpuserved.router.prompts import Prompts
 from gpuserved.router.protocol_client import ClientConnection
 from gpuserved.router.proxies import TrustedProxies
 from gpuserved.router.replica import Replica
-from gpuserved.router.request_reader import HEADER_S
 from gpuserved.router.tables import Fleet
 from gpuserved.router.tls import Certificates
 from gpuserved.router.tunnel import Tunnel
@@ -36,9 +37,6 @@ from gpuserved.router.tunnel import Tunnel
 TICK_S = 0.5
 PROBE_S = 1.0
 DRAIN_S = 30.0
-_FDS_RESERVED = 128
-_FDS_PER_REQUEST = 2
-"""Beside the client's own: the replica's, and a spooled body's."""
 
 log = logging.getLogger(__name__)
 
@@ -47,20 +45,28 @@ class Router:
     """Everything of one router process. `ClientConnection`'s front."""
 
     def __init__(
-        self, sock: socket.socket, table_path: Path, control_path: str, *, access_log: AccessLog | None = None
+        self,
+        sock: socket.socket,
+        table_path: Path,
+        control_path: str,
+        *,
+        access_log: AccessLog | None = None,
+        counts: Counts | None = None,
     ) -> None:
         self._sock = sock
         self._table_path = table_path
         self._table_seen: tuple[int, int, int] | None = None
         self._from_socket = False
         self._clients: set[ClientConnection] = set()
-        self._server: asyncio.AbstractServer | None = None
         self._certificates = Certificates()
         self._reopened: asyncio.Task[None] | None = None
+        self._server: asyncio.AbstractServer | Acceptor | None = None
+        self._counts = counts
         self._tasks: set[asyncio.Task[None]] = set()
-        self._fds = _raise_fd_limit()
+        self._fds = raise_limit()
         self.control = Control(control_path, apply=self.apply, stats=self.stats)
         fleet = Fleet(dispatch.pump, self._replica_failed, self._sent)
+        fleet.counts = counts
         budget = RetryBudget(asyncio.get_running_loop().time())
         self.context = Context(fleet, Metrics(), budget, Prompts(fleet, control_path))
         self.context.started_at = int(time.time())
@@ -122,7 +128,7 @@ class Router:
     def opened(self, client: ClientConnection) -> bool:
         """Counts a connection; False: over the cap, which keeps file descriptors for what already runs."""
         self._clients.add(client)
-        self.context.metrics.connections = len(self._clients)
+        self._count_clients()
         within = len(self._clients) <= self.context.fleet.table.max_connections
         if within and self._has_fds(0):
             return True
@@ -132,12 +138,17 @@ class Router:
     def _has_fds(self, more: int) -> bool:
         """Are there file descriptors for all clients, all requests and `more`, and some for the control socket and the logs?"""
         requests = len(self._tasks) + len(self.context.live) + more
-        return len(self._clients) + _FDS_PER_REQUEST * requests <= self._fds - _FDS_RESERVED
+        return enough(self._fds, connections=len(self._clients), requests=requests)
 
     def closed(self, client: ClientConnection) -> None:
         """A connection is gone."""
         self._clients.discard(client)
+        self._count_clients()
+
+    def _count_clients(self) -> None:
         self.context.metrics.connections = len(self._clients)
+        if self._counts is not None:
+            self._counts.connections(len(self._clients))
 
     def refused(self, status: int) -> None:
         """A request was refused by its head."""
@@ -230,15 +241,16 @@ class Router:
             self.context.access_log.close()
         self.context.fleet.close()
         self.context.prompts.close()
+        if self._counts is not None:
+            self._counts.close()
         await self._flushed(loop.time() + 2 * TICK_S)
 
     async def _open(self) -> None:
         """Accept connections, plain or TLS, on the one socket; a server from before has its own descriptor of it."""
         before = self._server
-        context = self._certificates.context
-        self._server = await asyncio.get_running_loop().create_server(
-            lambda: ClientConnection(self), sock=self._sock.dup(), backlog=4096, ssl=context,
-            ssl_handshake_timeout=HEADER_S if context else None,
+        self._server = await listen(
+            self._sock.dup(), self._counts, lambda: ClientConnection(self), lambda: len(self._clients),
+            tls=self._certificates.context,
         )  # fmt: skip
         if before is not None:
             before.close()
@@ -286,14 +298,3 @@ class Router:
             for outcome in outcomes:
                 if isinstance(outcome, Exception):
                     log.error("a probe failed: %r", outcome)
-
-
-def _raise_fd_limit() -> int:
-    """All file descriptors we may have."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        except (OSError, ValueError):
-            return soft
-    return hard

@@ -13,6 +13,7 @@ from gpuserved.core.policy.base import Ask, Policy
 from gpuserved.core.policy.least_inflight import LeastInflight
 from gpuserved.core.policy.make import make_policy
 from gpuserved.core.policy.prefix_key import PrefixKey
+from gpuserved.router.counts import Counts
 from gpuserved.router.replica import Replica
 
 
@@ -89,6 +90,8 @@ class Fleet:
         self._on_failed = on_failed
         self._on_sent = on_sent
         self._started: dict[tuple[int, int], Replica] = {}
+        self.counts: Counts | None = None
+        """Shared with the other routers, where there are any."""
 
     def replicas(self) -> Iterator[Replica]:
         """Those of the present table."""
@@ -121,6 +124,8 @@ class Fleet:
                         is_last=self._is_last,
                         on_sent=self._on_sent,
                     )
+                    if self.counts is not None:
+                        replica.cell = self.counts.cell(replica.identity)
                 known[key] = replica
                 admitted.append((replica, wanted.admit))
                 model.entries.append(
