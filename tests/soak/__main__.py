@@ -132,6 +132,19 @@ class Soak:
             time.sleep(0.5)
 
 
+def explained(soak: Soak) -> list[str]:
+    """The complaints, each with what the router's log says of that request."""
+    log = (soak.box.roots.log / "router.log").read_text("utf-8", errors="replace").splitlines()
+    lines = []
+    for complaint in soak.outcomes.complaints:
+        request = complaint.rpartition("request ")[2]
+        lines += [
+            complaint,
+            *(f"    {line}" for line in log if request.startswith("soak-") and request in line),
+        ]
+    return lines
+
+
 def report(soak: Soak, rest: Rest, wrong: list[str]) -> str:
     """The run in Markdown."""
     options, count = soak.options, soak.outcomes.count
@@ -199,12 +212,13 @@ def main(argv: list[str]) -> int:
     try:
         soak.start()
         rest = asyncio.run(soak.run())
+        said = explained(soak)
     finally:
         soak.box.close()
     wrong = complaints(soak.samples, soak.outcomes.count, soak.kills, soak.back, rest)
     text = report(soak, rest, wrong)
     print("\n" + text)
-    print("\n".join(soak.outcomes.complaints))
+    print("\n".join(said))
     if options.record is not None:
         options.record.parent.mkdir(parents=True, exist_ok=True)
         options.record.write_text(text)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import random
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -27,12 +28,13 @@ class Outcomes:
     """whole, told (an error event and a clean end), left (by the client, on purpose), refused, lost."""
     complaints: list[str] = field(default_factory=list)
     """The first few refused or lost, in words."""
+    begun: float = field(default_factory=time.monotonic)
 
     def add(self, outcome: str, why: str = "") -> None:
         """One more."""
         self.count[outcome] += 1
         if why and len(self.complaints) < 20:
-            self.complaints.append(f"{outcome}: {why}")
+            self.complaints.append(f"{time.monotonic() - self.begun:.0f} s: {outcome}: {why}")
 
 
 class Client:
@@ -44,6 +46,9 @@ class Client:
         self._tokens = tokens
         self._random = random.Random(seed)
         self._outcomes = outcomes
+        self._id = ""
+        self._at = ""
+        """Where the present request is."""
         self._link: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -54,10 +59,10 @@ class Client:
             try:
                 await asyncio.wait_for(self._one(kind), SILENCE_S * 4)
             except Broken as broken:
-                self._outcomes.add("lost", f"{kind}: {broken}")
+                self._outcomes.add("lost", f"{kind}: {broken}; {self._at}")
                 self._hang_up()
             except (OSError, asyncio.IncompleteReadError, asyncio.TimeoutError, ValueError) as error:
-                self._outcomes.add("lost", f"{kind}: {type(error).__name__} {error}")
+                self._outcomes.add("lost", f"{kind}: {type(error).__name__} {error}; {self._at}")
                 self._hang_up()
                 await asyncio.sleep(0.2)
         self._hang_up()
@@ -80,7 +85,9 @@ class Client:
             self._hang_up()
             return
         writer.write(request)
+        self._at = f"no head came, request {self._id}"
         status, headers = await self._head(reader)
+        self._at = f"{status} by {headers.get('x-gpuserve-replica')}, request {self._id}"
         if status != 200:
             self._outcomes.add("refused", f"{status} {(await self._body(reader, headers))[:200]!r}")
         elif kind == "plain":
@@ -99,7 +106,8 @@ class Client:
                 "messages": [{"role": "user", "content": words}], "ignore_eos": True,
             }
         ).encode()  # fmt: skip
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        self._id = f"soak-{self._random.getrandbits(64):016x}"
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nx-request-id: {self._id}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
         return head.encode() + body
 
     async def _head(self, reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
