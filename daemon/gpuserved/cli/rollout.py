@@ -79,7 +79,7 @@ def _wait(
             if failed:
                 raise RolledBack(
                     "; ".join(rollout_line(one) for one in failed),
-                    "the log of the start that failed: gpuserve logs REPLICA --previous",
+                    "the start that failed: gpuserve crash REPLICA, and its log: gpuserve logs REPLICA --previous",
                 )
             return
         if until is not None and time.monotonic() > until:
