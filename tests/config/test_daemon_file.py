@@ -8,6 +8,7 @@ import pytest
 from gpuserved.api.errors import Invalid
 from gpuserved.config.daemon import (
     DaemonConfig,
+    automatic_routers,
     load_daemon_config,
     parse_daemon_config,
     parse_listen,
@@ -51,8 +52,9 @@ def test_flags_beat_the_file_and_the_file_beats_the_defaults(tmp_path: Path) -> 
         ('[router]\nlisten = "nowhere"\n', 2, "not an address"),
         ("[router]\nlissten = 1\n", 2, "unknown key"),
         ("[rooter]\n", 1, "unknown key"),
-        ("[router]\nrouters = 4\n", 2, "this version runs one"),
-        ('[router]\nrouters = "many"\n', 2, 'expected 1 or "auto"'),
+        ("[router]\nrouters = 0\n", 2, 'expected "auto" or a number from 1 to 64'),
+        ("[router]\nrouters = true\n", 2, 'expected "auto" or a number from 1 to 64'),
+        ('[router]\nrouters = "many"\n', 2, 'expected "auto" or a number from 1 to 64'),
         ("[router]\naccess_log = 1\n", 2, "expected true, false or a path"),
         ('[router]\ninsecure = "no"\n', 2, "expected true or false"),
         ("[supervisor]\nhang_timeout_s = -1\n", 2, "expected a number"),
@@ -78,8 +80,10 @@ def test_the_access_log_is_on_and_may_be_elsewhere_or_off(tmp_path: Path) -> Non
         assert config.access_log_in(logs) == expected
 
 
-def test_automatic_routers_are_one(tmp_path: Path) -> None:
-    assert load_daemon_config(write(tmp_path, '[router]\nrouters = "auto"\n')).routers == 1
+def test_routers_by_number_or_by_processors(tmp_path: Path) -> None:
+    assert load_daemon_config(write(tmp_path, "[router]\nrouters = 4\n")).routers == 4
+    assert load_daemon_config(write(tmp_path, '[router]\nrouters = "auto"\n')).routers >= 1
+    assert [automatic_routers(cpus) for cpus in (1, 2, 16, 64, 256)] == [1, 1, 1, 4, 8]
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:8000", "[::]:8000", "10.1.2.3:8000", "gpu-host:8000"])

@@ -27,7 +27,7 @@ from gpuserved.fleet.gpus import Gpus
 from gpuserved.fleet.take_up import take_up
 from gpuserved.host import listen, sdnotify
 from gpuserved.host.lock import DaemonLock
-from gpuserved.supervisor.router_link import RouterLink
+from gpuserved.supervisor.routers import Routers
 from gpuserved.telemetry.choose import choose
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ async def _assemble(roots: Roots, config: DaemonConfig, args: argparse.Namespace
     if ttl is None and args.background:
         ttl = BACKGROUND_ORPHAN_TTL_S
     gpus = Gpus(choose(os.environ, config.gpu_provider))
-    router = RouterLink(roots, lambda: None, access_log=config.access_log_in(roots.log))
+    router = Routers(roots, lambda: None, access_log=config.access_log_in(roots.log), count=config.routers)
     fleet = Fleet(roots, router, gpus, orphan_ttl_s=ttl)
     _settings(fleet, config)
     await _open_port(fleet, config, asked=args.listen is not None)

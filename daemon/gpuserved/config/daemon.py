@@ -17,6 +17,8 @@ from gpuserved.config.front import both_or_none, check_certificate, networks
 from gpuserved.config.keys import read_keys
 
 DEFAULT_LISTEN = ("127.0.0.1", 8000)
+ROUTERS_MAX = 64
+"""Rows of the shared in-flight counts."""
 _WEEK_S = 7 * 86_400.0
 _URL = re.compile(r"https?://[^\s/?#]+\S*")
 
@@ -147,7 +149,6 @@ def parse_daemon_config(text: str, path: Path) -> DaemonConfig:
     router = read_table(document, ("router",), _ROUTER, also=("routers",))
     supervisor = read_table(document, ("supervisor",), _SUPERVISOR)
     gpus = read_table(document, ("gpus",), _GPUS)
-    _one_router(document)
     both_or_none(document, router)
     folder = path.absolute().parent
     host, port = DEFAULT_LISTEN
@@ -160,6 +161,7 @@ def parse_daemon_config(text: str, path: Path) -> DaemonConfig:
     return DaemonConfig(
         host=host,
         port=port,
+        routers=_routers(document),
         keys_file=_beside(folder, router.get("keys_file")),
         insecure=router.get("insecure", False),
         access_log=_access_log(folder, router.get("access_log", True)),
@@ -174,13 +176,20 @@ def parse_daemon_config(text: str, path: Path) -> DaemonConfig:
     )
 
 
-def _one_router(document: Document) -> None:
-    table = document.data.get("router", {})
-    given = table.get("routers", 1)
-    if given != "auto" and (type(given) is not int or given < 1):
-        document.refuse_value(("router", "routers"), '1 or "auto"', given)
-    if given not in {1, "auto"}:
-        document.refuse(("router", "routers"), f"{given} routers: this version runs one", 'use 1 or "auto"')
+def _routers(document: Document) -> int:
+    given = document.data.get("router", {}).get("routers", 1)
+    if given == "auto":
+        return automatic_routers(len(os.sched_getaffinity(0)))
+    if type(given) is not int or not 1 <= given <= ROUTERS_MAX:
+        document.refuse_value(("router", "routers"), f'"auto" or a number from 1 to {ROUTERS_MAX}', given)
+    return int(given)
+
+
+def automatic_routers(cpus: int) -> int:
+    """One router for every 16 processors, 8 at most: one core carries the streams of several GPUs (docs/performance.md), and
+    engines need the others.
+    """
+    return max(1, min(8, cpus // 16))
 
 
 def parse_listen(text: str) -> tuple[str, int]:

@@ -41,7 +41,7 @@ from gpuserved.fleet.webhook import Webhook
 from gpuserved.supervisor import start
 from gpuserved.supervisor.gate import StartGate
 from gpuserved.supervisor.owner import Owner, detach_soon
-from gpuserved.supervisor.router_link import RouterLink
+from gpuserved.supervisor.routers import Routers
 from gpuserved.supervisor.surroundings import Assignment
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ _MAY_COME_BACK = frozenset(
 class Fleet:
     """Implements `control.port.FleetPort` and `supervisor.surroundings.Surroundings`."""
 
-    def __init__(self, roots: Roots, router: RouterLink, gpus: Gpus, *, orphan_ttl_s: float | None) -> None:
+    def __init__(self, roots: Roots, router: Routers, gpus: Gpus, *, orphan_ttl_s: float | None) -> None:
         self.roots = roots
         self.gate = StartGate()
         self.router = router

@@ -54,9 +54,13 @@ class Counts:
         """:raises OSError: the file cannot be mapped. :raises ValueError: no such row."""
         if not 0 <= row < ROWS_MAX:
             raise ValueError(f"row {row}: rows go from 0 to {ROWS_MAX - 1}")
+        self.row = row
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         if os.fstat(self._fd).st_size != MAP_BYTES:
             os.ftruncate(self._fd, MAP_BYTES)
+        os.posix_fallocate(
+            self._fd, 0, MAP_BYTES
+        )  # a page that a full disk cannot give would kill the router
         self._map = mmap.mmap(self._fd, MAP_BYTES)
         self._keys = memoryview(self._map).cast("Q")
         self._words = memoryview(self._map).cast("q")

@@ -9,7 +9,7 @@ from gpuserved.core.routes import Kind, Match
 from gpuserved.router import errors
 from gpuserved.router.context import Context
 from gpuserved.router.edge import Headers
-from gpuserved.router.metrics import render
+from gpuserved.router.metrics import of_router, render
 
 _JSON: Headers = [(b"content-type", b"application/json")]
 _TEXT: Headers = [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")]
@@ -41,5 +41,6 @@ def answer(context: Context, found: Match) -> tuple[int, Headers, bytes] | None:
         body = msgspec.json.encode({"status": status, "replicas_in_rotation": in_rotation})
         return (200 if ready else 503), _JSON, body
     if kind is Kind.METRICS:
-        return 200, _TEXT, render(context.metrics, context.fleet, context.accounts)
+        page, counts = render(context.metrics, context.fleet, context.accounts), context.fleet.counts
+        return 200, _TEXT, page if counts is None else of_router(page, counts.row)
     return None

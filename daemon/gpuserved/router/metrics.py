@@ -175,3 +175,19 @@ def render(metrics: Metrics, fleet: Fleet, accounts: Accounts) -> bytes:
         *_histogram(metrics),
     ]  # fmt: skip
     return ("\n".join(lines) + "\n").encode()
+
+
+def of_router(page: bytes, row: int) -> bytes:
+    """The page of one router of several: each figure says whose it is, for the next one asked may be another's."""
+    label = b'router="%d"' % row
+    lines: list[bytes] = []
+    for line in page.split(b"\n"):
+        name, brace, rest = line.partition(b"{")
+        if line and not line.startswith(b"#"):
+            if brace:
+                line = name + b"{" + label + b"," + rest  # noqa: PLW2901 - the same line, labelled
+            else:
+                name, _, value = line.partition(b" ")
+                line = name + b"{" + label + b"} " + value  # noqa: PLW2901
+        lines.append(line)
+    return b"\n".join(lines)

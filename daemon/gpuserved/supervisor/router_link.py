@@ -18,7 +18,6 @@ import gpuserved
 from gpuserved.api.roots import Roots
 from gpuserved.api.routing import RouterStats, RoutingTable
 from gpuserved.host.shimclient import ShimConnection, ShimError, launch, router_spec
-from gpuserved.host.statefile import write_atomically
 from gpuserved.supervisor.surroundings import LOG_KEEP, LOG_MAX_BYTES
 
 log = logging.getLogger(__name__)
@@ -34,15 +33,27 @@ LINE_MAX_BYTES = 4 * 1024 * 1024
 class RouterLink:
     """Keeps one router running and told. Calls `on_stats` after each answer."""
 
-    def __init__(self, roots: Roots, on_stats: Callable[[], None], *, access_log: Path | None = None) -> None:
+    def __init__(
+        self,
+        roots: Roots,
+        on_stats: Callable[[], None],
+        *,
+        access_log: Path | None = None,
+        row: int = 0,
+        shared: bool = False,
+    ) -> None:
+        """:param row: which router this is; :param shared: others take connections from the same socket."""
         self.stats: RouterStats | None = None
         self.listener: socket.socket | None = None
         self.pids: list[int] = []
         self.fast = False
         """Poll ten times a second: somebody drains."""
         self._roots = roots
-        self._access_log = access_log
-        self._folder = roots.run / "router"
+        self._access_log = access_log if access_log is None or not row else _numbered(access_log, row)
+        self._row = row
+        self._shared = shared
+        self._folder = roots.run / (f"router-{row}" if row else "router")
+        self._control = roots.run / "router" / (f"ctl-{row}.sock" if row else "ctl.sock")
         self._on_stats = on_stats
         self._table = RoutingTable()
         self._pushed = asyncio.Event()
@@ -84,18 +95,20 @@ class RouterLink:
             "--table",
             str(self._roots.run / "routing.json"),
             "--control",
-            str(self._folder / "ctl.sock"),
+            str(self._control),
         ]
+        if self._shared:
+            files += ["--counts", str(self._roots.run / "router" / "counts"), "--row", str(self._row)]
         if self._access_log is not None:
             files += ["--access-log", str(self._access_log)]
         spec = router_spec(
-            name="router-0",
+            name=f"router-{self._row}",
             nonce=secrets.token_hex(6),
             folder=self._folder,
             argv=(*program, *files),
             env=_environment(),
             cwd="/",
-            log_path=self._roots.log / "router.log",
+            log_path=self._roots.log / (f"router-{self._row}.log" if self._row else "router.log"),
             log_max_bytes=LOG_MAX_BYTES,
             log_keep=LOG_KEEP,
             listen_fd=listener.fileno(),
@@ -109,13 +122,9 @@ class RouterLink:
         """Keep in touch from now on."""
         self._tasks = [asyncio.ensure_future(self._keep_shim()), asyncio.ensure_future(self._keep_told())]
 
-    def push(self, table: RoutingTable) -> None:
-        """Make `table` the routers' table: on disk now, by socket as soon as one listens."""
+    def tell(self, table: RoutingTable) -> None:
+        """Make `table` this router's table, as soon as it listens."""
         self._table = table
-        try:
-            write_atomically(self._roots.run / "routing.json", msgspec.json.encode(table))
-        except OSError as error:
-            log.error("routing.json could not be written: %s", error)  # noqa: TRY400 - the reason is in the error
         self._pushed.set()
 
     def in_flight(self, replica: str, generation: int) -> int | None:
@@ -147,9 +156,7 @@ class RouterLink:
     async def _keep_told(self) -> None:
         while True:
             try:
-                reader, writer = await asyncio.open_unix_connection(
-                    self._folder / "ctl.sock", limit=LINE_MAX_BYTES
-                )
+                reader, writer = await asyncio.open_unix_connection(self._control, limit=LINE_MAX_BYTES)
             except OSError:
                 self.stats = None
                 await asyncio.sleep(RECONNECT_S)
@@ -195,7 +202,7 @@ class RouterLink:
                 log.warning("the router shim did not end: %s", error)
             else:
                 # A router leaves its path to its successor; here there is none.
-                (self._folder / "ctl.sock").unlink(missing_ok=True)
+                self._control.unlink(missing_ok=True)
         await self.detach()
 
     async def detach(self) -> None:
@@ -221,6 +228,11 @@ async def _ask(
     if answer.get("ok") is not True:
         raise ValueError(f"the router refused {request['op']}: {answer.get('error')}")
     return answer
+
+
+def _numbered(path: Path, row: int) -> Path:
+    """`access.log` of router 2 is `access-2.log`."""
+    return path.with_name(f"{path.stem}-{row}{path.suffix}")
 
 
 def _environment() -> dict[str, str]:
