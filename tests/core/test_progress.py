@@ -85,3 +85,25 @@ def test_liveness_is_lost_by_failures_in_a_row_alone(results: list[bool], thresh
             break
         in_a_row += 1
     assert row.down(threshold) == (in_a_row >= threshold)
+
+
+def test_silence_alone_never_kills_and_a_failed_canary_in_it_does() -> None:
+    """Requests in flight of which the engine knows nothing: it may be decoding a video, or be dead."""
+    silent = Progress().observed(7, 0, 2, 10.0)
+    for now in (11.0, 60.0, 600.0):
+        silent = silent.observed(7, 0, 2, now)
+        assert silent.verdict(now, rotation_s=30, kill_s=120) is Verdict.MOVING
+    assert silent.canary_due(600.0, after_s=30)
+    suspect = silent.canary(answered=False, now=600.0).observed(7, 0, 2, 601.0)
+    assert suspect.verdict(601.0, rotation_s=30, kill_s=120) is Verdict.HUNG
+    assert "canary" in suspect.describe(601.0)
+    assert suspect.observed(8, 0, 2, 602.0).verdict(602.0, rotation_s=30, kill_s=120) is Verdict.MOVING
+    assert suspect.observed(7, 0, 0, 602.0).verdict(602.0, rotation_s=30, kill_s=120) is Verdict.MOVING
+
+
+def test_a_canary_that_is_answered_starts_the_silence_anew() -> None:
+    silent = Progress().observed(7, 0, 2, 10.0).observed(7, 0, 2, 11.0)
+    assert silent.canary_due(41.0, after_s=30)
+    answered = silent.canary(answered=True, now=41.0)
+    assert not answered.canary_due(70.0, after_s=30)
+    assert answered.verdict(70.0, rotation_s=30, kill_s=120) is Verdict.MOVING

@@ -43,6 +43,23 @@ def test_a_shim_is_killed(stage: Stage, measured: Measured) -> None:
     struck.replaced(r"(?i)shim")
 
 
+@pytest.mark.fault(9)
+def test_a_replica_that_never_answers(stage: Stage, measured: Measured) -> None:
+    """/health is fine, the engine idle, and no request gets an answer: a one-token canary finds out."""
+    both_ready(stage)
+    stage.restart_with("tiny-1", accept_never_answer=True)
+    before = stage.replica("tiny-1")
+    stage.arm({})
+    at = time.monotonic()
+    with PlainLoad(stage.endpoint, SERVED, clients=4) as load:
+        until(lambda: stage.rotation("tiny-1") != "in", "out of rotation", 40)
+        measured.detect_s = time.monotonic() - at
+        stage.wait_restarted(before, stage.flavour.start_s)
+        measured.recover_s = time.monotonic() - at
+        load.reach(20)
+    measured.failed, measured.answered = len(load.failures), load.answered
+
+
 @pytest.mark.fault(10)
 @pytest.mark.parametrize("kind", ["not-http", "huge-header", "bad-chunk", "truncated-chunked", "short-body"])
 def test_broken_http_from_a_replica(stage: Stage, kind: str) -> None:

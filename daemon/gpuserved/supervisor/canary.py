@@ -1,4 +1,4 @@
-"""One real token from a replica before it is admitted: `/health` answers also where no request can be served."""
+"""One real token from a replica: `/health` answers also where no request can be served."""
 
 from __future__ import annotations
 
@@ -39,17 +39,20 @@ def questions(model: str) -> tuple[Question, ...]:
     )
 
 
-async def ask(session: aiohttp.ClientSession, base: str, model: str) -> str | None:
+async def ask(
+    session: aiohttp.ClientSession, base: str, model: str, timeout_s: float = TIMEOUT_S
+) -> str | None:
     """Ask until one route serves.
 
+    :param timeout_s: of each question.
     :returns: what is wrong, for an operator; None: it answered, or serves no route that a canary knows (audio, rerank), and then
         its health has to do.
     """
     for question in questions(model):
         try:
-            status, body = await _post(session, base, question)
+            status, body = await _post(session, base, question, timeout_s)
         except asyncio.TimeoutError:
-            return f"canary: no answer from {question.path} within {TIMEOUT_S:g} s"
+            return f"canary: no answer from {question.path} within {timeout_s:g} s"
         except (aiohttp.ClientError, OSError) as error:
             return f"canary: {question.path} failed: {error or type(error).__name__}"
         if status in _NOT_SERVED:
@@ -61,8 +64,10 @@ async def ask(session: aiohttp.ClientSession, base: str, model: str) -> str | No
     return None
 
 
-async def _post(session: aiohttp.ClientSession, base: str, question: Question) -> tuple[int, bytes]:
-    timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+async def _post(
+    session: aiohttp.ClientSession, base: str, question: Question, timeout_s: float
+) -> tuple[int, bytes]:
+    timeout = aiohttp.ClientTimeout(total=timeout_s)
     async with session.post(base + question.path, json=question.body, timeout=timeout) as answer:
         body = bytearray()
         async for part in answer.content.iter_any():

@@ -53,9 +53,9 @@ class Prober:
         except (aiohttp.ClientError, OSError, asyncio.TimeoutError):
             return False
 
-    async def canary(self, model: str) -> str | None:
+    async def canary(self, model: str, timeout_s: float = canary.TIMEOUT_S) -> str | None:
         """What keeps one token from being had; None: nothing does."""
-        return await canary.ask(self._session, self._base, model)
+        return await canary.ask(self._session, self._base, model, timeout_s)
 
     async def figures(self) -> EngineFigures | None:
         """One scrape, or None where there was no good one."""

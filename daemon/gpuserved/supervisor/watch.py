@@ -47,6 +47,7 @@ class Watch:
         self._row = ProbeRow()
         self._progress = Progress(moved_at=time.monotonic())
         self._task: asyncio.Task[None] | None = None
+        self._canary: asyncio.Task[None] | None = None
         self._rounds = 0
         self._cpu_at = 0.0
         self._cpu_s = 0.0
@@ -97,6 +98,8 @@ class Watch:
                     log.exception("%s: a probe failed in an unexpected way", owner.id)
                 await asyncio.sleep(self._pause_s(owner.r.state))
         finally:
+            if self._canary is not None:
+                self._canary.cancel()
             await prober.close()
 
     def _pause_s(self, state: State) -> float:
@@ -123,16 +126,25 @@ class Watch:
     async def _passes(self, prober: Prober, generation: int) -> bool:
         """A start on trial: one token through the replica's own socket before a client's request goes there."""
         owner = self._owner
-        profile = owner.assignment.profile
         self.phase = "canary"
         owner.around.changed(owner.id, owner.r.state.value)
-        wrong = await prober.canary(
-            owner.around.engine(profile).upstream_model(profile) or profile.served_name
-        )
+        wrong = await prober.canary(self._model())
         if wrong is not None:
             cause = Cause(CauseKind.CANARY_FAILED, wrong)
             owner.post(EventKind.CANARY_FAILED, generation=generation, cause=cause)
         return wrong is None
+
+    def _model(self) -> str:
+        """What the engine calls its model."""
+        profile = self._owner.assignment.profile
+        return self._owner.around.engine(profile).upstream_model(profile) or profile.served_name
+
+    async def _ask_the_silent(self, prober: Prober) -> None:
+        """A token from an engine that has long known nothing of the router's requests. Busy elsewhere, it answers late; dead, never."""
+        wrong = await prober.canary(self._model(), self._owner.assignment.profile.health.hang_rotation_s)
+        if wrong is not None:
+            log.warning("%s: requests are in flight, and the engine runs none; %s", self._owner.id, wrong)
+        self._progress = self._progress.canary(answered=wrong is None, now=time.monotonic())
 
     def _used_cpu(self) -> bool:
         """Loading weights writes no line for minutes, but it does work."""
@@ -154,9 +166,12 @@ class Watch:
         if owner.r.state is State.DRAINING and self._rounds % 10:
             return
         ok = await self._look(prober, generation)
-        verdict = self._progress.verdict(
-            time.monotonic(), rotation_s=health.hang_rotation_s, kill_s=health.hang_timeout_s
-        )
+        now = time.monotonic()
+        if self._progress.canary_due(now, after_s=health.hang_rotation_s) and (
+            self._canary is None or self._canary.done()
+        ):
+            self._canary = asyncio.ensure_future(self._ask_the_silent(prober))
+        verdict = self._progress.verdict(now, rotation_s=health.hang_rotation_s, kill_s=health.hang_timeout_s)
         self._judge(ok, verdict, generation)
 
     async def _look(self, prober: Prober, generation: int) -> bool:
@@ -177,8 +192,7 @@ class Watch:
 
     def _judge(self, ok: bool, verdict: Verdict, generation: int) -> None:
         owner, health = self._owner, self._owner.assignment.profile.health
-        flat_s = time.monotonic() - self._progress.moved_at
-        hung = Cause(CauseKind.HUNG, f"hung: requests running, and no engine step for {flat_s:.0f} s")
+        hung = Cause(CauseKind.HUNG, self._progress.describe(time.monotonic()))
         if verdict is Verdict.HUNG:
             owner.post(EventKind.HUNG, generation=generation, cause=hung)
         elif verdict is Verdict.STALLED:
