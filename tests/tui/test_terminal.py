@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,8 +13,12 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from tests.e2e.box import Box
+from tests.e2e.box import Box, until
 from tests.tui.terminal import Terminal
+
+from gpuserved.api.client import ControlClient
+from gpuserved.api.errors import Conflict
+from gpuserved.api.types import ReplicasRequest
 
 pytestmark = pytest.mark.skipif(
     shutil.which("tmux") is None, reason="tmux is not installed: scripts/install-test-tools does it"
@@ -38,6 +44,15 @@ def served() -> Iterator[Box]:
         yield box
     finally:
         box.close()
+
+
+@pytest.fixture
+def box() -> Iterator[Box]:
+    made = Box()
+    try:
+        yield made
+    finally:
+        made.close()
 
 
 @pytest.fixture
@@ -156,9 +171,7 @@ def test_without_a_terminal_on_stderr_it_says_so(served: Box, attach: Attach) ->
 
 
 def test_the_daemons_figures_reach_a_script(served: Box) -> None:
-    """The same data without a screen: real figures of real requests, and a stale action refused."""
-    import json
-
+    """The same data without a screen: real figures of real requests."""
     for _ in range(3):
         served.ok("chat", "--model", "demo", "hello there")
     deadline = time.monotonic() + 30
@@ -170,3 +183,34 @@ def test_the_daemons_figures_reach_a_script(served: Box) -> None:
         time.sleep(0.3)
     assert load["generation_tokens_per_s"] > 0
     assert load["itl_p50_s"] > 0
+
+
+def test_the_daemon_refuses_what_was_decided_on_another_start(served: Box) -> None:
+    client = ControlClient(served.roots.control_socket)
+    generation = served.replica("demo-0")["generation"]
+    stale = ReplicasRequest(replicas=["demo-0", "demo-1"], replica_generations={"demo-0": generation + 1})
+    with pytest.raises(Conflict, match="nothing was done"):
+        client.act("drain", stale)
+    assert {served.replica(name)["state"] for name in ("demo-0", "demo-1")} == {"READY"}
+    detail = client.detail("demo-0")
+    assert "serve" in detail.command
+    assert [change.state for change in detail.history][-1] == "READY"
+    assert client.profile_diff("demo").changes[0].action == "keep"
+
+
+def test_a_flood_of_log_lines_freezes_nothing(box: Box, attach: Attach) -> None:
+    """50,000 lines a second into the daemon's files: the screen answers keys, and says how many it left out."""
+    box.up({"flood": PROFILE.replace("replicas = 2", "replicas = 1") + "log_flood = 50000\n"})
+    terminal = attach(size=(120, 36), GPUSERVE_ROOT=str(box.root))
+    terminal.shows("1/1 ready")
+    terminal.press("l")
+    terminal.shows("LOG flood-0")
+    until(
+        lambda: re.search(r"\d,\d{3},\d{3} dropped|[1-9]\d\d,\d{3} dropped", terminal.text),
+        "100,000 lines are counted",
+        60,
+    )
+    for key, answer in (("3", "GPU / replica / process"), ("4", "LOG flood-0"), ("2", "TTFT p50/p95")):
+        terminal.press(key)
+        terminal.shows(answer, timeout_s=10)
+    assert box.replica("flood-0")["state"] == "READY"
