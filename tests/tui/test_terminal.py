@@ -109,7 +109,9 @@ def test_acting_on_a_real_replica(served: Box, attach: Attach) -> None:
     time.sleep(0.4)  # the dialog is deaf for a moment, on purpose
     terminal.press("y")
     served.wait_state("demo-1", "DRAINING")
-    terminal.shows("draining")
+    terminal.shows(
+        "draining ▽"
+    )  # not "draining 0s": while the answer is on its way the row takes no other key
     terminal.press("D")
     served.wait_state("demo-1", "READY")
     terminal.shows("2/2 ready")
