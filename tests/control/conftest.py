@@ -93,6 +93,9 @@ class MemoryFleet:
         self.bus = Bus(self.status, time.time, queue_max=8)
         self.inspection = MemoryInspection(self)
 
+    async def look(self) -> None:
+        """Nothing here is older than a moment."""
+
     def status(self) -> Status:
         return Status(
             generation=self.generation,

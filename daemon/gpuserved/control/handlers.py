@@ -70,6 +70,7 @@ class Handlers:
 
     async def _status(self, request: web.Request) -> web.Response:
         del request
+        await self._fleet.look()
         return answer(self._fleet.status())
 
     async def _apply(self, request: web.Request) -> web.Response:

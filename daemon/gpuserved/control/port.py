@@ -66,6 +66,9 @@ class FleetPort(Protocol):
     def inspection(self) -> InspectionPort:
         """Closer looks."""
 
+    async def look(self) -> None:
+        """Ask the routers for figures of this instant; a moment later `status` has them. The telemetry has them once a second."""
+
     def status(self) -> Status:
         """The whole state now, from memory: no I/O."""
 

@@ -198,6 +198,10 @@ class Fleet:
 
     # --- what the control API asks (FleetPort) ---
 
+    async def look(self) -> None:
+        """See `FleetPort`."""
+        await self.router.look()
+
     def status(self) -> Status:
         """See `FleetPort`."""
         supervisor = SupervisorView(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
@@ -26,6 +27,8 @@ POLL_S = 1.0
 FAST_POLL_S = 0.1
 RECONNECT_S = 0.1
 ANSWER_S = 5.0
+LOOK_S = 0.25
+"""How long `status` waits for figures of this instant; older ones do where a router is slow."""
 STOP_GRACE_S = 30.0
 LINE_MAX_BYTES = 4 * 1024 * 1024
 
@@ -56,7 +59,10 @@ class RouterLink:
         self._control = roots.run / "router" / (f"ctl-{row}.sock" if row else "ctl.sock")
         self._on_stats = on_stats
         self._table = RoutingTable()
-        self._pushed = asyncio.Event()
+        self._untold = False
+        self._wake = asyncio.Event()
+        self._answered = asyncio.Event()
+        """Of the question that is on its way; each has its own."""
         self._shim: ShimConnection | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
@@ -125,7 +131,16 @@ class RouterLink:
     def tell(self, table: RoutingTable) -> None:
         """Make `table` this router's table, as soon as it listens."""
         self._table = table
-        self._pushed.set()
+        self._untold = True
+        self._wake.set()
+
+    async def look(self) -> None:
+        """Ask for figures now, and wait for them for a moment."""
+        if self.stats is None:
+            return
+        self._wake.set()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._answered.wait(), LOOK_S)
 
     def in_flight(self, replica: str, generation: int) -> int | None:
         """Requests of one start, as of the table pushed last; None until the router has said so."""
@@ -177,19 +192,20 @@ class RouterLink:
             await asyncio.sleep(RECONNECT_S)
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._pushed.set()
+        self._untold = True
         while True:
-            if self._pushed.is_set():
-                self._pushed.clear()
+            self._wake.clear()
+            if self._untold:
+                self._untold = False
                 await _ask(reader, writer, {"op": "table", "table": msgspec.to_builtins(self._table)})
             answer = await _ask(reader, writer, {"op": "stats"})
             self.stats = msgspec.convert(answer["stats"], RouterStats)
             self.pids = [self.stats.pid]
+            self._answered.set()
+            self._answered = asyncio.Event()
             self._on_stats()
-            try:
-                await asyncio.wait_for(self._pushed.wait(), FAST_POLL_S if self.fast else POLL_S)
-            except asyncio.TimeoutError:
-                continue
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), FAST_POLL_S if self.fast else POLL_S)
 
     async def stop(self) -> None:
         """End the router after its requests, and its shim; the port is free then."""

@@ -123,6 +123,10 @@ class Routers:
         for link in self._links:
             link.tell(table)
 
+    async def look(self) -> None:
+        """Have figures of this instant, where the routers answer at once."""
+        await asyncio.gather(*(link.look() for link in self._links))
+
     def in_flight(self, replica: str, generation: int) -> int | None:
         """Requests of one start in all routers, as of the table pushed last; None until each has said so."""
         counts = [link.in_flight(replica, generation) for link in self._links]
