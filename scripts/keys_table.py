@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from gpuserve_tui.actions import ACTIONS, GROUPS, Action, key_name
@@ -41,14 +40,16 @@ def brief() -> str:
 
 
 def written(text: str, table: str) -> str:
-    """`text` with `table` between its marks."""
-    begin, end = map(re.escape, _MARKS)
-    return re.sub(
-        f"({begin}\\n)(?:.*?\\n)?({end})",
-        lambda found: f"{found[1]}{table}\\n{found[2]}",
-        text,
-        flags=re.DOTALL,
-    )
+    """`text` with `table` between its marks.
+
+    :raises ValueError: the marks are not there, each on a line of its own.
+    """
+    begin, end = (f"{mark}\n" for mark in _MARKS)
+    before, found, rest = text.partition(begin)
+    _, found_too, after = rest.rpartition(f"\n{end}")
+    if not found or not found_too:
+        raise ValueError(f"no lines {_MARKS[0]} and {_MARKS[1]}")
+    return f"{before}{begin}{table}\n{end}{after}"
 
 
 PAGES = {"README.md": brief, "docs/tui.md": full}
