@@ -242,6 +242,20 @@ def test_prune_removes_what_is_not_named(pair: Box) -> None:
     assert ask(pair, "red").status_code == 200
 
 
+def test_what_was_stopped_before_is_removed_too(box: Box) -> None:
+    """A replica that is down already changes no state when it is stopped for good; `down` then waited for it for ever."""
+    box.up({"kept": sim("kept", replicas=1), "gone": sim("gone", replicas=1)})
+    for replica in ("gone-0", "kept-0"):
+        box.ok("stop", replica)
+        box.wait_state(replica, "STOPPED")
+    box.ok("apply", str(box.profiles / "kept.toml"), "--prune")
+    until(lambda: "gone-0" not in rows(box), "what is not wanted is gone", 20)
+    box.wait_state("kept-0", "READY")
+    box.ok("stop", "kept-0")
+    box.wait_state("kept-0", "STOPPED")
+    box.ok("down", "--yes", timeout_s=30)
+
+
 def test_down_finishes_streams_and_leaves_nothing(pair: Box) -> None:
     streams = open_streams(pair.endpoint, "red", 4, tokens=60)
     streams.wait_begun()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import sys
@@ -53,9 +54,10 @@ class Container:
     def _find_leader(self) -> int | None:
         assert self._process is not None
         assert self._process.poll() is None, self.console()
-        for process in psutil.Process(self._process.pid).children(recursive=True):
-            if process.name() == "systemd":
-                return process.pid
+        with contextlib.suppress(psutil.NoSuchProcess):  # one that ended while they were listed
+            for process in psutil.Process(self._process.pid).children(recursive=True):
+                if process.name() == "systemd":
+                    return process.pid
         return None
 
     def _booted(self) -> bool:

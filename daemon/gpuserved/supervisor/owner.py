@@ -139,7 +139,8 @@ class Owner:
             self.around.gate.warmed(start.model_key(self.assignment.profile))
         for effect in effects:
             await self._perform(effect)
-        if decided != before or effects:
+        # An order that changes nothing is told all the same: the fleet lets go of what is down already and no longer wanted.
+        if decided != before or effects or event.kind is EventKind.STOP:
             if decided.state is not before.state:
                 log.info("%s: %s -> %s %s", self.id, before.state.value, decided.state.value, decided.reason)
             self.around.changed(self.id, before.state.value)
