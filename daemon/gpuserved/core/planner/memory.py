@@ -217,7 +217,7 @@ def _measured_card(facts: ModelFacts, setting: Setting, shape: KvShape, budget: 
     if found.activation_bytes is not None:
         non_torch = rest - max(0, found.activation_bytes - graphs)
     return Card(
-        total_bytes=total, utilization=budget / total, weights_bytes=weights, activation_bytes=rest - non_torch,
+        total_bytes=total, utilization=round(budget / total, 6), weights_bytes=weights, activation_bytes=rest - non_torch,
         graph_bytes=graphs, non_torch_bytes=non_torch, kv_cache_bytes=room, headroom_bytes=total - budget, margin_bytes=0,
         kv_cache_tokens=kv.tokens(facts, shape, max(0, room)), shape=shape, source="measured",
     )  # fmt: skip
