@@ -61,7 +61,7 @@ async def who_answers(port: int) -> int:
 
 
 async def test_the_port_stays_open_while_the_router_is_killed_again_and_again(
-    yard: Yard, listener: socket.socket, connect: Connect, wait_until: WaitUntil
+    yard: Yard, listener: socket.socket, connect: Connect, wait_until: WaitUntil, is_alive: IsAlive
 ) -> None:
     port = listener.getsockname()[1]
     folder, started = await start(yard, listener)
@@ -72,6 +72,7 @@ async def test_the_port_stays_open_while_the_router_is_killed_again_and_again(
     assert await who_answers(port) == started.pid
     os.kill(started.pid, signal.SIGKILL)
     killed_at = time.monotonic()
+    await wait_until(lambda: not is_alive(started.pid), "the killed one takes no more")
     answers = await asyncio.gather(*(who_answers(port) for _ in range(50)))  # none is refused
     await wait_until(lambda: len(restarts) == 1, "the first restart")
     assert set(answers) == {restarts[0][0]}

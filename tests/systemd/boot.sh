@@ -24,7 +24,7 @@ for path in "$checkout" "$venv" "$prefix"; do
 done
 # The watchdog's half minute, shortened so that a test can wait for it; so is the first step of the retry.
 mkdir -p "$root/etc/systemd/system/gpuserved.service.d"
-printf '[Service]\nWatchdogSec=4\n' >"$root/etc/systemd/system/gpuserved.service.d/test.conf"
+printf '[Service]\nWatchdogSec=6\n' >"$root/etc/systemd/system/gpuserved.service.d/test.conf"
 # Another machine than this one, and not on its first boot, which would enable every unit. Nothing to wait for on its network.
 tr -d - </proc/sys/kernel/random/uuid >"$root/etc/machine-id"
 ln -sfn /dev/null "$root/etc/systemd/system/systemd-networkd-wait-online.service"

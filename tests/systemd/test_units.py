@@ -151,7 +151,7 @@ def test_a_stop_drains_and_stops_and_the_next_start_serves_the_same(systemd: Con
         stop = systemd.start("systemctl", "stop", "gpuserved.socket", "gpuserved.service")
         until(lambda: status(systemd) is None, "the control socket is gone", 60, every_s=0.2)
     assert stop.wait(60) == 0
-    assert show(systemd, "gpuserved", "ActiveState") == "inactive"
+    assert show(systemd, "gpuserved", "ActiveState") == "inactive", systemd.journal()
     assert systemd.run("pgrep", "--uid", "gpuserve", "--list-full", check=False) == "", "a process is left"
     systemd.run("systemctl", "start", "gpuserved.socket")
     systemd.run("systemctl", "start", "gpuserved.service")
