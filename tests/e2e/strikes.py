@@ -112,7 +112,9 @@ def strike(
         with RotationWatch(fleet, victim).watching() as watch:
             at = blow(before)
             measured.detect_s = watch.seconds_after(at)
-        ended = streams.join()
+        ended = streams.join(
+            max(90.0, fleet.flavour.start_s)
+        )  # two cores carry the streams and the next start
         judge(ended, victim)
         load.reach(10)
     measured.failed, measured.answered = len(load.failures), load.answered
