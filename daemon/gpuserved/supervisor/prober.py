@@ -36,6 +36,8 @@ class Prober:
             connector = aiohttp.TCPConnector(limit=4, use_dns_cache=False)
             self._base = f"http://{rest}"
         self._engine = engine
+        self.engine_dead = False
+        """Its last health answer was 503: vLLM says so while its engine is dead and itself not yet gone."""
         self._session = aiohttp.ClientSession(
             connector=connector,
             timeout=aiohttp.ClientTimeout(total=timeout_s),
@@ -49,6 +51,7 @@ class Prober:
         try:
             async with self._session.get(self._base + self._engine.health_path) as answer:
                 await answer.content.read(4096)
+                self.engine_dead = answer.status == 503
                 return answer.status == 200
         except (aiohttp.ClientError, OSError, asyncio.TimeoutError):
             return False

@@ -45,6 +45,7 @@ class Watch:
         self.load = LoadWindow()
         self.phase: str | None = None
         self._row = ProbeRow()
+        self._engine_dead = False
         self._progress = Progress(moved_at=time.monotonic())
         self._task: asyncio.Task[None] | None = None
         self._canary: asyncio.Task[None] | None = None
@@ -188,6 +189,7 @@ class Watch:
                 self.figures.steps, self.figures.running, in_flight, time.monotonic()
             )
         self._row = self._row.seen(ok)
+        self._engine_dead = prober.engine_dead
         return ok
 
     def _judge(self, ok: bool, verdict: Verdict, generation: int) -> None:
@@ -198,9 +200,9 @@ class Watch:
         elif verdict is Verdict.STALLED:
             owner.post(EventKind.STALLED, generation=generation, cause=hung)
         elif self._row.down(health.failure_threshold):
-            cause = Cause(
-                CauseKind.UNHEALTHY, f"unhealthy: {self._row.failures} liveness probes failed in a row"
-            )
+            why = ", the last with 503: the engine behind it is dead" if self._engine_dead else ""
+            message = f"unhealthy: {self._row.failures} liveness probes failed in a row{why}"
+            cause = Cause(CauseKind.UNHEALTHY, message)
             owner.post(EventKind.PROBE_DOWN, generation=generation, cause=cause)
         elif ok and owner.r.state is State.UNHEALTHY:
             owner.post(EventKind.PROBE_UP, generation=generation)
