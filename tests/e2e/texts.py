@@ -98,4 +98,4 @@ def make_model(folder: Path) -> Path:
 def vllm_flavour(folder: Path) -> Flavour:
     """Two real vLLM servers."""
     text = vllm_profile(make_model(folder), SERVED, {})
-    return Flavour("vllm", text, stream_tokens=900, start_s=240)
+    return Flavour("vllm", text, stream_tokens=1800, start_s=240)
