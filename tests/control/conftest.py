@@ -90,7 +90,7 @@ class MemoryFleet:
     inspection: MemoryInspection = field(init=False)
 
     def __post_init__(self) -> None:
-        self.bus = Bus(self.status, time.time, queue_max=8)
+        self.bus = Bus(self.status, lambda: self.status().generation, time.time, queue_max=8)
         self.inspection = MemoryInspection(self)
 
     async def look(self) -> None:

@@ -11,7 +11,7 @@ STATUS = Status(
 
 
 def bus(queue_max: int = 4) -> Bus:
-    return Bus(lambda: STATUS, lambda: 1.0, queue_max=queue_max)
+    return Bus(lambda: STATUS, lambda: 7, lambda: 1.0, queue_max=queue_max)
 
 
 async def test_a_snapshot_stands_for_everything_before_it() -> None:
@@ -23,6 +23,14 @@ async def test_a_snapshot_stands_for_everything_before_it() -> None:
         assert (first.kind, first.seq) == ("snapshot", 2)
         events.publish("notice", message="after")
         assert (await reader.__anext__()).message == "after"
+
+
+async def test_every_event_says_which_fleet_it_is_decided_on() -> None:
+    events = bus()
+    with events.subscribe() as reader:
+        assert (await reader.__anext__()).generation == STATUS.generation
+        events.publish("notice", message="x")
+        assert (await reader.__anext__()).generation == 7
 
 
 async def test_only_the_newest_telemetry_waits() -> None:

@@ -156,13 +156,16 @@ class ScriptedDaemon:
         self.current = status
         self._put(FleetEvent(seq=self._next(), at=time.time(), kind="telemetry", status=status))
 
-    def replica(self, replica: ReplicaView, previous: str | None = None) -> None:
+    def replica(
+        self, replica: ReplicaView, previous: str | None = None, generation: int | None = None
+    ) -> None:
         if self.current is not None:
             others = [replica if r.id == replica.id else r for r in self.current.replicas]
             self.current = msgspec.structs.replace(self.current, replicas=others)
         event = FleetEvent(
-            seq=self._next(), at=time.time(), kind="replica", replica=replica, previous_state=previous
-        )
+            seq=self._next(), at=time.time(), kind="replica", replica=replica, previous_state=previous,
+            generation=generation,
+        )  # fmt: skip
         self._put(event)
 
     def cut(self, error: Exception | None = None) -> None:

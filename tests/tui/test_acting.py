@@ -151,6 +151,49 @@ async def test_a_second_press_while_the_first_is_under_way_asks_nothing(
     assert len(daemon.calls) == 1
 
 
+async def test_an_event_from_before_our_change_does_not_make_the_next_key_stale(
+    app: FleetApp, daemon: Daemon, fleet: Status, until: Until
+) -> None:
+    """The answer to our own drain says generation 5; figures of generation 4 were still on their way."""
+    async with app.run_test(size=(120, 36)) as pilot:
+        await begin(app, pilot, daemon, fleet, until, "qwen-0")
+        await ask(app, pilot, "d", until)
+        await pilot.press("y")
+        await until(pilot, lambda: app.status is not None and app.status.generation == 5)
+        daemon.telemetry(msgspec.structs.replace(fleet, replicas=[replica(0, state="DRAINING")]))
+        await until(pilot, lambda: app.status is not None and len(app.status.replicas) == 1)
+        await pilot.press("D")
+        await until(pilot, lambda: len(daemon.calls) == 2)
+    assert daemon.calls[1][1].generation == 5
+
+
+async def test_a_change_by_somebody_else_brings_its_generation(
+    app: FleetApp, daemon: Daemon, fleet: Status, until: Until
+) -> None:
+    async with app.run_test(size=(120, 36)) as pilot:
+        await begin(app, pilot, daemon, fleet, until, "qwen-0")
+        daemon.replica(replica(0, state="DRAINING"), previous="READY", generation=6)
+        await until(pilot, lambda: app.status is not None and app.status.generation == 6)
+        await pilot.press("D")
+        await until(pilot, lambda: daemon.calls)
+    assert daemon.calls[0][1].generation == 6
+
+
+async def test_a_new_connection_begins_with_the_daemons_own_generation(
+    app: FleetApp, daemon: Daemon, fleet: Status, until: Until
+) -> None:
+    """A fleet that was forgotten counts from the beginning."""
+    async with app.run_test(size=(120, 36)) as pilot:
+        await begin(app, pilot, daemon, fleet, until, "qwen-0")
+        app.board.moved_to(9)
+        daemon.cut()
+        await until(pilot, lambda: app.lost is not None)
+        daemon.snapshot(msgspec.structs.replace(fleet, generation=1))
+        await until(pilot, lambda: app.lost is None)
+    assert app.status is not None
+    assert app.status.generation == 1
+
+
 async def test_a_connection_lost_behind_the_dialog_changes_nothing(
     app: FleetApp, daemon: Daemon, fleet: Status, until: Until
 ) -> None:

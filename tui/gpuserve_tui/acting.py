@@ -131,7 +131,7 @@ class Acting:
     def _done(self, asked: Wish, result: ActionResult) -> None:
         self._release(asked)
         app = self._app
-        app.moved_to(result.generation)
+        app.board.moved_to(result.generation)
         states = ", ".join(f"{name} {state}" for name, state in sorted(result.replicas.items())[:4])
         more = f" and {len(result.replicas) - 4} more" if len(result.replicas) > 4 else ""
         app.say(f"{asked.action.label}: {states or asked.profile or 'nothing to do'}{more}")
@@ -141,7 +141,7 @@ class Acting:
 
     def _applied(self, result: ApplyResult) -> None:
         app = self._app
-        app.moved_to(result.generation)
+        app.board.moved_to(result.generation)
         changed = [
             f"{change.action} {change.replica}" for change in result.changes if change.action != "keep"
         ]

@@ -140,6 +140,7 @@ class FleetApp(App[int]):
         """Connected. The daemon says whether this user may change anything."""
         self.lost = None
         self.connected = True
+        self.board.attached()
         if not self.read_only and not message.version.may_operate:
             self.read_only = "this user may only look"
         self.fetch_profiles()
@@ -155,7 +156,7 @@ class FleetApp(App[int]):
             if inbox.fresh:
                 self.board.arrived(inbox.status)
             else:
-                self.board.status = inbox.status
+                self.board.known(inbox.status)
         self.drawing.wanted(fresh=inbox.fresh)
 
     def on_lost(self, message: Lost) -> None:
@@ -212,13 +213,6 @@ class FleetApp(App[int]):
     def situation(self) -> Situation:
         """What decides which actions are possible now."""
         return situation_of(self)
-
-    def moved_to(self, generation: int) -> None:
-        """Our own change moved the desired state: the next one is decided on this."""
-        if self.status is not None and generation > self.status.generation:
-            import msgspec
-
-            self.board.status = msgspec.structs.replace(self.status, generation=generation)
 
     def say(self, text: str, severity: str = "information") -> None:
         """A toast: the result of what the operator did, never markup."""

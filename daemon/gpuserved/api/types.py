@@ -264,3 +264,5 @@ class FleetEvent(msgspec.Struct, frozen=True, kw_only=True):
     """info / warning / error."""
     crash: CrashCard | None = None
     """On the notice of a crash."""
+    generation: int | None = None
+    """The fleet's, as in `Status`: what is decided on this event is decided on it. None: from an older daemon."""

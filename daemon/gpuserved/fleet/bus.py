@@ -21,13 +21,20 @@ class Bus:
     """Numbers events and hands them to every subscription. Belongs to one event loop.
 
     :param snapshot: the whole state now.
+    :param generation: the fleet's generation now.
     :param clock: Unix seconds.
     """
 
     def __init__(
-        self, snapshot: Callable[[], Status], clock: Callable[[], float], *, queue_max: int = QUEUE_MAX
+        self,
+        snapshot: Callable[[], Status],
+        generation: Callable[[], int],
+        clock: Callable[[], float],
+        *,
+        queue_max: int = QUEUE_MAX,
     ) -> None:
         self._snapshot = snapshot
+        self._generation = generation
         self._clock = clock
         self._queue_max = queue_max
         self._seq = 0
@@ -62,6 +69,7 @@ class Bus:
             message=message,
             severity=severity,
             crash=crash,
+            generation=self._generation(),
         )
         if kind == "notice" or (replica is not None and replica.state != previous_state):
             self._recent.append(event)
@@ -80,7 +88,10 @@ class Bus:
 
     def snapshot_event(self) -> FleetEvent:
         """A snapshot that stands for every event so far."""
-        return FleetEvent(seq=self._seq, at=self._clock(), kind="snapshot", status=self._snapshot())
+        status = self._snapshot()
+        return FleetEvent(
+            seq=self._seq, at=self._clock(), kind="snapshot", status=status, generation=status.generation
+        )
 
     def close(self) -> None:
         """End every subscription: each reader gets what is queued for it, then the end."""

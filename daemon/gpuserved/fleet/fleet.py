@@ -76,7 +76,7 @@ class Fleet:
         self.generation = 0
         self.table_generation = 0
         self.mutations = asyncio.Lock()
-        self.bus = Bus(self.status, time.time)
+        self.bus = Bus(self.status, lambda: self.generation, time.time)
         self.inspection = Inspection(self)
         self.on_shutdown: Callable[[bool, bool], None] = lambda _drain, _forget: None
         self.rolls = Rolls(self)

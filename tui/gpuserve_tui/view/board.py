@@ -33,6 +33,8 @@ def fold(status: Status | None, event: FleetEvent) -> Status | None:
     """The fleet after one more event; None before the first snapshot."""
     if event.status is not None:
         return event.status
+    if status is not None and event.generation is not None:
+        status = msgspec.structs.replace(status, generation=event.generation)
     if status is None or event.replica is None:
         return status
     changed = event.replica
@@ -71,10 +73,28 @@ class Board:
         self.series: dict[str, Series] = {}
         """By replica; the empty name is all of them."""
         self._seen: tuple[int, float] = (0, 0.0)
+        self._moved_to = 0
+
+    def attached(self) -> None:
+        """Connected: the next snapshot begins anew."""
+        self._moved_to = 0
+
+    def moved_to(self, generation: int) -> None:
+        """A change of ours moved the fleet. An event sent before it may still be on its way, and must not move it back."""
+        self._moved_to = max(self._moved_to, generation)
+        if self.status is not None:
+            self.known(self.status)
+
+    def known(self, status: Status) -> None:
+        """The fleet as of now, without new figures."""
+        newest = max(status.generation, self._moved_to)
+        self.status = (
+            status if newest == status.generation else msgspec.structs.replace(status, generation=newest)
+        )
 
     def arrived(self, status: Status) -> None:
         """A whole status, with figures."""
-        self.status = status
+        self.known(status)
         powers = {gpu.index: gpu.power_w for gpu in status.gpus}
         for replica in status.replicas:
             _sample(self.series.setdefault(replica.id, Series()), replica, powers)
