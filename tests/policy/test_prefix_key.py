@@ -13,8 +13,8 @@ from tests.policy.traffic import prose
 
 from gpuserved.core.policy.prefix_key import (
     BLOCK_MAX_BYTES,
-    COMMAS_MAX,
     ITEMS_MAX,
+    MARKS_MAX,
     TEXT_MAX_BYTES,
     PrefixKey,
     prefix_key,
@@ -128,7 +128,7 @@ def test_images_are_told_apart_and_cost_the_same() -> None:
     [
         b"", b"{", b"[]", b"7", b'{"model":"m"}', b'{"model":"m","messages":null}', b'{"messages":[{]}', b'{"messages":"\xff"}',
         b'{"messages":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
-        b'{"messages":[{"content":[' + b"1," * COMMAS_MAX + b"1]}]}",
+        b'{"messages":[{"content":[' + b"1," * MARKS_MAX + b"1]}]}",
         b'{"messages":[' + b"{}," * (20 * ITEMS_MAX) + b"{}]}",
     ],
 )  # fmt: skip

@@ -9,6 +9,8 @@ from typing import Any, cast
 
 import httptools
 
+from gpuserved.host.deadline import within
+
 CONNECT_TIMEOUT_S = 10.0
 
 
@@ -125,7 +127,7 @@ async def connect(address: str) -> Connection:
         host, _, port = rest.rpartition(":")
         opening = loop.create_connection(Connection, host.strip("[]"), int(port))
     try:
-        _, connection = await asyncio.wait_for(opening, CONNECT_TIMEOUT_S)
+        _, connection = await within(opening, CONNECT_TIMEOUT_S)
     except asyncio.TimeoutError:
         raise TimeoutError(f"no connection within {CONNECT_TIMEOUT_S:g} s") from None
     return connection

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from gpuserved.bench.connection import Connection, connect
 from gpuserved.bench.plan import Planned
 from gpuserved.bench.result import Outcome, Result, read
+from gpuserved.host.deadline import within
 
 IDLE_MAX_S = 3.0
 """Connections idle longer are not used again: vLLM closes them after 5 s."""
@@ -121,7 +122,7 @@ class Run:
             connection, reused = await self._connection(target.address)
             sent = time.perf_counter()
             try:
-                reply = await asyncio.wait_for(connection.ask(request), self._timeout_s)
+                reply = await within(connection.ask(request), self._timeout_s)
             except asyncio.TimeoutError:
                 connection.close()
                 return Result(

@@ -19,6 +19,7 @@ from gpuserved.control.handlers import READ_ONLY, Handlers, answer
 from gpuserved.control.loghandlers import LogHandlers
 from gpuserved.control.peer import Peer, identify, may_operate, operate_gid
 from gpuserved.control.port import FleetPort
+from gpuserved.host.deadline import within
 
 HEADER_TIMEOUT_S = 5.0
 """A client that has sent no whole request head by then is dropped."""
@@ -142,7 +143,7 @@ class ControlServer:
         self._mutations.add(task)
         task.add_done_callback(self._mutations.discard)
         try:
-            return await asyncio.wait_for(asyncio.shield(task), REQUEST_TIMEOUT_S)
+            return await within(asyncio.shield(task), REQUEST_TIMEOUT_S)
         except asyncio.TimeoutError:
             raise TimedOut(
                 f"not done within {REQUEST_TIMEOUT_S:g} s; it goes on", "look with gpuserve status"
@@ -157,7 +158,7 @@ async def _run(
 
 async def _read_body(request: web.Request) -> None:
     try:
-        await asyncio.wait_for(request.read(), BODY_TIMEOUT_S)
+        await within(request.read(), BODY_TIMEOUT_S)
     except asyncio.TimeoutError:
         raise TimedOut(f"the request's body did not come within {BODY_TIMEOUT_S:g} s") from None
 

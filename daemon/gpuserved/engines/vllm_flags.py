@@ -20,6 +20,7 @@ from gpuserved.core.profile import FlagValue
 from gpuserved.engines.installed import version_of
 from gpuserved.engines.vllm_help import SWITCH, TOGGLE, VALUE, FlagTable, parse_help
 from gpuserved.engines.vllm_renamed import RENAMED
+from gpuserved.host.deadline import within
 
 _HUMAN_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[kKmMgGtT]i?)?|auto")
 HELP_TIMEOUT_S = 180.0
@@ -79,7 +80,7 @@ async def ensure_flag_table(python: str, cache_dir: Path) -> FlagTable | None:
         env=env, start_new_session=True, cwd="/",
     )  # fmt: skip
     try:
-        output, _ = await asyncio.wait_for(process.communicate(), HELP_TIMEOUT_S)
+        output, _ = await within(process.communicate(), HELP_TIMEOUT_S)
     except asyncio.TimeoutError:
         output = b""
     finally:

@@ -13,6 +13,7 @@ from gpuserved.core.cause import Cause, CauseKind
 from gpuserved.core.events import EventKind
 from gpuserved.core.state import Goal, Replica, State
 from gpuserved.fleet.store import ReplicaRecord
+from gpuserved.host.deadline import within
 from gpuserved.host.shimclient import ShimConnection, ShimError, read_identity
 from gpuserved.host.sweep import Sweep, marked_by
 from gpuserved.supervisor import start
@@ -69,7 +70,7 @@ async def end_stray(folder: Path, nonce: str) -> None:
     try:
         shim = await ShimConnection.connect(folder / "shim.sock")
         await shim.kill()
-        await asyncio.wait_for(asyncio.shield(shim.closed), SWEEP_TRIES * SWEEP_EVERY_S)
+        await within(asyncio.shield(shim.closed), SWEEP_TRIES * SWEEP_EVERY_S)
         shim.close()
     except (ShimError, asyncio.TimeoutError):
         log.info("no shim answers in %s; sweeping by its mark", folder)

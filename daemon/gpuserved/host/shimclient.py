@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gpuserved.core.cause import ExitInfo
+from gpuserved.host.deadline import within
 from gpuserved.host.shimfiles import (
     ExitRecord,
     Identity,
@@ -180,7 +181,7 @@ class ShimConnection:
             answer
         )  # stays in its place when nobody waits any more: a late answer finds it there
         try:
-            got = await asyncio.wait_for(answer, timeout_s)
+            got = await within(answer, timeout_s)
         except asyncio.TimeoutError:
             raise ShimError(f"the shim gave no answer within {timeout_s:g} s") from None
         if got.get("ok") is not True:

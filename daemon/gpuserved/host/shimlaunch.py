@@ -12,6 +12,7 @@ from pathlib import Path
 
 import gpuserved
 from gpuserved.api.errors import GpuserveError
+from gpuserved.host.deadline import within
 
 PROTOCOL_VERSION = 1
 PROGRAM = Path(gpuserved.__file__).parent / "shim" / "__main__.py"
@@ -106,9 +107,9 @@ async def launch(
     assert process.stdout is not None
     assert process.stderr is not None
     try:
-        line = await asyncio.wait_for(_exchange(process, json.dumps(spec).encode()), timeout_s)
+        line = await within(_exchange(process, json.dumps(spec).encode()), timeout_s)
         if not line:
-            said = (await asyncio.wait_for(process.stderr.read(4096), timeout_s)).decode(errors="replace")
+            said = (await within(process.stderr.read(4096), timeout_s)).decode(errors="replace")
             raise ShimError(f"the shim ended without an answer: {said.strip() or 'it said nothing'}")
     except asyncio.TimeoutError:
         raise ShimError(

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass
 
 from gpuserved.core.upstream import Check
+from gpuserved.host.deadline import within
 from gpuserved.router.edge import ResponseHead
 from gpuserved.router.pool import ConnectFailed, connect
 
@@ -77,7 +78,7 @@ async def get(address: str, path: str, timeout_s: float) -> Answer:
         + b" HTTP/1.1\r\nhost: localhost\r\naccept: application/json\r\nconnection: close\r\n\r\n"
     )
     try:
-        return await asyncio.wait_for(sink.done, timeout_s)
+        return await within(sink.done, timeout_s)
     except (asyncio.TimeoutError, TimeoutError):
         return Answer()
     finally:

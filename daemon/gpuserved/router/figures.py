@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass
 
 from gpuserved.api.routing import CacheMetrics
+from gpuserved.host.deadline import within
 from gpuserved.router.edge import ResponseHead
 from gpuserved.router.pool import ConnectFailed, connect
 from gpuserved.telemetry.metrics_text import CAP_BYTES, labels, read
@@ -71,7 +72,7 @@ async def cache_figures(address: str, names: CacheMetrics) -> CacheFigures | Non
         b"GET " + names.path.encode() + b" HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
     )
     try:
-        page = await asyncio.wait_for(sink.done, TIMEOUT_S)
+        page = await within(sink.done, TIMEOUT_S)
     except (asyncio.TimeoutError, TimeoutError):
         page = None
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from gpuserved.host.deadline import within
 from gpuserved.router.protocol_upstream import Upstream
 
 CONNECT_TIMEOUT_S = 2.0
@@ -44,7 +45,7 @@ async def connect(address: str, timeout_s: float = CONNECT_TIMEOUT_S) -> Upstrea
     :raises ConnectFailed: refused, not there, or not within `timeout_s`.
     """
     try:
-        return await asyncio.wait_for(_open(address), timeout_s)
+        return await within(_open(address), timeout_s, Upstream.abort)
     except (ConnectionRefusedError, FileNotFoundError) as error:
         raise ConnectFailed(str(error), proof=True) from None
     except (asyncio.TimeoutError, TimeoutError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from enum import Enum
 
+from gpuserved.host.deadline import within
 from gpuserved.router.edge import ResponseHead
 from gpuserved.router.pool import ConnectFailed, connect
 
@@ -59,7 +60,7 @@ async def check(address: str, path: str, timeout_s: float) -> Health:
     upstream.begin(sink)
     upstream.write(b"GET " + path.encode() + b" HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
     try:
-        status = await asyncio.wait_for(sink.status, timeout_s)
+        status = await within(sink.status, timeout_s)
     except (asyncio.TimeoutError, TimeoutError):
         status = None
     finally:

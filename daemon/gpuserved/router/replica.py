@@ -12,6 +12,7 @@ from gpuserved.core.policy.mirror import Mirror
 from gpuserved.core.policy.prefill import Prefill, Queued
 from gpuserved.core.policy.prefix_key import PrefixKey
 from gpuserved.core.policy.session import session_key
+from gpuserved.host.deadline import within
 from gpuserved.router.counts import Cell
 from gpuserved.router.pool import Pool
 from gpuserved.router.probe import Health, check
@@ -186,7 +187,7 @@ class Replica:
             if alive >= _ALIVE_TWICE:
                 return False
             try:
-                await asyncio.wait_for(self._died.wait(), _PROOF_STEP_S)
+                await within(self._died.wait(), _PROOF_STEP_S)
             except (asyncio.TimeoutError, TimeoutError):
                 continue
         return self._died.is_set()

@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 
+from gpuserved.host.deadline import within
+
 _LINE_MAX_BYTES = 64 * 1024
 _BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 _ANSWER_S = 5.0
@@ -57,12 +59,12 @@ class ShimWatch:
     async def _watch(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """True: the replica is dead. False: the connection never became one."""
         writer.write(b'{"op":"hello","who":"router"}\n{"op":"watch"}\n')
-        greeting = await asyncio.wait_for(_line(reader), _ANSWER_S)
+        greeting = await within(_line(reader), _ANSWER_S)
         if greeting is None or not greeting.get("ok"):
             return False
         if greeting.get("exit") is not None or greeting.get("running") is False:
             return True
-        watching = await asyncio.wait_for(_line(reader), _ANSWER_S)
+        watching = await within(_line(reader), _ANSWER_S)
         self.connected = watching is not None and bool(watching.get("ok"))
         while True:
             event = await _line(reader)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from gpuserved.core.balance import Signal
 from gpuserved.core.replay import DEATHS_MAX, Decision, Failure, decide
+from gpuserved.host.deadline import within
 from gpuserved.router import admission, dispatch, errors, killers, large
 from gpuserved.router.attempt import Attempt
 from gpuserved.router.body import SLICE_BYTES, Body
@@ -239,8 +240,9 @@ class Tries:
 
     async def _take_suspects(self, asked: Asked) -> None:
         """Wait until no other suspect of a second crash runs."""
+        suspects = asked.model.suspects
         try:
-            await asyncio.wait_for(asked.model.suspects.acquire(), self._left())
+            await within(suspects.acquire(), self._left(), lambda _: suspects.release())
         except (asyncio.TimeoutError, TimeoutError):
             raise errors.deadline() from None
         self._x.holds_suspects = True

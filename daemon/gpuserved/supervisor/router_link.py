@@ -18,6 +18,7 @@ import msgspec
 import gpuserved
 from gpuserved.api.roots import Roots
 from gpuserved.api.routing import RouterStats, RoutingTable
+from gpuserved.host.deadline import within
 from gpuserved.host.shimclient import ShimConnection, ShimError, launch, router_spec
 from gpuserved.supervisor.surroundings import LOG_KEEP, LOG_MAX_BYTES
 
@@ -140,7 +141,7 @@ class RouterLink:
             return
         self._wake.set()
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._answered.wait(), LOOK_S)
+            await within(self._answered.wait(), LOOK_S)
 
     def in_flight(self, replica: str, generation: int) -> int | None:
         """Requests of one start, as of the table pushed last; None until the router has said so."""
@@ -205,7 +206,7 @@ class RouterLink:
             self._answered = asyncio.Event()
             self._on_stats()
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), FAST_POLL_S if self.fast else POLL_S)
+                await within(self._wake.wait(), FAST_POLL_S if self.fast else POLL_S)
 
     async def stop(self) -> None:
         """End the router after its requests, and its shim; the port is free then."""
@@ -213,7 +214,7 @@ class RouterLink:
         if self._shim is not None and not self._shim.closed.done():
             try:
                 await self._shim.stop(STOP_GRACE_S)
-                await asyncio.wait_for(asyncio.shield(self._shim.closed), STOP_GRACE_S + 5)
+                await within(asyncio.shield(self._shim.closed), STOP_GRACE_S + 5)
             except (ShimError, asyncio.TimeoutError) as error:
                 log.warning("the router shim did not end: %s", error)
             else:
@@ -237,7 +238,7 @@ async def _ask(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: dict[str, Any]
 ) -> dict[str, Any]:
     writer.write(msgspec.json.encode(request) + b"\n")
-    line = await asyncio.wait_for(reader.readline(), ANSWER_S)
+    line = await within(reader.readline(), ANSWER_S)
     if not line:
         raise ConnectionError("end of stream")
     answer: dict[str, Any] = msgspec.json.decode(line)
