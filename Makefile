@@ -70,6 +70,12 @@ faults: $(VENV)/.dev  ## the fault table: every test that proves a row of it, th
 	  -m "fault and not real_vllm" tests
 	@$(BIN)/python -m tests.faults.table $(VENV)/faults.jsonl
 
+# A fixed hash seed: sets have the same order in every run, and so have the results.
+.PHONY: mutants
+mutants: $(VENV)/.dev  ## small mistakes put into core/, which its tests must notice (an hour); SAMPLE=100 SEED=1 is a short form
+	@PYTHONHASHSEED=0 $(BIN)/python -m tests.mutation $(if $(SAMPLE),--sample $(SAMPLE)) $(if $(SEED),--seed $(SEED)) \
+	  $(if $(RECORD),--record $(RECORD)) $(if $(filter-out file,$(origin ARGS)),$(ARGS))
+
 .PHONY: docs
 docs: $(VENV)/.dev  ## write docs/lifecycle.md, profiles/profile.schema.json and the tables of keys from the code's tables
 	@$(BIN)/python scripts/lifecycle_table.py

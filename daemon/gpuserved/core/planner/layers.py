@@ -137,11 +137,7 @@ def _state(text: Mapping[str, Any]) -> int:
     size = text.get("mamba_d_head") or text.get("mamba_head_dim") or text.get("head_dim") or 0
     hidden = _integer(text, "hidden_size", "d_model")
     inner = heads * size if heads and isinstance(size, int) and size else 0
-    inner = (
-        inner or _integer(text, "mamba_d_ssm", "intermediate_size", default=0)
-        if text.get("mamba_d_ssm")
-        else inner
-    )
+    inner = inner or _integer(text, "mamba_d_ssm", default=0)
     inner = inner or int(float(text.get("mamba_expand") or text.get("expand") or 2) * hidden)
     groups = _integer(text, "mamba_n_groups", "n_groups", default=0)
     return _STATE_BYTES * ((inner + 2 * groups * states) * (kernel - 1) + inner * states)

@@ -45,7 +45,7 @@ def count(text: Mapping[str, Any], facts: ModelFacts) -> Count | None:
     width = int(text.get("moe_intermediate_size") or facts.intermediate_size)
     expert = 3 * hidden * width * facts.experts * sparse
     router = hidden * facts.experts * sparse
-    shared = 3 * hidden * _shared_width(text, width) * sparse
+    shared = (3 * hidden * _shared_width(text, width) + _shared_gate(text, hidden)) * sparse
     mlp = 3 * hidden * facts.intermediate_size * dense
     replicated = layers * (norms + held) + hidden + router
     total = vocabulary + layers * (norms + attention) + hidden + router + shared + mlp + expert
@@ -96,3 +96,8 @@ def _shared_width(text: Mapping[str, Any], width: int) -> int:
     if isinstance(named, int):
         return named
     return int(text.get("n_shared_experts") or 0) * width
+
+
+def _shared_gate(text: Mapping[str, Any], hidden: int) -> int:
+    """Qwen2 weighs its shared expert by a gate of one output."""
+    return hidden if text.get("shared_expert_intermediate_size") else 0
