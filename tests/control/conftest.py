@@ -16,6 +16,7 @@ import pytest
 from gpuserved.api.client import ControlClient
 from gpuserved.api.crash import CrashCard
 from gpuserved.api.errors import Conflict, NotFound, Refused
+from gpuserved.api.gpus import GpusRequest, GpusResult
 from gpuserved.api.inspect import EventsView, ProfilesView, ProfileView, ReplicaDetail
 from gpuserved.api.plan import Plan, PlanRequest
 from gpuserved.api.types import (
@@ -136,6 +137,13 @@ class MemoryFleet:
 
     async def scale(self, request: ScaleRequest) -> ActionResult:
         raise RuntimeError(f"a bug with {request.profile}")
+
+    async def quarantine_gpus(self, request: GpusRequest) -> GpusResult:
+        self.calls.append(f"quarantine {request.gpus} {request.reason}")
+        return GpusResult(generation=self.generation, replicas={"demo-0": "waits for the release"})
+
+    async def release_gpus(self, request: GpusRequest) -> GpusResult:
+        raise Refused(f"GPU {request.gpus[0]} is LOST", "reset it")
 
     async def reload(self) -> ApplyResult:
         if self.gate is not None:

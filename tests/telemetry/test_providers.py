@@ -145,10 +145,8 @@ def test_owners_are_ours_or_foreign() -> None:
 
 def test_views_never_show_zero_for_unknown() -> None:
     lost = GpuSample(1, "GPU-ab", state=LOST)
-    shown = attribution.views(
-        INFOS, [GpuSample(0, "GPU-aa", 5, 10), lost], {}, quarantined={"GPU-aa", "GPU-ab"}
-    )
-    assert [view.state for view in shown] == ["QUARANTINED", LOST, "OK"]
+    shown = attribution.views(INFOS, [GpuSample(0, "GPU-aa", 5, 10), lost], {})
+    assert [view.state for view in shown] == ["OK", LOST, "OK"]
     assert shown[0].memory_used_bytes == 5
     assert shown[2].memory_used_bytes is None
     assert shown[2].utilization_pct is None

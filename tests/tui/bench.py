@@ -30,6 +30,7 @@ import psutil
 from tests.tui.benchscreen import LAG_EVERY_S
 from tests.tui.fleets import many
 
+from gpuserved.api.gpus import GpusResult
 from gpuserved.api.inspect import EventsView, ProfilesView, ReplicaDetail
 from gpuserved.api.plan import Plan
 from gpuserved.api.types import ActionResult, ApplyResult, Status
@@ -106,6 +107,12 @@ class BenchFleet:
 
     async def scale(self, request: object) -> ActionResult:
         return ActionResult(generation=4)
+
+    async def quarantine_gpus(self, request: object) -> GpusResult:
+        return GpusResult(generation=4)
+
+    async def release_gpus(self, request: object) -> GpusResult:
+        return GpusResult(generation=4)
 
     async def reload(self) -> ApplyResult:
         return ApplyResult(generation=4)

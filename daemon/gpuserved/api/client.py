@@ -5,30 +5,21 @@
 
 from __future__ import annotations
 
-import http.client
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
 
 from gpuserved.api import errors
-from gpuserved.api.connection import (
-    CONNECT_TIMEOUT_S,
-    UnixConnection,
-    exchange,
-    number,
-    raise_error,
-    start_hint,
-)
 from gpuserved.api.crash import CrashCard
+from gpuserved.api.gpus import GpusRequest, GpusResult
 from gpuserved.api.inspect import EventsView, LogBatch, LogPage, ProfilesView, ReplicaDetail
 from gpuserved.api.plan import Plan, PlanRequest
-from gpuserved.api.roots import SUN_PATH_MAX, candidate_sockets
+from gpuserved.api.roots import candidate_sockets
+from gpuserved.api.transport import MUTATE_TIMEOUT_S, READ_TIMEOUT_S, Transport
 from gpuserved.api.types import (
-    PROTOCOL_VERSION,
     ActionResult,
     ApplyProfileRequest,
     ApplyRequest,
@@ -39,16 +30,9 @@ from gpuserved.api.types import (
     Status,
     VersionView,
 )
-from gpuserved.api.wire import PREFIX, PROTOCOL_HEADER, READ_ONLY_HEADER
 
-READ_TIMEOUT_S = 15.0
-"""For answers from memory."""
-MUTATE_TIMEOUT_S = 300.0
-"""`apply` may learn a new vLLM's flags first, which takes minutes from a cold network disk."""
 STREAM_TIMEOUT_S = 60.0
 """Longest silence of an event stream: telemetry comes every second or so."""
-_ERROR_MAX_BYTES = 1024 * 1024
-T = TypeVar("T")
 
 
 def find_socket(env: Mapping[str, str], explicit: str | None = None) -> Path:
@@ -57,30 +41,11 @@ def find_socket(env: Mapping[str, str], explicit: str | None = None) -> Path:
     return next((path for path in candidates if path.is_socket()), candidates[0])
 
 
-class ControlClient:
+class ControlClient(Transport):
     """Talks to one daemon.
 
     Every method raises the classes of `api.errors`: `Unavailable` where no daemon answers, `TimedOut`, and what it refused.
     """
-
-    def __init__(self, socket_path: Path, *, read_only: bool = False) -> None:
-        """:param read_only: ask the daemon to refuse every change from this client."""
-        self.socket_path = socket_path
-        self.read_only = read_only
-        self.daemon_protocol: int | None = None
-        """What the daemon last said it speaks; None before the first call."""
-
-    @property
-    def notice(self) -> str | None:
-        """A sentence where daemon and client are of different releases; None: they agree."""
-        if self.daemon_protocol in {None, PROTOCOL_VERSION}:
-            return None
-        older = (
-            "the daemon is older"
-            if (self.daemon_protocol or 0) < PROTOCOL_VERSION
-            else "this command is older"
-        )
-        return f"the daemon speaks protocol {self.daemon_protocol}, this command {PROTOCOL_VERSION}: {older}; restart it from one release"  # fmt: skip
 
     def status(self) -> Status:
         """The whole state now."""
@@ -105,6 +70,14 @@ class ControlClient:
     def scale(self, request: ScaleRequest) -> ActionResult:
         """Change the number of replicas of a profile."""
         return self._call("POST", "/scale", ActionResult, request)
+
+    def quarantine(self, request: GpusRequest) -> GpusResult:
+        """Set GPUs aside."""
+        return self._call("POST", "/gpus/quarantine", GpusResult, request)
+
+    def release(self, request: GpusRequest) -> GpusResult:
+        """Let GPUs be used again."""
+        return self._call("POST", "/gpus/release", GpusResult, request)
 
     def reload(self) -> ApplyResult:
         """Read configuration, keys and profiles again."""
@@ -211,85 +184,3 @@ class ControlClient:
             except msgspec.DecodeError:  # a daemon that dies breaks its last line
                 return
             yield batch
-
-    def _lines(self, path: str, timeout_s: float | None) -> Iterator[bytes]:
-        connection, response = self._open("GET", path, None, timeout_s)
-        try:
-            while line := self._guard(response.readline, timeout_s):
-                yield line
-        finally:
-            connection.close()
-
-    def _call(
-        self,
-        method: str,
-        path: str,
-        answer: type[T],
-        request: msgspec.Struct | None = None,
-        timeout_s: float | None = None,
-    ) -> T:
-        body = None if method == "GET" else msgspec.json.encode(request) if request is not None else b""
-        timeout_s = timeout_s or (READ_TIMEOUT_S if method == "GET" else MUTATE_TIMEOUT_S)
-        connection, response = self._open(method, path, body, timeout_s)
-        try:
-            raw = self._guard(response.read, timeout_s)
-        finally:
-            connection.close()
-        try:
-            return msgspec.json.decode(raw, type=answer)
-        except msgspec.DecodeError as error:
-            raise errors.Internal(
-                f"the daemon's answer cannot be read: {error}", self.notice or "see the daemon's log"
-            ) from None
-
-    def _open(
-        self, method: str, path: str, body: bytes | None, timeout_s: float | None
-    ) -> tuple[UnixConnection, http.client.HTTPResponse]:
-        """Send a request; its response with good status."""
-        if len(os.fsencode(self.socket_path)) > SUN_PATH_MAX:
-            raise errors.Invalid(
-                f"{self.socket_path}: a Unix socket's path has at most {SUN_PATH_MAX} bytes",
-                "use a shorter path",
-            )
-        connection = UnixConnection(self.socket_path, READ_TIMEOUT_S if timeout_s is None else timeout_s)
-        headers = {PROTOCOL_HEADER: str(PROTOCOL_VERSION)}
-        if self.read_only:
-            headers[READ_ONLY_HEADER] = "1"
-        if body is not None:
-            headers["Content-Type"] = "application/json"
-        try:
-            response = self._guard(
-                lambda: exchange(connection, method, PREFIX + path, body, headers), timeout_s
-            )
-            if timeout_s is None and connection.sock is not None:
-                connection.sock.settimeout(None)
-            self.daemon_protocol = number(response.headers.get(PROTOCOL_HEADER))
-            if response.status >= 400:
-                raise_error(self._guard(lambda: response.read(_ERROR_MAX_BYTES), timeout_s), response.status)
-        except BaseException:
-            connection.close()
-            raise
-        return connection, response
-
-    def _guard(self, call: Any, timeout_s: float | None) -> Any:
-        """Run one step of a call; what the socket raises becomes what an operator can act on."""
-        try:
-            return call()
-        except TimeoutError:
-            raise errors.TimedOut(
-                f"the daemon at {self.socket_path} did not answer within {timeout_s or CONNECT_TIMEOUT_S:g} s",
-                "see its log: `gpuserve logs --daemon`, or daemon.log",
-            ) from None
-        except PermissionError:
-            raise errors.Denied(
-                f"no permission to use {self.socket_path}", "join the group gpuserve, or use sudo"
-            ) from None
-        except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
-            raise errors.Unavailable(
-                f"no daemon listens at {self.socket_path}", start_hint(self.socket_path)
-            ) from None
-        except (OSError, http.client.HTTPException) as error:
-            raise errors.Unavailable(
-                f"the daemon at {self.socket_path} hung up: {error or type(error).__name__}",
-                "it may be restarting: try again",
-            ) from None

@@ -95,6 +95,11 @@ class GpuView(Answer, frozen=True, kw_only=True):
     temperature_c: float | None = None
     power_w: float | None = None
     state: str = "OK"
+    """OK, LOST or QUARANTINED."""
+    reason: str | None = None
+    """Why it is not OK, and what to do."""
+    quarantined_since: float | None = None
+    """Unix seconds."""
     owners: list[GpuOwner] = []
     unattributed_bytes: int | None = None
     """In use, and of no process that the driver names: its own share, or a process in another container."""

@@ -22,7 +22,7 @@ from gpuserved.config.daemon import DaemonConfig, find_config, load_daemon_confi
 from gpuserved.config.keys import read_keys
 from gpuserved.control.server import ControlServer
 from gpuserved.core.events import EventKind
-from gpuserved.fleet.fleet import Fleet
+from gpuserved.fleet.fleet import MEMORY_BACK_S, Fleet
 from gpuserved.fleet.gpus import Gpus
 from gpuserved.fleet.take_up import take_up
 from gpuserved.host import listen, sdnotify
@@ -106,6 +106,7 @@ def _settings(fleet: Fleet, config: DaemonConfig) -> None:
     fleet.hf_token = read_hf_token(config.hf_token_file) if config.hf_token_file else None
     fleet.knowledge.hf_token = fleet.hf_token
     fleet.hang_timeout_s = config.hang_timeout_s
+    fleet.memory_back_s = config.memory_back_s or MEMORY_BACK_S
     fleet.webhook.url = config.webhook
 
 

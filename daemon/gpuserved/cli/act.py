@@ -1,10 +1,11 @@
-"""start, stop, restart, drain, undrain, scale, reload."""
+"""start, stop, restart, drain, undrain, scale, quarantine, release, reload."""
 
 from __future__ import annotations
 
 import argparse
 import time
 
+from gpuserved.api.gpus import GpusRequest, GpusResult
 from gpuserved.api.types import ActionResult, ApplyResult, ReplicasRequest, ScaleRequest
 from gpuserved.cli.rollout import wait_rolled
 from gpuserved.cli.session import client_of, print_json, warn
@@ -25,6 +26,30 @@ def scale(options: argparse.Namespace) -> int:
     """`gpuserve scale`."""
     request = ScaleRequest(profile=options.profile, replicas=options.count)
     return _shown(client_of(options).scale(request), as_json=options.json)
+
+
+def quarantine(options: argparse.Namespace) -> int:
+    """`gpuserve quarantine`."""
+    request = GpusRequest(gpus=options.gpus, reason=options.reason)
+    return _show_gpus(client_of(options).quarantine(request), as_json=options.json)
+
+
+def release(options: argparse.Namespace) -> int:
+    """`gpuserve release`."""
+    return _show_gpus(client_of(options).release(GpusRequest(gpus=options.gpus)), as_json=options.json)
+
+
+def _show_gpus(result: GpusResult, *, as_json: bool) -> int:
+    if as_json:
+        print_json(result)
+        return 0
+    for gpu in result.gpus:
+        print(f"GPU {gpu.index}  {gpu.state}" + (f"  {clean(gpu.reason)}" if gpu.reason else ""))
+    for replica, what in sorted(result.replicas.items()):
+        print(f"{clean(replica)}  {clean(what)}")
+    for note in result.notes:
+        warn(clean(note))
+    return 0
 
 
 def reload(options: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,21 @@ def _here(options: argparse.Namespace, target: Target, profile: Profile) -> Plan
     # The GPUs that a daemon of this root would see.
     config = load_daemon_config(find_config(from_environment(os.environ, uid=os.getuid())))
     provider = choose(os.environ, config.gpu_provider)
-    gpus = as_gpus(provider.inventory(), provider.sample())
+    gpus = _without_quarantined(as_gpus(provider.inventory(), provider.sample()))
     try:
         return _local(profile, gpus, on_paper=False, leases=_leases(gpus, provider.name))
     except Invalid as error:
         raise placed(error, target.text, target.source) from None
+
+
+def _without_quarantined(gpus: list[Gpu]) -> list[Gpu]:
+    """GPUs that a daemon of this root has set aside stay aside while it does not run."""
+    from gpuserved.fleet.quarantine import FILE, Quarantine
+
+    quarantine = Quarantine(from_environment(os.environ, uid=os.getuid()).state / FILE)
+    quarantine.load(touch=False)
+    blocked = quarantine.blocked()
+    return [replace(gpu, blocked=blocked.get(gpu.uuid, gpu.blocked)) for gpu in gpus]
 
 
 def _on_paper(path: str, profile: Profile) -> Plan:

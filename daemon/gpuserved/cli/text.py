@@ -87,7 +87,12 @@ def gpu_lines(gpus: Sequence[GpuView], columns: int) -> list[str]:
     lines = table(
         ["GPU", "NAME", "MEM GiB", "UTIL", "TEMP", "STATE", "USED BY"], rows, frozenset({0, 2, 3, 4})
     )
-    return [cut(line, columns) for line in lines]
+    shown = [cut(lines[0], columns)]
+    for gpu, line in zip(gpus, lines[1:], strict=True):
+        shown.append(cut(line, columns))
+        if gpu.reason:
+            shown += wrapped(f"     {clean(gpu.reason)}", columns, "       ")
+    return shown
 
 
 def _owners(gpu: GpuView) -> str:

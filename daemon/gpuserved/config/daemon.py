@@ -39,7 +39,7 @@ _SUPERVISOR: dict[str, Read] = {
     "hf_token_file": Text(),
     "webhook": Text(needs=("an http:// or https:// URL", lambda v: bool(_URL.fullmatch(v)))),
 }
-_GPUS: dict[str, Read] = {"provider": Text()}
+_GPUS: dict[str, Read] = {"provider": Text(), "memory_back_s": Number(0.1, 3600)}
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ class DaemonConfig:
     """Where crash cards are posted. The URL itself is often the secret."""
     gpu_provider: str = "auto"
     """auto, nvml, none, or the path of an inventory file."""
+    memory_back_s: float | None = None
+    """How long a killed process may hold its GPU before the GPU is set aside; None: the default."""
 
     def access_log_in(self, log_folder: Path) -> Path | None:
         """Where the access log is; None: there is none."""
@@ -173,6 +175,7 @@ def parse_daemon_config(text: str, path: Path) -> DaemonConfig:
         hf_token_file=_beside(folder, supervisor.get("hf_token_file")),
         webhook=supervisor.get("webhook"),
         gpu_provider=provider if provider in {"auto", "nvml", "none"} else str(_beside(folder, provider)),
+        memory_back_s=gpus.get("memory_back_s"),
     )
 
 

@@ -10,6 +10,7 @@ from aiohttp import web
 
 import gpuserved
 from gpuserved.api.errors import Invalid
+from gpuserved.api.gpus import GpusRequest
 from gpuserved.api.plan import PlanRequest
 from gpuserved.api.types import (
     PROTOCOL_VERSION,
@@ -57,6 +58,8 @@ class Handlers:
             web.post(f"{prefix}/apply", self._apply),
             web.post(f"{prefix}/plan", self._plan),
             web.post(f"{prefix}/scale", self._scale),
+            web.post(f"{prefix}/gpus/quarantine", self._quarantine),
+            web.post(f"{prefix}/gpus/release", self._release),
             web.post(f"{prefix}/reload", self._reload),
             web.post(f"{prefix}/shutdown", self._shutdown),
             *(web.post(f"{prefix}/replicas/{verb}", self._act) for verb in VERBS),
@@ -85,6 +88,12 @@ class Handlers:
 
     async def _scale(self, request: web.Request) -> web.Response:
         return answer(await self._fleet.scale(await _body(request, ScaleRequest)))
+
+    async def _quarantine(self, request: web.Request) -> web.Response:
+        return answer(await self._fleet.quarantine_gpus(await _body(request, GpusRequest)))
+
+    async def _release(self, request: web.Request) -> web.Response:
+        return answer(await self._fleet.release_gpus(await _body(request, GpusRequest)))
 
     async def _recent_events(self, request: web.Request) -> web.Response:
         del request

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from gpuserved.api.crash import CrashCard
+from gpuserved.api.gpus import GpusRequest, GpusResult
 from gpuserved.api.inspect import EventsView, ProfilesView, ReplicaDetail
 from gpuserved.api.plan import Plan, PlanRequest
 from gpuserved.api.types import ActionResult, ApplyRequest, ApplyResult, ReplicasRequest, ScaleRequest, Status
@@ -87,6 +88,18 @@ class FleetPort(Protocol):
 
     async def scale(self, request: ScaleRequest) -> ActionResult:
         """Change the number of replicas of a profile."""
+
+    async def quarantine_gpus(self, request: GpusRequest) -> GpusResult:
+        """Set GPUs aside: their replicas are drained, and move to others or wait.
+
+        :raises NotFound: an unknown GPU; then none was touched.
+        """
+
+    async def release_gpus(self, request: GpusRequest) -> GpusResult:
+        """Let GPUs be used again; what waited for them starts.
+
+        :raises Refused: one of them is lost.
+        """
 
     async def reload(self) -> ApplyResult:
         """Read the daemon's file, the keys and the profiles again."""

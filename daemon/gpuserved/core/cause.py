@@ -12,6 +12,8 @@ class Healing(str, Enum):
 
     MAYBE = "maybe"
     BY_ITSELF = "by_itself"
+    ON_RELEASE = "on_release"
+    """Once its GPU is released, or another one is free; the fleet starts it then."""
     NEVER = "never"
 
 
@@ -34,6 +36,8 @@ class CauseKind(str, Enum):
     HUB_UNREACHABLE = "hub_unreachable"
     GPU_HELD = "gpu_held"
     CANARY_FAILED = "canary_failed"
+    GPU_FAULT = "gpu_fault"
+    GPU_QUARANTINED = "gpu_quarantined"
 
 
 _BY_ITSELF = {CauseKind.PORT_IN_USE, CauseKind.HUB_UNREACHABLE, CauseKind.OUT_OF_MEMORY, CauseKind.GPU_HELD}
@@ -53,6 +57,8 @@ class Cause:
         """Whether a later start can succeed."""
         if self.kind in _NEVER:
             return Healing.NEVER
+        if self.kind is CauseKind.GPU_QUARANTINED:
+            return Healing.ON_RELEASE
         return Healing.BY_ITSELF if self.kind in _BY_ITSELF else Healing.MAYBE
 
 

@@ -35,6 +35,9 @@ class EventKind(str, Enum):
     CANARY_FAILED = "canary_failed"
     """A start on trial is up, and one token could not be had from it."""
     DRAINED = "drained"
+    # telemetry
+    GPU_FAULT = "gpu_fault"
+    """A GPU of it has failed, or the context it had there is broken."""
     # timers
     START_STALLED = "start_stalled"
     UNHEALTHY_TIMEOUT = "unhealthy_timeout"

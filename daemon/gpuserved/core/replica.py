@@ -133,7 +133,7 @@ def _why(e: Event, c: Context) -> Cause:
 
 
 def _kill(r: Replica, e: Event, c: Context) -> Decision:
-    """Kill what will not end by itself: hung, unhealthy, stalled at start, or up without a token to give."""
+    """Kill what will not end by itself: hung, unhealthy, stalled at start, up without a token to give, or on a failed GPU."""
     cause = e.cause or r.cause or _why(e, c)
     arm = ArmTimer(Timer.KILL, c.limits.term_grace_s)
     evidence = SaveEvidence(cause)
@@ -209,7 +209,7 @@ def _crashed(r: Replica, cause: Cause, c: Context) -> Decision:
             goal=Goal.SERVE, history=history, cause=cause, reason=what.reason,
         )  # fmt: skip
     retry = () if what.retry_s is None else (ArmTimer(Timer.RETRY, what.retry_s),)
-    shown = cause if cause.healing is Healing.NEVER else history.first_cause
+    shown = cause if cause.healing in {Healing.NEVER, Healing.ON_RELEASE} else history.first_cause
     return _enter(
         r,
         State.FAILED,
@@ -238,23 +238,24 @@ TABLE: dict[State, dict[EventKind, Rule]] = {
         _E.START: _start_afresh, _E.RESTART: _start_afresh, _E.REPLACE: _start_afresh, _E.STOP: _nothing,
     },
     _S.STARTING: {
-        _E.PROBE_UP: _ready, _E.START_STALLED: _kill, _E.CANARY_FAILED: _kill, _E.DYING: _dying,
-        _E.EXITED: _exited, _E.SPAWN_FAILED: _spawn_failed, _E.STOP: _terminate, _E.RESTART: _terminate,
-        _E.REPLACE: _terminate, _E.START: _nothing,
+        _E.PROBE_UP: _ready, _E.START_STALLED: _kill, _E.CANARY_FAILED: _kill, _E.GPU_FAULT: _kill,
+        _E.DYING: _dying, _E.EXITED: _exited, _E.SPAWN_FAILED: _spawn_failed, _E.STOP: _terminate,
+        _E.RESTART: _terminate, _E.REPLACE: _terminate, _E.START: _nothing,
     },
     _S.READY: {
-        _E.PROBE_DOWN: _unhealthy, _E.STALLED: _unhealthy, _E.HUNG: _kill, _E.DYING: _dying, _E.EXITED: _exited,
-        _E.STABLE: _stable, _E.STOP: _drain_then_stop, _E.RESTART: _drain_then_stop, _E.DRAIN: _hold,
-        _E.REPLACE: _drain_then_stop, _E.START: _nothing, _E.UNDRAIN: _nothing,
+        _E.PROBE_DOWN: _unhealthy, _E.STALLED: _unhealthy, _E.HUNG: _kill, _E.GPU_FAULT: _kill, _E.DYING: _dying,
+        _E.EXITED: _exited, _E.STABLE: _stable, _E.STOP: _drain_then_stop, _E.RESTART: _drain_then_stop,
+        _E.DRAIN: _hold, _E.REPLACE: _drain_then_stop, _E.START: _nothing, _E.UNDRAIN: _nothing,
     },
     _S.UNHEALTHY: {
-        _E.PROBE_UP: _ready, _E.HUNG: _kill, _E.UNHEALTHY_TIMEOUT: _kill, _E.DYING: _dying, _E.EXITED: _exited,
-        _E.STOP: _terminate, _E.RESTART: _terminate, _E.REPLACE: _terminate, _E.DRAIN: _hold, _E.START: _nothing,
+        _E.PROBE_UP: _ready, _E.HUNG: _kill, _E.GPU_FAULT: _kill, _E.UNHEALTHY_TIMEOUT: _kill,
+        _E.DYING: _dying, _E.EXITED: _exited, _E.STOP: _terminate, _E.RESTART: _terminate,
+        _E.REPLACE: _terminate, _E.DRAIN: _hold, _E.START: _nothing,
     },
     _S.DRAINING: {
-        _E.DRAINED: _drained, _E.DRAIN_TIMEOUT: _drained, _E.HUNG: _kill, _E.DYING: _dying, _E.EXITED: _exited,
-        _E.STOP: _drain_then_stop, _E.RESTART: _drain_then_stop, _E.REPLACE: _drain_then_stop,
-        _E.UNDRAIN: _undrain, _E.DRAIN: _nothing, _E.START: _start_draining,
+        _E.DRAINED: _drained, _E.DRAIN_TIMEOUT: _drained, _E.HUNG: _kill, _E.GPU_FAULT: _kill, _E.DYING: _dying,
+        _E.EXITED: _exited, _E.STOP: _drain_then_stop, _E.RESTART: _drain_then_stop,
+        _E.REPLACE: _drain_then_stop, _E.UNDRAIN: _undrain, _E.DRAIN: _nothing, _E.START: _start_draining,
     },
     _S.STOPPING: {
         _E.KILL_TIMEOUT: _kill_again, _E.DYING: _swept, _E.EXITED: _exited, _E.SPAWN_FAILED: _spawn_failed,

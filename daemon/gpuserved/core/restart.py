@@ -63,6 +63,8 @@ def decide(
     """
     if cause.healing is Healing.NEVER:
         return GiveUp(None, f"{cause.message} (will not heal by itself)")
+    if cause.healing is Healing.ON_RELEASE:
+        return GiveUp(None, cause.message)
     row = history.crashes_in_a_row
     if row >= policy.budget:
         first = history.first_cause or cause

@@ -141,7 +141,9 @@ def resume_without_process(owner: Owner, record: ReplicaRecord | None) -> None:
 
 
 _WISHES = {Goal.STOP: EventKind.STOP, Goal.REPLACE: EventKind.REPLACE}
-_WAITING = frozenset({CauseKind.BAD_FLAG, CauseKind.MODEL_MISSING, CauseKind.DOES_NOT_FIT})
+_WAITING = frozenset(
+    {CauseKind.BAD_FLAG, CauseKind.MODEL_MISSING, CauseKind.DOES_NOT_FIT, CauseKind.GPU_QUARANTINED}
+)
 
 
 def describe(found: Found) -> str:

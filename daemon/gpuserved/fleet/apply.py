@@ -102,7 +102,8 @@ async def arranged_for(fleet: Fleet, wanted: dict[str, Wanted], fresh: Collectio
         lambda: {name: fleet.knowledge.of(wanted[name].profile) for name in names}
     )
     inventory = await fleet.gpus.real_inventory(fleet.owners)
-    return arrange(wanted, inventory, held, known, leases_of_others(fleet.gpu_locks, inventory))
+    leases = leases_of_others(fleet.gpu_locks, inventory)
+    return arrange(wanted, inventory, held, known, leases, fleet.quarantine.blocked())
 
 
 def carry_out(

@@ -89,15 +89,19 @@ def arrange(
     held: Mapping[str, tuple[str, ...]],
     known: Mapping[str, Known] | None = None,
     taken: Sequence[Lease] = (),
+    quarantined: Mapping[str, str] | None = None,
 ) -> Arranged:
     """Place all profiles on one host.
 
     :param held: GPU UUIDs that replicas have now; they stay where they can.
     :param taken: leases of other daemons; what is solved is not weighed against them, its start is.
     :param known: of each profile that is to be planned by memory; the others are placed as they were.
+    :param quarantined: GPU UUIDs on which nothing may be placed, with the reason. A replica that holds one, and for which there
+        is no other, keeps it, and waits for its release.
     :raises Refused: a profile does not fit; names what is short and the smallest change.
     """
     gpus = with_simulated(inventory, [each.profile for each in wanted.values()])
+    gpus = [replace(gpu, blocked=(quarantined or {}).get(gpu.uuid, gpu.blocked)) for gpu in gpus]
     ours = [replace(gpu, memory_used_bytes=None) for gpu in gpus]
     leases: list[Lease] = []
     assignments: list[Assignment] = []
@@ -112,6 +116,9 @@ def arrange(
             found = place(each.solved.applied(profile), ours, leases, keep=held)
         else:
             found = place(profile, gpus, [*leases, *taken], keep=held, facts=about.facts, lookup=about.lookup)
+        mine = {r: held[r] for r in held if r.rsplit("-", 1)[0] == name and held[r]}
+        if isinstance(found, NoFit) and each.solved is not None and _all_wait(mine, gpus):
+            found = Placements(())
         if isinstance(found, NoFit):
             raise Refused(found.message, found.hint, {"code": found.code, "levers": [vars(lever) for lever in found.levers]})  # fmt: skip
         base = each.solved.applied(profile) if each.solved is not None else profile
@@ -122,6 +129,7 @@ def arrange(
             indexes = tuple(gpu.index for gpu in placed.gpus)
             assignments.append(Assignment(placed.replica, placed.resolved(base), indexes, uuids))
             leases += [Lease(uuid, placed.replica, profile.gpu_share or 1.0) for uuid in uuids]
+        assignments += _waiting(base, found, mine, gpus)
     unplanned = frozenset(
         name
         for name, each in wanted.items()
@@ -129,6 +137,30 @@ def arrange(
         and (name not in (known or {}) or isinstance((known or {})[name].facts, Unknown))
     )
     return Arranged(tuple(assignments), tuple(warnings), placements, unplanned)
+
+
+def _all_wait(mine: Mapping[str, tuple[str, ...]], gpus: Sequence[Gpu]) -> bool:
+    """True where GPUs that are set aside are what keeps a profile, which ran, from being placed at all."""
+    blocked = {gpu.uuid for gpu in gpus if gpu.blocked}
+    return bool(blocked & {uuid for uuids in mine.values() for uuid in uuids})
+
+
+def _waiting(
+    base: Profile, found: Placements, mine: Mapping[str, tuple[str, ...]], gpus: Sequence[Gpu]
+) -> list[Assignment]:
+    """The replicas whose GPUs are set aside and that fit nowhere else: they keep them."""
+    by_uuid = {gpu.uuid: gpu for gpu in gpus}
+    placed = {each.replica for each in found.replicas}
+    profile = found.replicas[0].resolved(base) if found.replicas else base
+    waiting = []
+    for replica, uuids in sorted(mine.items()):
+        number = replica.rpartition("-")[2]
+        counted = number.isdigit() and (base.replicas is None or int(number) < base.replicas)
+        there = [by_uuid[uuid] for uuid in uuids if uuid in by_uuid]
+        if counted and replica not in placed and any(gpu.blocked for gpu in there):
+            indexes = tuple(gpu.index for gpu in there)
+            waiting.append(Assignment(replica, profile, indexes, tuple(gpu.uuid for gpu in there)))
+    return waiting
 
 
 def changes(before: Mapping[str, Assignment], after: Sequence[Assignment]) -> list[Change]:

@@ -6,15 +6,13 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from gpuserved.api.errors import Refused
 from gpuserved.core.state import Goal
+from gpuserved.supervisor.surroundings import GpuSetAside
 
 if TYPE_CHECKING:
     from gpuserved.fleet.fleet import Fleet
 
 POLL_S = 0.25
-MEMORY_BACK_S = 60.0
-"""The driver frees a killed process's memory within seconds; what is held for longer is held by something unkillable."""
 
 
 def leaving(fleet: Fleet, replica: str, gpu_uuids: tuple[str, ...]) -> list[str]:
@@ -31,18 +29,31 @@ def leaving(fleet: Fleet, replica: str, gpu_uuids: tuple[str, ...]) -> list[str]
     return found
 
 
+def refuse_set_aside(fleet: Fleet, gpu_uuids: tuple[str, ...]) -> None:
+    """Nothing is started on a GPU that is quarantined.
+
+    :raises GpuSetAside: one of these is.
+    """
+    for record in fleet.quarantine.among(gpu_uuids):
+        raise GpuSetAside(f"GPU {record.index} is quarantined: {record.explain()}")
+
+
 async def gpus_free(fleet: Fleet, replica: str, gpu_uuids: tuple[str, ...]) -> None:
     """See `Surroundings`."""
     owner = fleet.owners.get(replica)
+    refuse_set_aside(fleet, gpu_uuids)
     while gone := leaving(fleet, replica, gpu_uuids):
         if owner is not None:
             owner.watch.phase = f"waits for {', '.join(gone)} to leave its GPU"
             owner.progress_at_start()
         await asyncio.sleep(POLL_S)
-    deadline = time.monotonic() + MEMORY_BACK_S
+    deadline = time.monotonic() + fleet.memory_back_s
     while held := await fleet.gpus.left_over(gpu_uuids, fleet.owners):
+        refuse_set_aside(fleet, gpu_uuids)
         if time.monotonic() > deadline:
-            raise Refused(
-                held[0], "nvidia-smi shows the process; a GPU reset or reboot frees one that cannot be killed"
-            )
+            for uuid, pids in held.items():
+                who = ", ".join(map(str, pids))
+                fleet.gpuwatch.hold(uuid, f"PID {who} of an earlier start still holds its memory", pids)
+            refuse_set_aside(fleet, gpu_uuids)
         await asyncio.sleep(POLL_S)
+    refuse_set_aside(fleet, gpu_uuids)

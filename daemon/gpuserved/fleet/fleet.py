@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
 import time
 from collections.abc import Callable
 
-import gpuserved
 from gpuserved.api.crash import CrashCard
 from gpuserved.api.errors import Conflict, NotFound
+from gpuserved.api.gpus import GpusRequest, GpusResult
 from gpuserved.api.plan import Plan, PlanRequest
 from gpuserved.api.roots import Roots
 from gpuserved.api.routing import ApiKey, RoutingTable, Tls
@@ -22,21 +20,23 @@ from gpuserved.api.types import (
     ReplicasRequest,
     ScaleRequest,
     Status,
-    SupervisorView,
 )
 from gpuserved.core.events import EventKind
 from gpuserved.core.profile import Profile
 from gpuserved.core.state import State
 from gpuserved.engines import registry
 from gpuserved.engines.base import Engine
-from gpuserved.fleet import acting, fence, learning, planning, store, views
+from gpuserved.fleet import acting, fence, learning, planning, setaside, snapshot, views
 from gpuserved.fleet import apply as applying
 from gpuserved.fleet.bus import Bus, Subscription
 from gpuserved.fleet.desired import Wanted
 from gpuserved.fleet.gpus import Gpus
+from gpuserved.fleet.gpuwatch import GpuWatch
 from gpuserved.fleet.inspection import Inspection
 from gpuserved.fleet.knowledge import Knowledge
-from gpuserved.fleet.rolling import Rolls, wanted_record
+from gpuserved.fleet.quarantine import FILE, Quarantine
+from gpuserved.fleet.rolling import Rolls
+from gpuserved.fleet.saving import Saving
 from gpuserved.fleet.webhook import Webhook
 from gpuserved.supervisor import start
 from gpuserved.supervisor.gate import StartGate
@@ -44,10 +44,8 @@ from gpuserved.supervisor.owner import Owner, detach_soon
 from gpuserved.supervisor.routers import Routers
 from gpuserved.supervisor.surroundings import Assignment
 
-log = logging.getLogger(__name__)
-
-SAVE_DELAY_S = 0.05
-"""Changes within this time are saved together; a start is saved before it happens whatever the delay."""
+MEMORY_BACK_S = 60.0
+"""The driver frees a killed process's memory within seconds; what is held for longer is held by something unkillable."""
 _MAY_COME_BACK = frozenset(
     {State.STARTING, State.READY, State.UNHEALTHY, State.DRAINING, State.STOPPING, State.BACKOFF}
 )
@@ -62,10 +60,12 @@ class Fleet:
         self.router = router
         self.gpus = gpus
         self.gpu_locks = gpus.locks(str(roots.run))
+        self.quarantine = Quarantine(roots.state / FILE)
         self.knowledge = Knowledge(roots.state, roots.cache)
         self.orphan_ttl_s = orphan_ttl_s
         self.hf_token: str | None = None
         self.hang_timeout_s: float | None = None
+        self.memory_back_s = MEMORY_BACK_S
         self.keys: list[ApiKey] = []
         self.trusted_proxies: list[str] = []
         self.tls: Tls | None = None
@@ -80,11 +80,12 @@ class Fleet:
         self.inspection = Inspection(self)
         self.on_shutdown: Callable[[bool, bool], None] = lambda _drain, _forget: None
         self.rolls = Rolls(self)
+        self.saving = Saving(self)
+        self.gpuwatch = GpuWatch(self)
         self.webhook = Webhook()
         self.on_reload: Callable[[], None] = lambda: None
-        self._began = time.monotonic()
+        self.began = time.monotonic()
         self._engines: dict[str, Engine] = {}
-        self._saving: asyncio.TimerHandle | None = None
         self._routes: list[object] = []
 
     # --- what an owner needs (Surroundings) ---
@@ -116,7 +117,7 @@ class Fleet:
 
     def gpu_views(self, gpu_uuids: tuple[str, ...]) -> list[GpuView]:
         """See `Surroundings`."""
-        return [gpu for gpu in self.gpus.views() if gpu.uuid in gpu_uuids]
+        return [gpu for gpu in self.gpu_list() if gpu.uuid in gpu_uuids]
 
     def crashed(self, card: CrashCard) -> None:
         """See `Surroundings`."""
@@ -139,36 +140,19 @@ class Fleet:
                 self.publish_routes()
         self.rolls.step()
         self.router.fast = any(o.r.state is State.DRAINING for o in self.owners.values())
-        if self._saving is None:
-            self._saving = asyncio.get_running_loop().call_later(SAVE_DELAY_S, self.save_quietly)
+        self.saving.soon()
 
     def record_intent(self) -> None:
         """See `Surroundings`."""
-        if self._saving is not None:
-            self._saving.cancel()
-            self._saving = None
-        store.save(self.roots.state / "fleet.json", self._record())
-        self.degraded = None
+        self.saving.now()
 
     def save_quietly(self) -> None:
         """Save; where the disk refuses, say so in `status` and go on."""
-        self._saving = None
-        try:
-            self.record_intent()
-        except OSError as error:
-            self.degraded = f"state not saved: {error.strerror}"
-            log.error("the state could not be saved: %s", error)  # noqa: TRY400 - the reason is in the error
+        self.saving.quietly()
 
-    def _record(self) -> store.FleetRecord:
-        return store.FleetRecord(
-            generation=self.generation,
-            wanted=[wanted_record(name, each) for name, each in self.wanted.items()],
-            rolls=self.rolls.records(),
-            replicas=[
-                store.record(o.id, o.assignment.profile.name, o.assignment.gpu_uuids, o.r)
-                for o in self.owners.values()
-            ],
-        )
+    def gpu_list(self) -> list[GpuView]:
+        """The GPUs as of the last sample, with those that are set aside marked."""
+        return self.quarantine.shown(self.gpus.views())
 
     def add_owner(self, assignment: Assignment, first: EventKind | None) -> Owner:
         """A replica that did not exist; its numbering goes on after the logs of a namesake."""
@@ -204,31 +188,12 @@ class Fleet:
 
     def status(self) -> Status:
         """See `FleetPort`."""
-        supervisor = SupervisorView(
-            pid=os.getpid(),
-            version=gpuserved.__version__,
-            uptime_s=time.monotonic() - self._began,
-            degraded=self.degraded,
-        )
-        return Status(
-            generation=self.generation,
-            version=gpuserved.__version__,
-            endpoint=self.endpoint,
-            supervisor=supervisor,
-            router=views.router_view(self.router.pids, self.router.stats),
-            gpus=self.gpus.views(),
-            replicas=[
-                views.replica_view(self.owners[name], self.router.stats, self.inspection.since(name))
-                for name in sorted(self.owners, key=_order)
-            ],
-            models=views.model_views(self.owners.values(), self.router.stats),
-            load=views.total_load(self.owners.values()),
-            rollouts=self.rolls.views(),
-        )
+        return snapshot.status(self)
 
     def telemetry(self) -> None:
         """One round of figures to whoever reads events."""
-        self.inspection.watch_gpus(self.gpus.views())
+        self.gpuwatch.look(self.gpus.samples)
+        self.inspection.watch_gpus(self.gpu_list())
         if self.bus.readers:
             self.bus.publish("telemetry", status=self.status())
 
@@ -271,6 +236,18 @@ class Fleet:
             self.expect(request.generation)
             return await acting.act(self, verb, request)
 
+    async def quarantine_gpus(self, request: GpusRequest) -> GpusResult:
+        """See `FleetPort`."""
+        async with self.mutations:
+            self.expect(request.generation)
+            return await setaside.quarantine(self, request)
+
+    async def release_gpus(self, request: GpusRequest) -> GpusResult:
+        """See `FleetPort`."""
+        async with self.mutations:
+            self.expect(request.generation)
+            return await setaside.release(self, request)
+
     def named(self, name: str) -> list[Owner]:
         """One replica by id, or all of a profile.
 
@@ -280,9 +257,9 @@ class Fleet:
             return [self.owners[name]]
         found = [o for o in self.owners.values() if o.assignment.profile.name == name]
         if not found:
-            known = ", ".join(sorted(self.owners, key=_order)) or "none"
+            known = ", ".join(sorted(self.owners, key=views.order)) or "none"
             raise NotFound(f"no replica or profile is called {name!r}", f"replicas: {known}")
-        return sorted(found, key=lambda o: _order(o.id))
+        return sorted(found, key=lambda o: views.order(o.id))
 
     async def shutdown(self, *, drain: bool, forget: bool) -> None:
         """See `FleetPort`."""
@@ -291,8 +268,3 @@ class Fleet:
     def subscribe(self) -> Subscription:
         """See `FleetPort`."""
         return self.bus.subscribe()
-
-
-def _order(replica: str) -> tuple[str, int]:
-    profile, _, number = replica.rpartition("-")
-    return profile, int(number) if number.isdigit() else 0

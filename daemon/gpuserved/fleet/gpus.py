@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from gpuserved.api.types import GpuView
 from gpuserved.core.placement import SIM_DEFAULT_GIB, Foreign, Gpu, Lease
@@ -33,8 +33,8 @@ class Gpus:
     def __init__(self, provider: GpuProvider) -> None:
         self._real = Sampler(provider)
         self._sim: SimProvider | None = None
-        self._infos: list[GpuInfo] = []
-        self._samples: list[GpuSample] = []
+        self.samples: list[GpuSample] = []
+        """The last round."""
         self._views: list[GpuView] = []
         self._ours: dict[str, set[int]] = {}
         """GPU UUID -> processes of our replicas that the samples have shown there and still show."""
@@ -97,6 +97,7 @@ class Gpus:
             for name, owner in owners.items():
                 if owner.process is not None and owner.process.pid is not None:
                     trees.setdefault(name, set()).add(owner.process.pid)
+        self.samples = samples
         self._views = views(infos, samples, trees, describe=procfs.identity)
         self._remember()
 
@@ -106,18 +107,17 @@ class Gpus:
             mine = {owner.pid for owner in gpu.owners if owner.replica is not None}
             self._ours[gpu.uuid] = (self._ours.get(gpu.uuid, set()) & {o.pid for o in gpu.owners}) | mine
 
-    async def left_over(self, uuids: tuple[str, ...], owners: Mapping[str, Owner]) -> list[str]:
-        """What earlier starts of ours still hold on these GPUs, in words; empty where their memory is back."""
+    async def left_over(self, uuids: Collection[str], owners: Mapping[str, Owner]) -> dict[str, list[int]]:
+        """Which of these GPUs processes of earlier starts of ours still hold, and their PIDs."""
         if not any(self._ours.get(uuid) for uuid in uuids):
-            return []
+            return {}
         await self._sample(owners)
-        return [
-            f"GPU {gpu.index}: PID {owner.pid} of an earlier start still holds memory"
-            for gpu in self._views
-            if gpu.uuid in uuids
-            for owner in gpu.owners
-            if owner.replica is None and owner.pid in self._ours[gpu.uuid]
-        ]
+        found: dict[str, list[int]] = {}
+        for gpu in self._views:
+            pids = [o.pid for o in gpu.owners if o.replica is None and o.pid in self._ours.get(gpu.uuid, ())]
+            if pids and gpu.uuid in uuids:
+                found[gpu.uuid] = pids
+        return found
 
     def views(self) -> list[GpuView]:
         """As of the last sample."""

@@ -68,7 +68,8 @@ class Inspection:
             if gpu.state != before:
                 self._fleet.bus.publish(
                     "notice",
-                    message=f"GPU {gpu.index} ({gpu.name}): {before} -> {gpu.state}",
+                    message=f"GPU {gpu.index} ({gpu.name}): {before} -> {gpu.state}"
+                    + (f": {gpu.reason}" if gpu.reason else ""),
                     severity="info" if gpu.state == "OK" else "error",
                 )
             self._gpu_states[gpu.uuid] = gpu.state

@@ -99,7 +99,9 @@ class Rolls:
         found: dict[str, Seen] = {}
         for name, owner in self._fleet.owners.items():
             profile = owner.assignment.profile
-            if profile.name == roll.profile or profile.served_name in served:
+            concerned = profile.name == roll.profile or profile.served_name in served
+            # One that waits for a quarantined GPU is nobody's capacity, and cannot be replaced now.
+            if concerned and not self._fleet.quarantine.waits(owner):
                 found[name] = self._seen_of(owner, roll)
         return found
 

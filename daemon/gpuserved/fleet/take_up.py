@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gpuserved.api.errors import GpuserveError
+from gpuserved.core.placement import Gpu
 from gpuserved.core.state import Goal
 from gpuserved.fleet import adopt, store
 from gpuserved.fleet import apply as applying
@@ -26,6 +29,8 @@ async def take_up(fleet: Fleet) -> None:
     fleet.degraded = problem
     if problem:
         log.error("%s", problem)
+    fleet.quarantine.load()
+    blocked = fleet.quarantine.blocked()
     fleet.generation = saved.generation
     fleet.wanted = _wanted(fleet, saved)
     fleet.gpus.simulate([each.profile for each in fleet.wanted.values()])
@@ -33,11 +38,11 @@ async def take_up(fleet: Fleet) -> None:
     held = {name: record.gpu_uuids for name, record in records.items()}
     found, unexplained = adopt.scan(fleet.roots.run)
     notes = {each.note.replica: each.note.gpu_uuids for each in found}
-    arranged = arrange(fleet.wanted, await fleet.gpus.real_inventory(fleet.owners), {**held, **notes})
+    inventory = await fleet.gpus.real_inventory(fleet.owners)
+    arranged = arrange(fleet.wanted, inventory, {**held, **notes}, quarantined=blocked)
     ours, strays = adopt.match(found, records, {each.replica for each in arranged.assignments})
     for assignment in arranged.assignments:
-        owner = Owner(assignment, fleet)
-        fleet.owners[assignment.replica] = owner
+        fleet.owners[assignment.replica] = _owner(fleet, assignment, notes.get(assignment.replica), inventory)
     running = {name: record.generation for name, record in records.items()}
     running |= {name: each.note.generation for name, each in ours.items()}
     await _take_up_rolls(fleet, saved, held | notes, running)
@@ -56,6 +61,19 @@ async def take_up(fleet: Fleet) -> None:
     fleet.save_quietly()
 
 
+def _owner(
+    fleet: Fleet, assignment: Assignment, runs_on: tuple[str, ...] | None, inventory: Sequence[Gpu]
+) -> Owner:
+    """One replica. One that runs on a GPU that was set aside under it stays there until it is started anew."""
+    if runs_on is None or runs_on == assignment.gpu_uuids:
+        return Owner(assignment, fleet)
+    indexes = {gpu.uuid: gpu.index for gpu in inventory}
+    there = tuple(indexes[uuid] for uuid in runs_on if uuid in indexes)
+    owner = Owner(replace(assignment, gpu_indexes=there, gpu_uuids=runs_on), fleet)
+    owner.assign(assignment)
+    return owner
+
+
 async def _take_up_rolls(
     fleet: Fleet, saved: store.FleetRecord, held: dict[str, tuple[str, ...]], running: dict[str, int]
 ) -> None:
@@ -71,7 +89,8 @@ async def _take_up_rolls(
             if record.former is not None:
                 wanted = _wanted_of(fleet, record.former)
                 everything = {**fleet.wanted, record.profile: wanted}
-                placed = arrange(everything, await fleet.gpus.real_inventory(fleet.owners), held)
+                inventory = await fleet.gpus.real_inventory(fleet.owners)
+                placed = arrange(everything, inventory, held, quarantined=fleet.quarantine.blocked())
                 former = {each.replica: each for each in placed.assignments}
         except GpuserveError as error:
             log.error("%s: cannot be rolled back any more: %s", record.profile, error.message)  # noqa: TRY400

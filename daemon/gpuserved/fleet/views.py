@@ -100,6 +100,12 @@ def _whole(value: float | None) -> int | None:
     return None if value is None else int(value)
 
 
+def order(replica: str) -> tuple[str, int]:
+    """Sorts replicas by profile and number."""
+    profile, _, number = replica.rpartition("-")
+    return profile, int(number) if number.isdigit() else 0
+
+
 def _route(stats: RouterStats | None, owner: Owner) -> RouteStats | None:
     if stats is None:
         return None

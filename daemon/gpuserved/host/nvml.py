@@ -12,6 +12,12 @@ NO_LIBRARY, NO_DRIVER, NO_PERMISSION, MISMATCH = 12, 9, 4, 18
 """NVML's own numbers: LIBRARY_NOT_FOUND, DRIVER_NOT_LOADED, NO_PERMISSION, LIB_RM_VERSION_MISMATCH."""
 
 
+_RECOVERY = {
+    0: "none", 1: "reset", 2: "reboot", 3: "drain_p2p", 4: "drain_and_reset", 6: "bus_reset", 7: "reboot",
+}  # fmt: skip
+"""NVML_GPU_RECOVERY_ACTION_..., in words; 5 is of a fabric that this program knows nothing of."""
+
+
 class NvmlUnavailable(Exception):
     """No NVML on this host; the text says why, and `error` is NVML's number where NVML itself said it."""
 
@@ -50,6 +56,8 @@ class Nvml:
         except ImportError as error:
             raise NvmlUnavailable(f"the nvidia-ml-py package does not load: {error}") from error
         self._lib: Any = pynvml
+        self.library: Any = pynvml
+        """The binding itself, for `host.nvmlevents`."""
         try:
             pynvml.nvmlInit()
         except Exception as error:
@@ -137,6 +145,27 @@ class Nvml:
         if index is None:
             return False
         return bool(self._ask("nvmlDeviceGetP2PStatus", handle, other, index) == lib.NVML_P2P_STATUS_OK)
+
+    def ecc_uncorrected(self, handle: Any) -> int | None:
+        """Uncorrectable ECC errors since the driver was loaded; None: no ECC memory, or ECC is off."""
+        # 1: NVML_MEMORY_ERROR_TYPE_UNCORRECTED, 0: NVML_VOLATILE_ECC
+        found = self._ask("nvmlDeviceGetTotalEccErrors", handle, 1, 0)
+        return int(found) if isinstance(found, int) else None
+
+    def remapped_rows(self, handle: Any) -> tuple[bool, bool] | None:
+        """Whether memory rows wait for a reset to be remapped, and whether remapping has failed (Ampere and later)."""
+        found = self._ask("nvmlDeviceGetRemappedRows", handle)
+        return (bool(found[2]), bool(found[3])) if found is not None else None
+
+    def recovery_action(self, handle: Any) -> str | None:
+        """What the driver says would make the GPU whole (driver 570 and later): none, reset, reboot, drain_p2p,
+        drain_and_reset, bus_reset.
+        """
+        field = getattr(self._lib, "NVML_FI_DEV_GET_GPU_RECOVERY_ACTION", None)
+        found = self._ask("nvmlDeviceGetFieldValues", handle, [field]) if field is not None else None
+        if not found or found[0].nvmlReturn != 0:
+            return None
+        return _RECOVERY.get(int(found[0].value.uiVal))
 
     def mig_devices(self, handle: Any) -> list[Any] | None:
         """The MIG devices of a GPU in MIG mode; None: it is not in MIG mode."""

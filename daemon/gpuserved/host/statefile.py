@@ -54,9 +54,10 @@ def save(path: Path, data: dict[str, Any], *, version: int) -> None:
     write_atomically(path, f"{head}\n{body}\n".encode())
 
 
-def load(path: Path, *, version: int) -> Loaded:
+def load(path: Path, *, version: int, touch: bool = True) -> Loaded:
     """Read what `save` wrote; a damaged file is set aside as `.damaged` and its `.prev` is taken.
 
+    :param touch: False: a damaged file stays where it is; the caller is not its owner.
     :raises Invalid: the file was written by a newer version: nothing is touched.
     """
     problem = None
@@ -74,7 +75,8 @@ def load(path: Path, *, version: int) -> Loaded:
             return Loaded(_parse(raw, candidate, version), problem)
         except ValueError as error:
             problem = problem or f"{candidate} is damaged ({error}); set aside as {candidate.name}.damaged"
-            os.replace(candidate, candidate.with_name(candidate.name + ".damaged"))
+            if touch:
+                os.replace(candidate, candidate.with_name(candidate.name + ".damaged"))
     return Loaded(None, problem)
 
 

@@ -148,8 +148,8 @@ class Owner:
     def _crashed(self, decided: Replica) -> None:
         """A card of the end, while its figures are still there."""
         cause = decided.history.last_cause or decided.cause
-        if cause is None:
-            return
+        if cause is None or cause.kind is CauseKind.GPU_QUARANTINED:
+            return  # nothing was started; the GPU's own events say why
         info = self._ended.info if self._ended is not None else None
         started_at = self.process.started_at if self.process is not None else None
         try:

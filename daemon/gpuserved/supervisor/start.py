@@ -29,7 +29,7 @@ from gpuserved.host.gpulock import GpuHeld, release
 from gpuserved.host.shimclient import launch, replica_spec
 from gpuserved.host.statefile import write_atomically
 from gpuserved.supervisor.process import ReplicaProcess
-from gpuserved.supervisor.surroundings import LOG_KEEP, LOG_MAX_BYTES
+from gpuserved.supervisor.surroundings import LOG_KEEP, LOG_MAX_BYTES, GpuSetAside
 
 if TYPE_CHECKING:
     from gpuserved.supervisor.owner import Owner
@@ -88,7 +88,8 @@ async def run(owner: Owner, generation: int) -> None:
         owner.post(EventKind.EXITED, generation=generation)
         return
     except GpuserveError as error:
-        cause = Cause(CauseKind.OUT_OF_MEMORY, f"could not be started: {error.message}")
+        kind = CauseKind.GPU_QUARANTINED if isinstance(error, GpuSetAside) else CauseKind.SPAWN_FAILED
+        cause = Cause(kind, f"could not be started: {error.message}")
         owner.post(EventKind.SPAWN_FAILED, generation=generation, cause=cause)
         return
     try:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gpuserved.api.crash import CrashCard
+from gpuserved.api.errors import Refused
 from gpuserved.api.roots import Roots
 from gpuserved.api.types import GpuView
 from gpuserved.core.profile import Profile
@@ -30,6 +31,10 @@ class Assignment:
     """Its GPUs exist on paper only."""
 
 
+class GpuSetAside(Refused):
+    """One of the GPUs of a start is quarantined: it waits for the release."""
+
+
 class Surroundings(Protocol):
     """The fleet, as one owner sees it."""
 
@@ -52,7 +57,7 @@ class Surroundings(Protocol):
     async def gpus_free(self, replica: str, gpu_uuids: tuple[str, ...]) -> None:
         """Wait until replicas that are leaving these GPUs have left, and the memory of earlier starts is back.
 
-        :raises GpuserveError: the memory does not come back; names who holds it.
+        :raises GpuSetAside: one is quarantined, or becomes so because its memory does not come back.
         """
 
     def gpu_views(self, gpu_uuids: tuple[str, ...]) -> list[GpuView]:

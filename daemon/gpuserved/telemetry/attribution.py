@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 
 from gpuserved.api.types import GpuOwner, GpuView
-from gpuserved.telemetry.provider import OK, GpuInfo, GpuSample
+from gpuserved.telemetry.provider import GpuInfo, GpuSample
 
 Describe = Callable[[int], tuple[str | None, str | None]]
 """From a pid to its process's name and user."""
@@ -64,25 +64,20 @@ def views(
     infos: list[GpuInfo],
     samples: list[GpuSample],
     trees: Mapping[str, Collection[int]],
-    quarantined: Collection[str] = (),
     describe: Describe = nobody,
 ) -> list[GpuView]:
     """What `status` shows of each GPU. A GPU without a sample keeps its row, with unknown figures."""
     sample_of = {sample.uuid: sample for sample in samples}
-    return [
-        _view(info, sample_of.get(info.uuid), trees, info.uuid in quarantined, describe) for info in infos
-    ]
+    return [_view(info, sample_of.get(info.uuid), trees, describe) for info in infos]
 
 
 def _view(
     info: GpuInfo,
     sample: GpuSample | None,
     trees: Mapping[str, Collection[int]],
-    is_quarantined: bool,
     describe: Describe,
 ) -> GpuView:
     sample = sample or GpuSample(info.index, info.uuid, memory_total_bytes=info.memory_total_bytes)
-    state = "QUARANTINED" if is_quarantined and sample.state == OK else sample.state
     return GpuView(
         index=info.index,
         uuid=info.uuid,
@@ -92,7 +87,7 @@ def _view(
         utilization_pct=sample.utilization_pct,
         temperature_c=sample.temperature_c,
         power_w=sample.power_w,
-        state=state,
+        state=sample.state,
         owners=owners(sample, trees, describe),
         unattributed_bytes=unattributed_bytes(sample),
         nvlink=list(info.nvlink),

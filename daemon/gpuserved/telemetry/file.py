@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from gpuserved.api.errors import Invalid
+from gpuserved.core.gpufault import Xid
 from gpuserved.telemetry.provider import OK, GpuInfo, GpuProcess, GpuSample
 
 
@@ -34,6 +35,12 @@ class _Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     power_w: float | None = None
     state: str = OK
     processes: list[_Process] | None = None
+    ecc_uncorrected: int | None = None
+    remap_pending: bool | None = None
+    remap_failed: bool | None = None
+    recovery: str | None = None
+    xids: list[int] | None = None
+    """Xid numbers since the beginning, oldest first: a later file has what the earlier one had, and more."""
 
 
 class _Inventory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -77,7 +84,8 @@ def _sample(gpu: _Gpu) -> GpuSample:
     )
     return GpuSample(
         gpu.index, gpu.uuid, gpu.memory_used_bytes, gpu.memory_total_bytes, gpu.utilization_pct, gpu.temperature_c,
-        gpu.power_w, gpu.state, processes,
+        gpu.power_w, gpu.state, processes, gpu.ecc_uncorrected, gpu.remap_pending, gpu.remap_failed, gpu.recovery,
+        xids=None if gpu.xids is None else tuple(Xid(n, number) for n, number in enumerate(gpu.xids, 1)),
     )  # fmt: skip
 
 

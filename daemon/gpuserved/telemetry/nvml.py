@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gpuserved.host.nvml import GpuLost, Nvml, NvmlUnavailable
+from gpuserved.host.nvmlevents import XidEvents
 from gpuserved.telemetry.provider import LOST, GpuInfo, GpuProcess, GpuSample
 from gpuserved.telemetry.visible import limit
 
@@ -18,7 +19,9 @@ class _Device:
     info: GpuInfo
     handle: Any
     sensors: Any
-    """The handle that knows temperature and power: a MIG device's GPU."""
+    """The handle that knows temperature, power and faults: a MIG device's GPU."""
+    parent_uuid: str
+    """Of that GPU."""
 
 
 class NvmlProvider:
@@ -39,6 +42,8 @@ class NvmlProvider:
             raise NvmlUnavailable("NVML works, but shows no GPU")
         seen = {info.uuid for info in limit([device.info for device in found], visible_devices)}
         self._devices = [device for device in found if device.info.uuid in seen]
+        # A MIG device's events are its GPU's.
+        self._events = XidEvents(self._nvml, {device.parent_uuid: device.sensors for device in self._devices})
         if not self._devices:
             self.reason = f"CUDA_VISIBLE_DEVICES={visible_devices} hides all {len(found)} GPUs"
 
@@ -51,9 +56,9 @@ class NvmlProvider:
         return [self._sample(device) for device in self._devices]
 
     def _sample(self, device: _Device) -> GpuSample:
-        nvml, info = self._nvml, device.info
+        nvml, info, xids = self._nvml, device.info, self._events.of(device.parent_uuid)
         try:
-            memory = nvml.memory(device.handle)
+            memory, rows = nvml.memory(device.handle), nvml.remapped_rows(device.sensors)
             processes = nvml.processes(device.handle)
             return GpuSample(
                 index=info.index,
@@ -66,9 +71,19 @@ class NvmlProvider:
                 processes=None
                 if processes is None
                 else tuple(GpuProcess(p.pid, p.memory_bytes) for p in processes),
+                ecc_uncorrected=nvml.ecc_uncorrected(device.sensors),
+                remap_pending=rows[0] if rows else None,
+                remap_failed=rows[1] if rows else None,
+                recovery=nvml.recovery_action(device.sensors),
+                xids=xids,
             )
         except GpuLost:
-            return GpuSample(info.index, info.uuid, memory_total_bytes=info.memory_total_bytes, state=LOST)
+            total = info.memory_total_bytes
+            return GpuSample(info.index, info.uuid, memory_total_bytes=total, state=LOST, xids=xids)
+
+    def close(self) -> None:
+        """Stop listening for events. A process that ends need not: its thread does not keep it."""
+        self._events.close()
 
     def _enumerate(self) -> list[_Device]:
         nvml = self._nvml
@@ -81,15 +96,17 @@ class NvmlProvider:
                     continue
                 mig = nvml.mig_devices(handle)
                 if mig is None:
-                    whole.append(_Device(self._info(index, handle, handle), handle, handle))
+                    whole.append(self._device(index, handle, handle))
                     continue
                 first = (index + 1) * MIG_INDEX_STEP
-                parts += [
-                    _Device(self._info(first + n, part, handle), part, handle) for n, part in enumerate(mig)
-                ]
+                parts += [self._device(first + n, part, handle) for n, part in enumerate(mig)]
             except GpuLost:
                 self.reason = f"GPU {index} is lost: it answers no query since the daemon started"
         return [self._with_links(device, whole) for device in whole] + parts
+
+    def _device(self, index: int, handle: Any, parent: Any) -> _Device:
+        info = self._info(index, handle, parent)
+        return _Device(info, handle, parent, info.uuid if handle is parent else self._nvml.uuid(parent) or "")
 
     def _info(self, index: int, handle: Any, parent: Any) -> GpuInfo:
         nvml = self._nvml

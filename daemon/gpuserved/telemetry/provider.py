@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from gpuserved.core.gpufault import Xid
+
 OK = "OK"
 LOST = "LOST"
 
@@ -48,6 +50,15 @@ class GpuSample:
     """OK or LOST."""
     processes: tuple[GpuProcess, ...] | None = None
     """None: the driver does not tell."""
+    ecc_uncorrected: int | None = None
+    """Uncorrectable ECC errors since the driver was loaded."""
+    remap_pending: bool | None = None
+    """Memory rows wait for a reset to be remapped."""
+    remap_failed: bool | None = None
+    recovery: str | None = None
+    """What the driver says would make the GPU whole: none, reset, drain_and_reset, drain_p2p, bus_reset, reboot."""
+    xids: tuple[Xid, ...] | None = None
+    """The latest Xid events since the daemon began, oldest first; None: nobody can be asked."""
 
 
 class GpuProvider(Protocol):

@@ -10,7 +10,9 @@ from pathlib import Path
 from gpuserved.api.client import ControlClient
 from gpuserved.api.errors import GpuserveError
 from gpuserved.cli.doctor.base import Finding, Host, fail, gib, ok, warn
+from gpuserved.fleet.quarantine import FILE, Quarantine
 from gpuserved.host import gpulock, nvml
+from gpuserved.host.logtail import clean
 from gpuserved.host.nvml import Nvml, NvmlUnavailable
 from gpuserved.telemetry.nvml import NvmlProvider
 from gpuserved.telemetry.provider import OK as GPU_OK
@@ -26,7 +28,7 @@ def check(host: Host) -> list[Finding]:
     try:
         library = Nvml()
     except NvmlUnavailable as error:
-        return [_without(error)]
+        return [_without(error), *quarantined(host)]
     version, cuda = library.driver_version() or "unknown", library.cuda_version()
     newest = f", CUDA up to {cuda[0]}.{cuda[1]}" if cuda else ""
     try:
@@ -43,7 +45,7 @@ def check(host: Host) -> list[Finding]:
     if host.env.get("CUDA_VISIBLE_DEVICES") is not None:
         found.append(warn(NAME, f"CUDA_VISIBLE_DEVICES={host.env['CUDA_VISIBLE_DEVICES']} limits a daemon started here",
                           "unset CUDA_VISIBLE_DEVICES; gpus in a profile chooses"))  # fmt: skip
-    return [*found, *_samples(provider, host), *_leases(provider, host)]
+    return [*found, *_samples(provider, host), *quarantined(host), *_leases(provider, host)]
 
 
 def _samples(provider: NvmlProvider, host: Host) -> list[Finding]:
@@ -60,6 +62,25 @@ def _samples(provider: NvmlProvider, host: Host) -> list[Finding]:
             if process.pid not in ours and (process.memory_bytes or 0) >= _FOREIGN_MIN_BYTES
         ]  # fmt: skip
     return found
+
+
+def quarantined(host: Host) -> list[Finding]:
+    """GPUs that this root's daemon has set aside, whether it runs or not."""
+    quarantine = Quarantine(host.roots.state / FILE)
+    try:
+        quarantine.load(touch=False)
+    except GpuserveError as error:
+        return [fail(NAME, clean(error.message), error.hint or "gpuserve logs --daemon")]
+    found = []
+    if quarantine.problem is not None:
+        found.append(
+            warn(NAME, clean(quarantine.problem), "gpuserve status; quarantine anew what is to stay aside")
+        )
+    return found + [
+        fail(NAME, f"GPU {record.index} ({record.uuid}) is quarantined: {clean(record.explain())}",
+             f"gpuserve release {record.index}")
+        for record in sorted(quarantine.of.values(), key=lambda record: record.index)
+    ]  # fmt: skip
 
 
 def _leases(provider: NvmlProvider, host: Host) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""Commands that act on replicas: start, stop, restart, drain, undrain, scale, reload."""
+"""Commands that act on replicas and GPUs: start, stop, restart, drain, undrain, scale, quarantine, release, reload."""
 
 from __future__ import annotations
 
@@ -23,4 +23,18 @@ def add(verbs: Verbs) -> None:
     scale = verbs.add("scale", "act:scale", "change the number of replicas of a profile", "scale llama-8b 4")
     scale.add_argument("profile", metavar="PROFILE")
     scale.add_argument("count", type=count, metavar="N")
+    for name, summary, example in (
+        (
+            "quarantine",
+            "set GPUs aside: their replicas are drained, and move to others or wait",
+            'quarantine 3\nquarantine 3 --reason "fan is loud, ticket 812"\nquarantine GPU-8f2c --json',
+        ),
+        ("release", "let GPUs that were set aside be used again; what waited for them starts", "release 3"),
+    ):
+        verb = verbs.add(name, f"act:{name}", summary, example)
+        verb.add_argument(
+            "gpus", nargs="+", metavar="GPU", help="its index or UUID, as gpuserve gpus shows it"
+        )
+        if name == "quarantine":
+            verb.add_argument("--reason", metavar="TEXT", help="why, for whoever looks next")
     verbs.add("reload", "act:reload", "read the configuration, keys and profiles again", "reload")

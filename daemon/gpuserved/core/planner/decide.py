@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from gpuserved.core.placement import Gpu, Lease, Lever, NoFit, Placed, Placements, Warned
-from gpuserved.core.planner import plain, reasons, refusals
+from gpuserved.core.planner import plain, reasons, refusals, topology
 from gpuserved.core.planner.extras import as_started
 from gpuserved.core.planner.levers import levers
 from gpuserved.core.planner.memory import Measured, Setting
@@ -136,9 +136,12 @@ def load_of(asked: Asked, feasible: list[Option]) -> float:
 def _answer(asked: Asked, chosen: Option, feasible: list[Option], space: Room) -> Placements:
     profile, facts = asked.profile, asked.facts
     by_uuids = {tuple(gpu.uuid for gpu in place.group.gpus): place for place in chosen.places}
-    names = [f"{profile.name}-{n}" for n in range(len(chosen.places))]
+    held = [name for name, uuids in asked.keep.items() if tuple(uuids) in by_uuids]
+    fewer = profile.replicas is None or len(chosen.places) < profile.replicas
+    blocked = fewer and any(gpu.blocked for gpu in space.allowed)
+    names = topology.names(profile.name, len(chosen.places), held, blocked=blocked)
     given = {
-        name: by_uuids.pop(held) for name in names if (held := tuple(asked.keep.get(name, ()))) in by_uuids
+        name: by_uuids.pop(there) for name in names if (there := tuple(asked.keep.get(name, ()))) in by_uuids
     }
     rest = sorted(by_uuids.values(), key=lambda place: place.group.gpus[0].index)
     placed = []

@@ -29,13 +29,16 @@ def place(
     count = _count(profile, size, there, free)
     if count * size > there:
         return refusals.too_few(profile, count, size, there)
-    if count * size > free:
-        blocked = sum(1 for gpu, _ in space.taken if gpu.blocked)
+    blocked = sum(1 for gpu, _ in space.taken if gpu.blocked)
+    fewer = count * size > free
+    if fewer:
         if not blocked or count * size > free + blocked or free < size:
             return refusals.overlap(profile, count * size, space)
         count = free // size  # GPUs are quarantined: serve with what is left
+    fewer = fewer or (profile.replicas is None and blocked > 0)
+    if fewer:
         warnings += (refusals.degraded(profile, space),)
-    return Placements(_assign(profile, count, size, space.free, keep), warnings)
+    return Placements(_assign(profile, count, size, space.free, keep, fewer=fewer), warnings)
 
 
 def _count(profile: Profile, size: int, there: int, free: int) -> int:
@@ -48,9 +51,18 @@ def _count(profile: Profile, size: int, there: int, free: int) -> int:
 
 
 def _assign(
-    profile: Profile, count: int, size: int, free: Sequence[Gpu], keep: Mapping[str, Sequence[str]]
+    profile: Profile,
+    count: int,
+    size: int,
+    free: Sequence[Gpu],
+    keep: Mapping[str, Sequence[str]],
+    *,
+    fewer: bool,
 ) -> tuple[Placed, ...]:
-    names = [f"{profile.name}-{n}" for n in range(count)]
+    """:param fewer: than there were, because GPUs are blocked."""
+    names = topology.names(
+        profile.name, count, topology.kept_groups(free, size, keep) if fewer else (), blocked=fewer
+    )
     kept = topology.kept_groups(free, size, {name: keep[name] for name in names if name in keep})
     used = {gpu.uuid for group in kept.values() for gpu in group}
     fresh = iter(topology.groups([gpu for gpu in free if gpu.uuid not in used], size))

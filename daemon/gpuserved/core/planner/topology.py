@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from gpuserved.core.placement import Gpu
@@ -54,6 +55,25 @@ def kept_groups(
         if len(wanted) == size and all(uuid in left for uuid in wanted):
             found[replica] = tuple(left.pop(uuid) for uuid in wanted)
     return found
+
+
+def names(profile: str, count: int, kept: Collection[str], *, blocked: bool) -> list[str]:
+    """The replicas of a placement: `PROFILE-0` and on.
+
+    :param kept: those that can stay where they are.
+    :param blocked: fewer fit than are wanted because of GPUs that are set aside: those that can stay do, whatever their numbers.
+    """
+    plain = [f"{profile}-{n}" for n in range(count)]
+    if not blocked:
+        return plain
+    stay = sorted(kept, key=_number)[:count]
+    fresh = (name for n in itertools.count() if (name := f"{profile}-{n}") not in stay)
+    return sorted([*stay, *itertools.islice(fresh, count - len(stay))], key=_number)
+
+
+def _number(replica: str) -> int:
+    tail = replica.rpartition("-")[2]
+    return int(tail) if tail.isdigit() else 0
 
 
 def groups(gpus: Sequence[Gpu], size: int) -> list[Group]:

@@ -1,0 +1,172 @@
+"""The GPUs that are set aside: who and why, on disk, by UUID. Nothing is started on them until they are released."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from gpuserved.api.types import GpuView
+from gpuserved.core.gpufault import CURES, Verdict
+from gpuserved.core.state import State
+from gpuserved.host import statefile
+
+if TYPE_CHECKING:
+    from gpuserved.supervisor.owner import Owner
+
+log = logging.getLogger(__name__)
+
+SCHEMA = 1
+FILE = "gpus.json"
+OPERATOR, HELD = "operator", "held"
+"""Kinds of quarantine beside a fault's verdict: an operator's wish, and memory that does not come back (it heals by itself)."""
+NO_REASON = "set aside by the operator"
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """One GPU that is set aside."""
+
+    uuid: str
+    index: int
+    """When it was set aside; after a restart of the host another GPU may have it."""
+    name: str
+    kind: str
+    """operator, held, or the verdict on a fault: inspect, reset, reboot."""
+    reason: str
+    since: float
+    """Unix seconds."""
+    pids: list[tuple[int, int]] = []
+    """What holds it, each with its start time in clock ticks since boot (0: it was gone from /proc already)."""
+
+    def explain(self) -> str:
+        """The reason, and what to do about it."""
+        if self.kind == OPERATOR:
+            return self.reason
+        if self.kind == HELD:
+            return f"{self.reason}; released by itself once that is gone (gpuserve release {self.index} does not wait)"
+        cure = CURES[Verdict(self.kind)].format(index=self.index)
+        return f"{self.reason}: {cure}, then gpuserve release {self.index}"
+
+
+class QuarantineFile(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole file."""
+
+    gpus: list[Record] = []
+    accepted: dict[str, list[str]] = {}
+    """GPU UUID -> lasting conditions that its release has accepted: they do not set it aside again while they last."""
+
+
+class Quarantine:
+    """The list, in memory and on disk. Belongs to the fleet's loop."""
+
+    def __init__(self, path: Path | None) -> None:
+        """:param path: None: nothing is written."""
+        self._path = path
+        self.of: dict[str, Record] = {}
+        """By UUID."""
+        self.accepted: dict[str, set[str]] = {}
+        self.problem: str | None = None
+        """What is wrong with the file; None: all well."""
+
+    def load(self, *, touch: bool = True) -> None:
+        """Read the file. Of a damaged one the copy before it is taken, and `problem` says so.
+
+        :param touch: rename a damaged one: the daemon's affair.
+        """
+        if self._path is None:
+            return
+        found = statefile.load(self._path, version=SCHEMA, touch=touch)
+        self.problem = found.problem
+        try:
+            saved = msgspec.convert(found.data or {}, QuarantineFile)
+        except msgspec.ValidationError as error:
+            self.problem = f"{self._path} makes no sense ({error}); no GPU is set aside"
+            return
+        self.of = {record.uuid: record for record in saved.gpus}
+        self.accepted = {uuid: set(names) for uuid, names in saved.accepted.items()}
+
+    def __contains__(self, uuid: object) -> bool:
+        return uuid in self.of
+
+    def blocked(self) -> dict[str, str]:
+        """As the planner takes it: UUID -> why nothing may be placed there."""
+        return {uuid: f"quarantined: {record.reason}" for uuid, record in self.of.items()}
+
+    def among(self, uuids: Collection[str]) -> list[Record]:
+        """Those of these GPUs that are set aside."""
+        return [self.of[uuid] for uuid in uuids if uuid in self.of]
+
+    def set_aside(self, gpu: GpuView, kind: str, reason: str, pids: Sequence[tuple[int, int]] = ()) -> None:
+        """Set a GPU aside, or say anew why it is."""
+        before = self.of.get(gpu.uuid)
+        since = before.since if before is not None else time.time()
+        self.of[gpu.uuid] = Record(
+            uuid=gpu.uuid,
+            index=gpu.index,
+            name=gpu.name,
+            kind=kind,
+            reason=reason,
+            since=since,
+            pids=list(pids),
+        )
+        log.warning("GPU %d (%s) is set aside (%s): %s", gpu.index, gpu.uuid, kind, reason)
+        self._save()
+
+    def release(self, uuid: str, accepting: Collection[str] = ()) -> None:
+        """Let it be used again.
+
+        :param accepting: lasting conditions that it has, and is used in spite of.
+        """
+        self.of.pop(uuid, None)
+        if accepting:
+            self.accepted[uuid] = set(accepting)
+        else:
+            self.accepted.pop(uuid, None)
+        log.warning("GPU %s is released", uuid)
+        self._save()
+
+    def still_accepted(self, uuid: str, lasting: Collection[str]) -> set[str]:
+        """What a release has accepted and still lasts. What is over counts anew when it comes back."""
+        known = self.accepted.get(uuid, set())
+        if known - set(lasting):
+            self.accepted[uuid] = known & set(lasting)
+            self._save()
+        return self.accepted.get(uuid, set())
+
+    def waits(self, owner: Owner) -> bool:
+        """True where a replica cannot be started before one of its GPUs is released."""
+        next_there = (owner.next_assignment or owner.assignment).gpu_uuids
+        down = owner.process is None and owner.r.state in {State.FAILED, State.BACKOFF, State.STARTING}
+        return down and any(uuid in self.of for uuid in next_there)
+
+    def shown(self, views: Sequence[GpuView]) -> list[GpuView]:
+        """The GPUs as `status` shows them: a lost one stays LOST, whatever else is known of it."""
+        return [_shown(view, self.of.get(view.uuid)) for view in views]
+
+    def _save(self) -> None:
+        if self._path is None:
+            return
+        content = QuarantineFile(
+            gpus=sorted(self.of.values(), key=lambda record: record.index),
+            accepted={uuid: sorted(names) for uuid, names in self.accepted.items()},
+        )
+        data: dict[str, Any] = msgspec.to_builtins(content)
+        try:
+            statefile.save(self._path, data, version=SCHEMA)
+            self.problem = None
+        except OSError as error:
+            self.problem = f"quarantine of GPUs not saved: {error.strerror}"
+            log.error("%s: %s", self._path, error)  # noqa: TRY400 - the reason is in the error
+
+
+def _shown(view: GpuView, record: Record | None) -> GpuView:
+    if record is None:
+        return view
+    changes: Mapping[str, Any] = {"reason": record.explain(), "quarantined_since": record.since}
+    if view.state == "OK":
+        changes = {**changes, "state": "QUARANTINED"}
+    return msgspec.structs.replace(view, **changes)

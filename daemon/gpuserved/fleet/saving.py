@@ -1,0 +1,63 @@
+"""When the desired state goes to disk: at once before a start, soon after everything else."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from gpuserved.fleet import store
+from gpuserved.fleet.rolling import wanted_record
+
+if TYPE_CHECKING:
+    from gpuserved.fleet.fleet import Fleet
+
+log = logging.getLogger(__name__)
+
+DELAY_S = 0.05
+"""Changes within this time are saved together; a start is saved before it happens whatever the delay."""
+
+
+class Saving:
+    """Writes one fleet's state file. Belongs to the fleet's loop."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._timer: asyncio.TimerHandle | None = None
+
+    def soon(self) -> None:
+        """With what else changes in the next moment."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(DELAY_S, self.quietly)
+
+    def now(self) -> None:
+        """Before this returns.
+
+        :raises OSError: the file before it is untouched.
+        """
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        store.save(self._fleet.roots.state / "fleet.json", self._record())
+        self._fleet.degraded = None
+
+    def quietly(self) -> None:
+        """Now; where the disk refuses, say so in `status` and go on."""
+        self._timer = None
+        try:
+            self.now()
+        except OSError as error:
+            self._fleet.degraded = f"state not saved: {error.strerror}"
+            log.error("the state could not be saved: %s", error)  # noqa: TRY400 - the reason is in the error
+
+    def _record(self) -> store.FleetRecord:
+        fleet = self._fleet
+        return store.FleetRecord(
+            generation=fleet.generation,
+            wanted=[wanted_record(name, each) for name, each in fleet.wanted.items()],
+            rolls=fleet.rolls.records(),
+            replicas=[
+                store.record(o.id, o.assignment.profile.name, o.assignment.gpu_uuids, o.r)
+                for o in fleet.owners.values()
+            ],
+        )

@@ -1,0 +1,39 @@
+"""`status`: the whole fleet at one moment, from memory."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+import gpuserved
+from gpuserved.api.types import Status, SupervisorView
+from gpuserved.fleet import views
+
+if TYPE_CHECKING:
+    from gpuserved.fleet.fleet import Fleet
+
+
+def status(fleet: Fleet) -> Status:
+    """See `FleetPort`."""
+    supervisor = SupervisorView(
+        pid=os.getpid(),
+        version=gpuserved.__version__,
+        uptime_s=time.monotonic() - fleet.began,
+        degraded=fleet.degraded or fleet.quarantine.problem,
+    )
+    return Status(
+        generation=fleet.generation,
+        version=gpuserved.__version__,
+        endpoint=fleet.endpoint,
+        supervisor=supervisor,
+        router=views.router_view(fleet.router.pids, fleet.router.stats),
+        gpus=fleet.gpu_list(),
+        replicas=[
+            views.replica_view(fleet.owners[name], fleet.router.stats, fleet.inspection.since(name))
+            for name in sorted(fleet.owners, key=views.order)
+        ],
+        models=views.model_views(fleet.owners.values(), fleet.router.stats),
+        load=views.total_load(fleet.owners.values()),
+        rollouts=fleet.rolls.views(),
+    )

@@ -1,0 +1,114 @@
+"""What faults of GPUs mean."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpuserved.core.gpufault import (
+    CURES,
+    XIDS,
+    Health,
+    Verdict,
+    Xid,
+    faults,
+    merged,
+    standing,
+    worst,
+    xid_fault,
+)
+
+
+@pytest.mark.fault(16)
+@pytest.mark.parametrize(
+    ("numbers", "verdict"),
+    [
+        ((13, 31, 43), Verdict.RESTART),
+        ((48, 63, 64, 74, 94, 95, 119), Verdict.RESET),
+        ((79,), Verdict.REBOOT),
+        ((45, 92, 154), Verdict.IGNORE),
+        ((0, 999, 144), Verdict.IGNORE),
+    ],
+)
+def test_classes_of_xid_errors(numbers: tuple[int, ...], verdict: Verdict) -> None:
+    """Application errors restart, hardware errors quarantine, what is not known is only told."""
+    assert {xid_fault(number).meaning.verdict for number in numbers} == {verdict}
+    assert verdict.quarantines == (verdict in CURES)
+
+
+def test_a_kill_of_ours_is_no_fault() -> None:
+    """The driver reports Xid 45 for every process that dies by SIGKILL: a restart because of it would never end."""
+    assert XIDS[45].verdict is Verdict.IGNORE
+
+
+def test_each_event_is_taken_once() -> None:
+    """A look shows the latest events again and again; a daemon that begins takes none of those before it."""
+    first = Health(xids=(Xid(1, 31), Xid(2, 48)))
+    assert faults(None, first) == []
+    assert faults(first, first) == []
+    later = replace(first, xids=(Xid(2, 48), Xid(3, 95), Xid(4, 777)))
+    assert [fault.reason for fault in faults(first, later)] == [
+        "Xid 95 (uncontained memory error)",
+        "Xid 777 (not in the table of this version)",
+    ]
+
+
+def test_ecc_errors_count_from_the_first_look_and_through_silence() -> None:
+    assert faults(None, Health(ecc_uncorrected=7)) == []
+    silent = merged(Health(ecc_uncorrected=7), Health(lost=True))
+    assert silent.ecc_uncorrected == 7
+    (grown,) = faults(silent, Health(ecc_uncorrected=9))
+    assert grown.reason == "uncorrectable ECC errors: 2 more, 9 since the driver was loaded"
+    assert grown.meaning.computes
+    assert faults(Health(ecc_uncorrected=9), Health(ecc_uncorrected=0)) == [], "the driver was loaded anew"
+    assert faults(Health(), Health(ecc_uncorrected=3)) == [], "unknown is not zero"
+
+
+def test_what_lasts_is_told_at_the_first_look_and_when_it_comes_back() -> None:
+    bad = Health(lost=True, remap_failed=True, recovery="drain_and_reset")
+    assert set(standing(bad)) == {"lost", "remap_failed", "recovery:drain_and_reset"}
+    assert {fault.standing for fault in faults(None, bad)} == set(standing(bad))
+    assert faults(bad, bad) == []
+    assert faults(bad, Health()) == []
+    assert len(faults(Health(), bad)) == 3
+    assert standing(Health(recovery="none", remap_pending=True)) == {}
+
+
+def test_the_fault_that_asks_for_most_decides() -> None:
+    found = [xid_fault(31), xid_fault(63), xid_fault(119), xid_fault(45)]
+    decides = worst(found)
+    assert decides is not None
+    assert decides.reason == "Xid 119 (GSP RPC timeout)", "of two resets the one that leaves nothing to drain"
+    decides = worst([*found, xid_fault(79)])
+    assert decides is not None
+    assert decides.meaning.verdict is Verdict.REBOOT
+    assert worst([]) is None
+
+
+looks = st.builds(
+    Health,
+    lost=st.booleans(),
+    ecc_uncorrected=st.none() | st.integers(0, 5),
+    remap_failed=st.none() | st.booleans(),
+    remap_pending=st.none() | st.booleans(),
+    recovery=st.sampled_from([None, "none", "reset", "reboot", "word of a later driver"]),
+)
+
+
+@given(st.lists(looks, max_size=12), st.lists(st.integers(1, 180), max_size=12))
+def test_no_event_is_lost_or_doubled_whatever_else_a_look_tells(
+    seen: list[Health], numbers: list[int]
+) -> None:
+    """Every Xid after the first look is told once, in order, though each look shows the last three again."""
+    before: Health | None = None
+    told: list[str] = []
+    for n, look in enumerate(seen, 1):
+        events = tuple(Xid(seq, number) for seq, number in enumerate(numbers[:n], 1))[-3:]
+        now = replace(look, xids=events)
+        told += [fault.reason for fault in faults(before, now) if fault.reason.startswith("Xid")]
+        before = merged(before, now)
+    expected = numbers[1 : len(seen)] if seen else []
+    assert told == [xid_fault(number).reason for number in expected]
