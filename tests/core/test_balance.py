@@ -67,3 +67,54 @@ def test_an_answer_of_a_replica_that_is_out_does_not_bring_it_back() -> None:
     row = rotate(RotationRow(), Signal.UNREACHABLE, last=False)
     assert rotate(row, Signal.SUCCESS, last=False).state is Rotation.EJECTED
     assert rotate(row, Signal.CALM, last=False) == row
+
+
+def after(*signals: Signal, last: bool = False, row: RotationRow | None = None) -> RotationRow:
+    row = row or RotationRow()
+    for signal in signals:
+        row = rotate(row, signal, last=last)
+    return row
+
+
+def test_five_server_errors_in_a_row_eject_and_one_success_forgives_them() -> None:
+    four = after(*[Signal.SERVER_ERROR] * (SERVER_ERRORS_MAX - 1))
+    assert (four.state, four.server_errors) == (Rotation.IN, 4)
+    assert after(Signal.SERVER_ERROR, row=four).state is Rotation.EJECTED
+    assert after(Signal.SUCCESS, Signal.SERVER_ERROR, row=four) == RotationRow(server_errors=1)
+    alone = after(*[Signal.SERVER_ERROR] * 9, last=True)
+    assert (alone.state, alone.server_errors) == (Rotation.IN, 9)
+    cut = after(Signal.CUT, row=four, last=True)
+    assert cut == four, "a connection that ends is no answer, and no 5xx"
+
+
+def test_one_doubt_is_enough_on_probation_and_for_what_gives_no_answer() -> None:
+    trial = after(Signal.CUT, Signal.PROBE_OK)
+    assert trial == RotationRow(Rotation.PROBATION, ejections=1)
+    assert after(Signal.SERVER_ERROR, row=trial) == RotationRow(Rotation.EJECTED, ejections=2)
+    assert after(Signal.SUCCESS, row=trial) == RotationRow(Rotation.IN, ejections=1)
+    for signal in (Signal.UNREACHABLE, Signal.CUT):
+        assert after(signal) == RotationRow(Rotation.EJECTED, ejections=1)
+    out = after(Signal.CUT)
+    for signal in (Signal.SERVER_ERROR, Signal.CUT, Signal.SUCCESS, Signal.CALM):
+        assert after(signal, row=out) == out, "only a probe brings it back"
+    assert after(Signal.PROBE_OK) == RotationRow()
+
+
+def test_each_ejection_is_longer_and_calm_makes_up_for_one() -> None:
+    assert RotationRow(Rotation.EJECTED, ejections=1).ejection_s == EJECTION_S
+    assert RotationRow(Rotation.EJECTED, ejections=3).ejection_s == 3 * EJECTION_S
+    assert RotationRow(Rotation.EJECTED, ejections=1000).ejection_s == EJECTION_MAX_S
+    assert RotationRow(Rotation.EJECTED, ejections=3, dead=True).ejection_s == 0.0, "a probe decides at once"
+    assert after(Signal.CALM, row=RotationRow(ejections=2)).ejections == 1
+    assert after(Signal.CALM).ejections == 0
+    trial = RotationRow(Rotation.PROBATION, ejections=2)
+    assert after(Signal.CALM, row=trial) == trial
+
+
+def test_death_is_no_fault_and_no_doubt() -> None:
+    dead = after(Signal.DEAD, row=RotationRow(ejections=2, server_errors=3), last=True)
+    assert dead == RotationRow(Rotation.EJECTED, ejections=2, dead=True)
+    assert not dead.doubtful
+    assert after(Signal.CUT).doubtful
+    assert not RotationRow().doubtful
+    assert after(Signal.PROBE_OK, row=dead) == RotationRow(Rotation.PROBATION, ejections=2)

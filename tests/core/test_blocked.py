@@ -29,3 +29,23 @@ def test_memory_is_bounded_and_the_oldest_are_forgotten() -> None:
         blocked.add(number.to_bytes(4, "big"), 3, 0.0)
     assert not blocked.blocks((9).to_bytes(4, "big"), 0.0)
     assert blocked.blocks((10).to_bytes(4, "big"), 0.0)
+
+
+def test_deaths_add_up_within_ten_minutes_of_the_last_and_are_then_forgotten() -> None:
+    blocked = Blocked()
+    blocked.add(b"r", 1, 0.0)
+    blocked.add(b"r", 1, 600.0)
+    assert blocked.deaths(b"r", 1200.0) == 2
+    assert blocked.deaths(b"r", 1200.5) == 0
+    assert not blocked, "what is forgotten takes no room"
+    assert blocked.deaths(b"stranger", 0.0) == 0
+
+
+def test_the_one_that_is_forgotten_is_the_one_not_heard_of_for_longest() -> None:
+    blocked = Blocked()
+    for number in range(REMEMBERED_MAX):
+        blocked.add(number.to_bytes(4, "big"), 1, 0.0)
+    blocked.add((0).to_bytes(4, "big"), 1, 1.0)
+    assert blocked.deaths((1).to_bytes(4, "big"), 1.0) == 1, "there is room for all"
+    blocked.add(b"new", 1, 1.0)
+    assert [blocked.deaths(n.to_bytes(4, "big"), 1.0) for n in range(3)] == [2, 0, 1]

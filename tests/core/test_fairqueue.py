@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -83,3 +84,36 @@ def test_one_tenant_s_flood_leaves_room_for_another() -> None:
         queue.push("b", ("b", 100 + number))
     assert queue.displace("b") is None
     assert [t for t, _ in _drained(queue)] == ["a", "b"] * 4
+
+
+def test_the_turn_goes_round_as_items_come_and_go() -> None:
+    queue = _filled(["a", "a", "b"])
+    assert [len(queue), queue.head(), queue.pop(), queue.pop(), len(queue)] == [3, ("a", 0), ("a", 0), ("b", 2), 1]
+    queue.push("b", ("b", 3))
+    assert _drained(queue) == [("a", 1), ("b", 3)]
+    with pytest.raises(IndexError, match="nobody waits"):
+        queue.pop()
+    assert queue.head() is None
+    assert queue.displace("a") is None
+
+
+def test_who_is_not_in_the_queue_cannot_leave_it() -> None:
+    queue = _filled(["a", "b"])
+    queue.push_front(("a", 9))
+    assert not queue.remove("a", ("a", 5))
+    assert not queue.remove("z", ("z", 5))
+    assert len(queue) == 3
+    assert queue.remove("a", ("a", 0))
+    assert len(queue) == 2
+    assert queue.remove("a", ("a", 9)), "in front, where its tenant has nothing else"
+    assert (len(queue), _drained(queue)) == (1, [("b", 1)])
+
+
+@pytest.mark.parametrize(
+    ("held", "tenant", "expected"),
+    [("aab", "b", None), ("aaab", "b", ("a", 2)), ("aa", "c", ("a", 1)), ("a", "c", None), ("aaab", "a", None), ("bbaaa", "c", ("a", 4))],
+)  # fmt: skip
+def test_who_makes_room(held: str, tenant: str, expected: Item | None) -> None:
+    queue = _filled(list(held))
+    assert queue.displace(tenant) == expected
+    assert len(queue) == len(held) - (expected is not None)

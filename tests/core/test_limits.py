@@ -41,3 +41,29 @@ def test_a_new_limit_keeps_what_was_used() -> None:
     assert bucket.wait_s(0.0) == pytest.approx(3.0)
     bucket.resize(10, 0.0)
     assert bucket.wait_s(0.0) == pytest.approx(66.0)
+
+
+def test_a_bucket_refills_evenly_and_never_above_its_limit() -> None:
+    bucket = Bucket(60, MINUTE_S, 100.0)
+    bucket.take(60, 100.0)
+    assert bucket.wait_s(100.0) == pytest.approx(1.0)
+    assert bucket.wait_s(100.5) == pytest.approx(0.5)
+    assert bucket.wait_s(101.0) == 0.0
+    bucket.take(61, 1000.0)
+    assert bucket.wait_s(1000.0) == pytest.approx(2.0), "an hour of rest is worth one window"
+    bucket.wait_s(990.0)
+    assert bucket.wait_s(1001.0) == pytest.approx(1.0), "a clock that went back adds nothing"
+
+
+def test_a_new_limit_counts_from_now_on() -> None:
+    bucket = Bucket(60, MINUTE_S, 0.0)
+    bucket.take(60, 0.0)
+    bucket.resize(120, 10.0)  # ten units came at the old pace, and sixty with the new limit
+    bucket.take(70, 10.0)
+    assert bucket.wait_s(10.0) == pytest.approx(0.5)
+    bucket.resize(6, 10.0)
+    assert bucket.limit == 6
+    full = Bucket(10, DAY_S, 0.0)
+    full.resize(4, 0.0)
+    full.take(4, 0.0)
+    assert full.wait_s(0.0) == pytest.approx(DAY_S / 4)

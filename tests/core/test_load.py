@@ -93,3 +93,73 @@ def test_what_an_engine_does_not_count_stays_unknown() -> None:
     assert growth.preemptions is None
     assert quantile(growth.ttft, 0.5) is None
     assert merged([growth, Growth(preemptions=2.0)]).preemptions == 2.0
+
+
+@pytest.mark.parametrize(
+    ("q", "expected"),
+    [(0.1, 0.5), (0.2, 1.0), (0.4, 1.5), (0.6, 2.0), (0.7, 3.0), (0.8, 4.0), (0.9, 4.0), (1.0, 4.0)],
+)
+def test_a_percentile_is_linear_within_its_bucket(q: float, expected: float) -> None:
+    """Two up to 1 s, four in the second up to 2 s, two up to 4 s, and two above: as histogram_quantile has it."""
+    assert quantile({1.0: 2.0, 2.0: 6.0, 4.0: 8.0, math.inf: 10.0}, q) == pytest.approx(expected)
+
+
+def test_percentiles_of_nothing_and_of_one_bucket() -> None:
+    assert quantile({}, 0.5) is None
+    assert quantile({1.0: 0.0, math.inf: 0.0}, 0.5) is None
+    assert quantile({1.0: 0.0, 2.0: 4.0, math.inf: 4.0}, 0.5) == pytest.approx(1.5), "empty buckets move the lower end"
+    assert quantile({math.inf: 3.0}, 0.5) == 0.0
+    assert quantile({1.0: 3.0, 2.0: 2.0, math.inf: 3.0}, 1.0) == pytest.approx(1.0), "counters that disagree"
+
+
+def test_every_figure_of_a_window() -> None:
+    def scrape(n: float) -> Counters:
+        return Counters(n, 2 * n, 3 * n, 4 * n, 5 * n, {1.0: 6 * n}, {1.0: 7 * n})
+
+    window = LoadWindow()
+    for second in range(31):
+        window = window.observed(float(second), scrape(float(second)))
+    growth = window.growth
+    assert (growth.prompt_tokens_per_s, growth.generation_tokens_per_s) == (pytest.approx(1), pytest.approx(2))
+    assert (growth.prefix_queries, growth.prefix_hits, growth.preemptions) == (90, 120, 150)
+    assert (growth.ttft, growth.itl, growth.span_s) == ({1.0: 180}, {1.0: 210}, 30.0)
+    both = merged([growth, growth])
+    assert (both.prompt_tokens_per_s, both.generation_tokens_per_s) == (pytest.approx(2), pytest.approx(4))
+    assert (both.prefix_queries, both.prefix_hits, both.preemptions) == (180, 240, 300)
+    assert (both.ttft, both.itl, both.span_s) == ({1.0: 360}, {1.0: 420}, 30.0)
+    assert merged([]) == Growth()
+
+
+def test_rates_look_back_ten_seconds_exactly_where_a_scrape_is_there() -> None:
+    window = LoadWindow()
+    for second, tokens in [(0.0, 0.0), (5.0, 1000.0), (10.0, 1000.0), (15.0, 1100.0)]:
+        window = window.observed(second, Counters(generation_tokens=tokens))
+    assert window.growth.generation_tokens_per_s == pytest.approx(10.0), "from the fifth second on"
+    assert window.observed(15.0, Counters(generation_tokens=1100.0)).growth.generation_tokens_per_s == pytest.approx(10.0)
+    twice = LoadWindow().observed(1.0, Counters(generation_tokens=5.0)).observed(1.0, Counters(generation_tokens=9.0))
+    assert twice.growth.generation_tokens_per_s is None, "two scrapes of the same moment have no rate"
+
+
+def test_the_window_keeps_one_scrape_at_its_edge() -> None:
+    window = LoadWindow()
+    for second in (0.0, 30.0, 60.0, 90.0):
+        window = window.observed(second, Counters(preemptions=second))
+    assert [at for at, _ in window.samples] == [30.0, 60.0, 90.0]
+    assert window.growth.preemptions == 60.0
+    late = window.observed(500.0, Counters(preemptions=100.0))
+    assert [at for at, _ in late.samples] == [90.0, 500.0]
+
+
+@pytest.mark.parametrize("name", ["prompt_tokens", "generation_tokens", "prefix_queries", "preemptions"])
+def test_any_counter_that_goes_back_is_another_engine(name: str) -> None:
+    window = LoadWindow().observed(0.0, Counters(**{name: 5.0}))
+    assert len(window.observed(1.0, Counters(**{name: 5.0})).samples) == 2
+    assert len(window.observed(1.0, Counters(**{name: 4.0})).samples) == 1
+    assert len(window.observed(1.0, Counters()).samples) == 2
+
+
+def test_a_bucket_that_shrank_counts_as_nothing() -> None:
+    window = LoadWindow().observed(0.0, Counters(ttft={1.0: 5.0, 2.0: 5.0}, prefix_hits=9.0))
+    growth = window.observed(1.0, Counters(ttft={1.0: 4.0, 2.0: 6.0, 3.0: 7.0}, prefix_hits=8.0)).growth
+    assert growth.ttft == {1.0: 0.0, 2.0: 1.0, 3.0: 7.0}
+    assert growth.prefix_hits == 0.0

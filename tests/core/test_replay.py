@@ -85,3 +85,51 @@ def test_a_clock_that_stands_still_or_goes_back_adds_nothing() -> None:
         pass
     assert not budget.withdraw(50.0)
     assert budget.tokens == pytest.approx(0.0)
+
+
+def decided(failure: Failure, **more: object) -> tuple[bool, bool, bool]:
+    plain: dict[str, object] = {
+        "begun": False, "body_bytes": BODY_MAX_BYTES, "stored": False, "deaths": 0, "other_ready": True, "time_left_s": 1.0,
+    } | more  # fmt: skip
+    decision = decide(failure, **plain)  # type: ignore[arg-type]
+    return decision.replay, decision.draws, decision.serial
+
+
+@pytest.mark.parametrize("failure", Failure)
+def test_a_request_that_nothing_speaks_against_is_sent_again(failure: Failure) -> None:
+    draws = failure in {Failure.EOF, Failure.SERVER_ERROR}
+    assert decided(failure) == (True, draws, False)
+    assert decided(failure, deaths=1) == (True, draws, False), "one death may be chance"
+    assert decided(failure, deaths=2) == (True, draws, True), "two make it a suspect"
+    assert decided(failure, body_bytes=BODY_MAX_BYTES + 1)[0] == (failure is Failure.CONNECT)
+    assert decided(failure, deaths=DEATHS_MAX)[0] == (failure is not Failure.DEATH)
+    assert decided(failure, other_ready=False)[0] == (not draws)
+    assert not decided(failure, time_left_s=0.0)[0]
+    assert not decided(failure, begun=True)[0]
+
+
+def test_why_not() -> None:
+    told = decide(
+        Failure.DEATH, begun=False, body_bytes=1, stored=False, deaths=3, other_ready=True, time_left_s=9.0
+    )
+    assert told.why == "3 replicas died while they served it"
+
+
+def test_the_limits_that_the_documents_name() -> None:
+    assert (BODY_MAX_BYTES, DEATHS_MAX, BUDGET_BURST) == (8 * 1024**2, 3, 30.0)
+
+
+def test_the_budget_refills_by_requests_and_time_and_never_beyond_its_burst() -> None:
+    budget = RetryBudget(0.0)
+    budget.deposit(100.0)
+    assert budget.tokens == BUDGET_BURST
+    while budget.withdraw(100.0):
+        pass
+    for _ in range(25):
+        budget.deposit(100.0)
+    assert [budget.withdraw(100.0) for _ in range(3)] == [True, True, False], "a tenth of 25 requests"
+    budget.deposit(100.5)
+    assert budget.tokens == pytest.approx(0.5 + 1.5 + 0.1)
+    budget.deposit(90.0)
+    budget.deposit(100.5)
+    assert budget.tokens == pytest.approx(2.3), "a clock that went back adds no time, then or later"
