@@ -88,7 +88,13 @@ def test_one_tenant_s_flood_leaves_room_for_another() -> None:
 
 def test_the_turn_goes_round_as_items_come_and_go() -> None:
     queue = _filled(["a", "a", "b"])
-    assert [len(queue), queue.head(), queue.pop(), queue.pop(), len(queue)] == [3, ("a", 0), ("a", 0), ("b", 2), 1]
+    assert [len(queue), queue.head(), queue.pop(), queue.pop(), len(queue)] == [
+        3,
+        ("a", 0),
+        ("a", 0),
+        ("b", 2),
+        1,
+    ]
     queue.push("b", ("b", 3))
     assert _drained(queue) == [("a", 1), ("b", 3)]
     with pytest.raises(IndexError, match="nobody waits"):

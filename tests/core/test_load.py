@@ -107,7 +107,9 @@ def test_a_percentile_is_linear_within_its_bucket(q: float, expected: float) -> 
 def test_percentiles_of_nothing_and_of_one_bucket() -> None:
     assert quantile({}, 0.5) is None
     assert quantile({1.0: 0.0, math.inf: 0.0}, 0.5) is None
-    assert quantile({1.0: 0.0, 2.0: 4.0, math.inf: 4.0}, 0.5) == pytest.approx(1.5), "empty buckets move the lower end"
+    assert quantile({1.0: 0.0, 2.0: 4.0, math.inf: 4.0}, 0.5) == pytest.approx(1.5), (
+        "empty buckets move the lower end"
+    )
     assert quantile({math.inf: 3.0}, 0.5) == 0.0
     assert quantile({1.0: 3.0, 2.0: 2.0, math.inf: 3.0}, 1.0) == pytest.approx(1.0), "counters that disagree"
 
@@ -120,7 +122,10 @@ def test_every_figure_of_a_window() -> None:
     for second in range(31):
         window = window.observed(float(second), scrape(float(second)))
     growth = window.growth
-    assert (growth.prompt_tokens_per_s, growth.generation_tokens_per_s) == (pytest.approx(1), pytest.approx(2))
+    assert (growth.prompt_tokens_per_s, growth.generation_tokens_per_s) == (
+        pytest.approx(1),
+        pytest.approx(2),
+    )
     assert (growth.prefix_queries, growth.prefix_hits, growth.preemptions) == (90, 120, 150)
     assert (growth.ttft, growth.itl, growth.span_s) == ({1.0: 180}, {1.0: 210}, 30.0)
     both = merged([growth, growth])
@@ -135,8 +140,14 @@ def test_rates_look_back_ten_seconds_exactly_where_a_scrape_is_there() -> None:
     for second, tokens in [(0.0, 0.0), (5.0, 1000.0), (10.0, 1000.0), (15.0, 1100.0)]:
         window = window.observed(second, Counters(generation_tokens=tokens))
     assert window.growth.generation_tokens_per_s == pytest.approx(10.0), "from the fifth second on"
-    assert window.observed(15.0, Counters(generation_tokens=1100.0)).growth.generation_tokens_per_s == pytest.approx(10.0)
-    twice = LoadWindow().observed(1.0, Counters(generation_tokens=5.0)).observed(1.0, Counters(generation_tokens=9.0))
+    assert window.observed(
+        15.0, Counters(generation_tokens=1100.0)
+    ).growth.generation_tokens_per_s == pytest.approx(10.0)
+    twice = (
+        LoadWindow()
+        .observed(1.0, Counters(generation_tokens=5.0))
+        .observed(1.0, Counters(generation_tokens=9.0))
+    )
     assert twice.growth.generation_tokens_per_s is None, "two scrapes of the same moment have no rate"
 
 

@@ -76,3 +76,41 @@ def test_settings_that_planning_looks_at_are_planned_anew() -> None:
     ):
         assert not replace(PROFILE, **change).plans_like(PROFILE)
     assert replace(PROFILE, limits=Limits(queue=1)).plans_like(PROFILE)
+
+
+def test_the_defaults_are_those_that_the_documents_name() -> None:
+    assert Limits() == Limits(512, 600.0, 60.0, 1800.0, 10.0)
+    assert Routing() == Routing(1.0, 10.0, "x-session-id", 1.25)
+    assert RestartPolicy() == RestartPolicy(5, 600.0, 1.0, 300.0, 0.2, 300.0)
+    assert HealthPolicy() == HealthPolicy(1.0, 5.0, 3, 600.0, 30.0, 120.0)
+    assert CommandSpec(("a",)) == CommandSpec(("a",), "/health", None)
+    assert (PROFILE.engine, PROFILE.policy, PROFILE.data_parallel) == (
+        EngineName.VLLM,
+        Policy.LEAST_INFLIGHT,
+        "replicas",
+    )
+    assert not PROFILE.max_model_len_auto
+
+
+@pytest.mark.parametrize(
+    ("written", "names"),
+    [
+        (None, ()), ("sql=/adapters/sql", ("sql",)), (["sql=/a", "law=/b=c", "sql=/d"], ("sql", "law")),
+        ([{"name": "sql", "path": "/a"}, {"path": "/b"}], ("sql",)), ({"name": "sql"}, ("sql",)), ([], ()), ("", ()),
+    ],
+)  # fmt: skip
+def test_adapters_in_all_forms_that_vllm_reads(written: Any, names: tuple[str, ...]) -> None:
+    profile = replace(PROFILE, flags={} if written is None else {"lora_modules": written})
+    assert profile.adapter_names == names
+    assert profile.base_name == "llama-8b"
+    assert profile.model_names == ("llama-8b", *names)
+
+
+def test_an_adapter_with_the_served_name_leaves_the_base_another_one() -> None:
+    profile = replace(PROFILE, flags={"lora_modules": ["llama-8b=/a", "law=/b"]})
+    assert profile.base_name == "llama-8b-base"
+    assert profile.model_names == ("llama-8b", "law", "llama-8b-base")
+
+
+def test_one_gpu_said_and_unsaid_are_the_same() -> None:
+    assert replace(PROFILE, tensor_parallel_size=1, data_parallel_size=1).runs_like(PROFILE)

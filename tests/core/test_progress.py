@@ -107,3 +107,46 @@ def test_a_canary_that_is_answered_starts_the_silence_anew() -> None:
     answered = silent.canary(answered=True, now=41.0)
     assert not answered.canary_due(70.0, after_s=30)
     assert answered.verdict(70.0, rotation_s=30, kill_s=120) is Verdict.MOVING
+
+
+def test_what_is_said_of_a_hang(busy: Progress) -> None:
+    assert busy.describe(130.4) == "hung: requests running, and no engine step for 30 s"
+    silent = Progress().observed(7, 0, 2, 10.0).observed(7, 0, 2, 20.0).canary(answered=False, now=50.0)
+    assert (
+        silent.describe(65.0) == "hung: requests in flight, none running for 45 s, and a canary got no token"
+    )
+
+
+def test_a_canary_is_due_after_the_silence_and_means_nothing_outside_of_one() -> None:
+    silent = Progress().observed(7, 0, 2, 10.0).observed(7, 0, 2, 20.0)
+    assert [silent.canary_due(at, after_s=30) for at in (49.9, 50.0)] == [False, True]
+    assert not Progress().canary_due(999.0, after_s=30)
+    assert Progress().canary(answered=False, now=5.0) == Progress()
+    suspect = silent.canary(answered=False, now=50.0)
+    assert [verdict(suspect, at) for at in (49.9, 50.0, 139.9, 140.0)] == [
+        Verdict.MOVING, Verdict.STALLED, Verdict.STALLED, Verdict.HUNG,
+    ]  # fmt: skip
+    cleared = suspect.canary(answered=True, now=60.0)
+    assert (cleared.suspect, cleared.silent_since) == (False, 60.0)
+    assert verdict(cleared, 500.0) is Verdict.MOVING
+
+
+def test_silence_begins_with_a_request_that_the_engine_does_not_know() -> None:
+    idle = Progress().observed(7, 0, 0, 10.0).observed(7, 0, 0, 20.0)
+    assert idle.silent_since is None
+    assert idle.observed(7, 0, 1, 30.0).silent_since == 30.0
+    assert idle.observed(8, 0, 1, 30.0).silent_since is None, "a step is a sign of life"
+    assert idle.observed(7, 1, 1, 30.0) == Progress(7, True, 30.0)
+
+
+def test_a_replica_that_was_never_scraped_is_as_young_as_the_last_try() -> None:
+    assert Progress().observed(None, None, 3, 50.0) == Progress(moved_at=50.0)
+    assert Progress(7.0, True, 10.0).observed(7.0, None, 1, 50.0) == Progress(7.0, True, 10.0)
+    assert Progress(7.0, True, 10.0).observed(None, 2.0, 0, 50.0) == Progress(7.0, False, 50.0)
+    assert Progress(7.0, False, 10.0).observed(None, None, 1, 50.0) == Progress(7.0, True, 50.0)
+
+
+def test_a_row_of_failures() -> None:
+    assert ProbeRow(2).seen(False) == ProbeRow(3)
+    assert ProbeRow(2).seen(True) == ProbeRow(0)
+    assert [ProbeRow(n).down(3) for n in (2, 3, 4)] == [False, True, True]

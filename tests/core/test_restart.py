@@ -68,3 +68,24 @@ def test_a_delay_is_never_negative_nor_far_beyond_the_cap(crashes: int, jitter: 
     what = decide(history, MAYBE, policy, last_of_model=False, jitter=jitter)
     assert isinstance(what, Backoff)
     assert 0.0 <= what.delay_s <= policy.backoff_max_s * (1 + spread)
+
+
+def test_a_row_of_crashes_is_counted_from_one_and_ends_at_the_budget() -> None:
+    assert after(1).crashes_in_a_row == 1
+    policy = RestartPolicy(budget=3)
+    assert isinstance(decide(after(2), MAYBE, policy, last_of_model=False, jitter=0.0), Backoff)
+    assert isinstance(decide(after(3), MAYBE, policy, last_of_model=False, jitter=0.0), GiveUp)
+    capped = decide(after(30), MAYBE, RestartPolicy(budget=99), last_of_model=False, jitter=0.0)
+    assert capped == Backoff(300.0, "exit code 1")
+    slow = decide(after(2), MAYBE, RestartPolicy(backoff_s=1.5), last_of_model=False, jitter=0.0)
+    assert slow == Backoff(3.0, "exit code 1")
+
+
+def test_a_row_whose_first_cause_is_not_known_names_the_present_one() -> None:
+    what = decide(RestartHistory(crashes_in_a_row=5), MAYBE, POLICY, last_of_model=False, jitter=0.0)
+    assert what == GiveUp(None, "5 crashes in a row, first: exit code 1")
+
+
+def test_a_delay_is_not_negative_however_wide_the_jitter() -> None:
+    what = decide(after(1), MAYBE, RestartPolicy(jitter=3.0), last_of_model=False, jitter=-1.0)
+    assert what == Backoff(0.0, "exit code 1")

@@ -53,7 +53,13 @@ def test_a_stored_response_by_its_id(name: str) -> None:
     found = Match(Route(Kind.RESPONSE_ID, Sse.TYPED), name)
     assert match("GET", f"/v1/responses/{name}") == found
     assert match("POST", f"/v1/responses/{name}/cancel") == found
-    for method, path in [("POST", ""), ("DELETE", ""), ("GET", "/cancel"), ("DELETE", "/cancel"), ("POST", "/cancel/cancel")]:
+    for method, path in [
+        ("POST", ""),
+        ("DELETE", ""),
+        ("GET", "/cancel"),
+        ("DELETE", "/cancel"),
+        ("POST", "/cancel/cancel"),
+    ]:
         assert match(method, f"/v1/responses/{name}{path}") is None
 
 

@@ -73,7 +73,9 @@ def test_the_name_of_the_architecture() -> None:
 def test_the_type_of_what_is_around_counts_where_the_text_has_none() -> None:
     text = configs.llama()
     del text["model_type"]
-    assert isinstance(architecture.read({"model_type": "llama", "text_config": text}, Files(SIZE, "index"), "a"), ModelFacts)
+    assert isinstance(
+        architecture.read({"model_type": "llama", "text_config": text}, Files(SIZE, "index"), "a"), ModelFacts
+    )
     assert "model type ''" in unknown(text).message
 
 
@@ -110,11 +112,15 @@ def test_blocks_of_a_quantisation_limit_the_sizes() -> None:
 
     blocked = {"quant_method": "fp8", "weight_block_size": [128, 128]}
     assert divisible(quantization_config=blocked) == (("intermediate_size in blocks of 128", 112),)
-    assert divisible(quantization_config=blocked, intermediate_size=64) == (("intermediate_size in blocks of 128", 1),)
+    assert divisible(quantization_config=blocked, intermediate_size=64) == (
+        ("intermediate_size in blocks of 128", 1),
+    )
     one = blocked | {"weight_block_size": [1, 1]}
     assert divisible(quantization_config=one) == (("intermediate_size in blocks of 1", 14_336),)
     for odd in ([], None, ["x"], [0, 0], 128):
-        assert divisible(quantization_config=blocked | {"weight_block_size": odd}) == (("intermediate_size", 14_336),)
+        assert divisible(quantization_config=blocked | {"weight_block_size": odd}) == (
+            ("intermediate_size", 14_336),
+        )
     assert configs.facts(configs.GPT_OSS_20B, 10**10).divisible == (), "its kernels pad"
 
 
@@ -167,7 +173,9 @@ def test_how_it_is_quantised() -> None:
     assert found.quantization == "fp8"
 
 
-@pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("float", 4), ("bfloat16", 2), ("auto", 2), (None, 2)])
+@pytest.mark.parametrize(
+    ("dtype", "size"), [("float32", 4), ("float", 4), ("bfloat16", 2), ("auto", 2), (None, 2)]
+)
 def test_bytes_of_a_number(dtype: str | None, size: int) -> None:
     assert read(dtype=dtype).dtype_bytes == size
     assert read(None, dtype=dtype).weights.total_bytes == size * 8_030_261_248
@@ -196,7 +204,9 @@ def test_an_output_layer_that_is_stored_twice_is_loaded_once() -> None:
 def test_experts_in_four_bits_are_padded_and_the_rest_is_in_sixteen() -> None:
     size = 13_761_300_984
     found = configs.facts(configs.GPT_OSS_20B, size)
-    layer = 2880 * (2 * 64 * 64 + 2 * 8 * 64) + 64 * 64 + 2 * 8 * 64 + 2 * 2880  # attention with its biases, norms
+    layer = (
+        2880 * (2 * 64 * 64 + 2 * 8 * 64) + 64 * 64 + 2 * 8 * 64 + 2 * 2880
+    )  # attention with its biases, norms
     plain = 2 * (2 * 201_088 * 2880 + 24 * (layer + 2880 * 32) + 2880)
     assert found.weights.total_bytes - found.weights.expert_bytes == plain
     assert found.weights.expert_bytes == (size - plain) * 3072 // 2880
@@ -229,7 +239,15 @@ def test_what_is_missing_or_wrong_is_named() -> None:
 
 @pytest.mark.parametrize(
     ("table", "value"),
-    [({"a": 5}, 5), ({"a": 0}, 0), ({"a": 5.9}, 5), ({"b": 6}, 6), ({"a": None, "b": 6}, 6), ({"a": 4, "b": 6}, 4), ({}, 9)],
+    [
+        ({"a": 5}, 5),
+        ({"a": 0}, 0),
+        ({"a": 5.9}, 5),
+        ({"b": 6}, 6),
+        ({"a": None, "b": 6}, 6),
+        ({"a": 4, "b": 6}, 4),
+        ({}, 9),
+    ],
 )
 def test_the_first_key_that_is_set(table: dict[str, Any], value: int) -> None:
     assert integer(table, "a", "b", default=9) == value

@@ -61,7 +61,9 @@ def test_what_one_more_request_weighs() -> None:
 
 
 def test_each_name_is_its_policy() -> None:
-    made = {name: make_policy(name) for name in ("prefix", "session", "round_robin", "least_inflight", "novel")}
+    made = {
+        name: make_policy(name) for name in ("prefix", "session", "round_robin", "least_inflight", "novel")
+    }
     assert [type(one) for one in made.values()] == [Prefix, Session, RoundRobin, LeastInflight, LeastInflight]
     assert [one.ties for one in made.values()] == [Ties.PREFIX, Ties.SESSION, Ties.NONE, Ties.NONE, Ties.NONE]
     assert all(one.choose(UNTIED, [Candidate(0, EJECTED)]) is None for one in made.values())
