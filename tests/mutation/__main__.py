@@ -95,14 +95,17 @@ def planned(
 
 
 class Progress:
-    """A line every few seconds."""
+    """A line every ten seconds."""
 
     def __init__(self, total: int) -> None:
         self._total, self._done, self._lived = total, 0, 0
         self._begun = self._said = time.monotonic()
 
-    def seen(self, outcome: Outcome) -> None:
-        """One more trial has ended."""
+    def seen(self, result: Result) -> None:
+        """One more trial has ended; a survivor is shown at once."""
+        outcome = result.outcome
+        if outcome not in DEAD:
+            print(*report.survivors([result]), flush=True)
         self._done += 1
         self._lived += outcome not in DEAD
         now = time.monotonic()
@@ -143,8 +146,8 @@ def run(options: argparse.Namespace) -> list[Result]:
     args = [f"--rootdir={root}", *PYTEST, *options.tests]
     progress = Progress(len(todo))
     for trial, outcome, said in trials.tried(todo, args, measured.cpu_s, options.jobs):
-        progress.seen(outcome)
         results.append(Result(trial.mutant, outcome, said))
+        progress.seen(results[-1])
     return sorted(results, key=lambda one: (one.mutant.module, one.mutant.line))
 
 
