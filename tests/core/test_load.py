@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -129,7 +131,7 @@ def test_every_figure_of_a_window() -> None:
     assert (growth.prefix_queries, growth.prefix_hits, growth.preemptions) == (90, 120, 150)
     assert (growth.ttft, growth.itl, growth.span_s) == ({1.0: 180}, {1.0: 210}, 30.0)
     both = merged([growth, growth])
-    assert (both.prompt_tokens_per_s, both.generation_tokens_per_s) == (pytest.approx(2), pytest.approx(4))
+    assert [both.prompt_tokens_per_s, both.generation_tokens_per_s] == pytest.approx([2, 4])
     assert (both.prefix_queries, both.prefix_hits, both.preemptions) == (180, 240, 300)
     assert (both.ttft, both.itl, both.span_s) == ({1.0: 360}, {1.0: 420}, 30.0)
     assert merged([]) == Growth()
@@ -163,9 +165,13 @@ def test_the_window_keeps_one_scrape_at_its_edge() -> None:
 
 @pytest.mark.parametrize("name", ["prompt_tokens", "generation_tokens", "prefix_queries", "preemptions"])
 def test_any_counter_that_goes_back_is_another_engine(name: str) -> None:
-    window = LoadWindow().observed(0.0, Counters(**{name: 5.0}))
-    assert len(window.observed(1.0, Counters(**{name: 5.0})).samples) == 2
-    assert len(window.observed(1.0, Counters(**{name: 4.0})).samples) == 1
+    def counted(value: float) -> Counters:
+        changed: dict[str, Any] = {name: value}
+        return replace(Counters(), **changed)
+
+    window = LoadWindow().observed(0.0, counted(5.0))
+    assert len(window.observed(1.0, counted(5.0)).samples) == 2
+    assert len(window.observed(1.0, counted(4.0)).samples) == 1
     assert len(window.observed(1.0, Counters()).samples) == 2
 
 

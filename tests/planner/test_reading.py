@@ -14,7 +14,7 @@ from gpuserved.core.planner.model import ModelFacts, Unknown
 SIZE = 16_060_522_496
 
 
-def read(size: int | None = SIZE, *, head: bool = False, dtype: str | None = None, **more: Any) -> ModelFacts:
+def read(size: int | None = SIZE, *, head: Any = False, dtype: Any = None, **more: Any) -> ModelFacts:
     files = None if size is None else Files(size, "index", head)
     found = architecture.read(configs.llama(**more), files, "a-model", dtype=dtype)
     assert isinstance(found, ModelFacts), found
@@ -182,7 +182,7 @@ def test_bytes_of_a_number(dtype: str | None, size: int) -> None:
 
 
 def test_files_in_32_bits_are_halved_where_they_are_loaded_as_16() -> None:
-    wide = {"torch_dtype": "float32"}
+    wide: dict[str, Any] = {"torch_dtype": "float32"}
     assert read(2 * SIZE, **wide).weights.total_bytes == SIZE
     assert read(2 * SIZE, dtype="float32", **wide).weights.total_bytes == 2 * SIZE
     quantised = wide | {"quantization_config": {"quant_method": "awq"}}
