@@ -124,11 +124,11 @@ def test_every_figure_of_a_window() -> None:
     for second in range(31):
         window = window.observed(float(second), scrape(float(second)))
     growth = window.growth
-    assert (growth.prompt_tokens_per_s, growth.generation_tokens_per_s) == (
+    assert [growth.prompt_tokens_per_s, growth.generation_tokens_per_s] == [
         pytest.approx(1),
         pytest.approx(2),
-    )
-    assert (growth.prefix_queries, growth.prefix_hits, growth.preemptions) == (90, 120, 150)
+    ]
+    assert [growth.prefix_queries, growth.prefix_hits, growth.preemptions] == [90, 120, 150]
     assert (growth.ttft, growth.itl, growth.span_s) == ({1.0: 180}, {1.0: 210}, 30.0)
     both = merged([growth, growth])
     assert [both.prompt_tokens_per_s, both.generation_tokens_per_s] == pytest.approx([2, 4])

@@ -14,7 +14,7 @@ from gpuserved.core.planner.model import ModelFacts, Unknown
 SIZE = 16_060_522_496
 
 
-def read(size: int | None = SIZE, *, head: Any = False, dtype: Any = None, **more: Any) -> ModelFacts:
+def read(size: Any = SIZE, *, head: Any = False, dtype: Any = None, **more: Any) -> ModelFacts:
     files = None if size is None else Files(size, "index", head)
     found = architecture.read(configs.llama(**more), files, "a-model", dtype=dtype)
     assert isinstance(found, ModelFacts), found
