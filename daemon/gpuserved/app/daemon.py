@@ -7,13 +7,14 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from msgspec import structs
 
-from gpuserved.api.errors import Conflict, GpuserveError
+from gpuserved.api.errors import Conflict, GpuserveError, Refused
 from gpuserved.api.roots import Roots
 from gpuserved.api.routing import Tls
 from gpuserved.api.types import ApplyRequest
@@ -26,6 +27,7 @@ from gpuserved.fleet.fleet import MEMORY_BACK_S, Fleet
 from gpuserved.fleet.gpus import Gpus
 from gpuserved.fleet.take_up import take_up
 from gpuserved.host import listen, sdnotify
+from gpuserved.host.failpoint import reach
 from gpuserved.host.lock import DaemonLock
 from gpuserved.supervisor.routers import Routers
 from gpuserved.telemetry.choose import choose
@@ -33,6 +35,8 @@ from gpuserved.telemetry.choose import choose
 log = logging.getLogger(__name__)
 
 STOP_POLL_S = 0.05
+PORT_FREED_S = 2.0
+"""How long a router that an earlier daemon had begun to start may hold the port, before somebody else must be holding it."""
 LOOP_LAG_MAX_S = 1.0
 """The watchdog is fed only while the loop answers within this."""
 
@@ -54,6 +58,7 @@ async def serve(roots: Roots, config: DaemonConfig, args: argparse.Namespace, pa
     notify = sdnotify.take_socket()
     watchdog_s = sdnotify.watchdog_interval_s()
     lock = DaemonLock(roots.run / "daemon.lock")
+    reach("serve.locked")
     end: asyncio.Future[Stop | None] = asyncio.get_running_loop().create_future()
     fleet = await _assemble(roots, config, args)
     _wire(fleet, args, path, end)
@@ -63,6 +68,7 @@ async def serve(roots: Roots, config: DaemonConfig, args: argparse.Namespace, pa
         fleet.router.begin()
         fleet.gpus.begin(fleet.owners, fleet.telemetry)
         await control.start()
+        reach("serve.listening")
         sdnotify.notify(notify, "READY=1")
         log.info("gpuserved PID %s serves %s", os.getpid(), fleet.endpoint)
         if args.profiles:
@@ -129,7 +135,8 @@ async def _open_port(fleet: Fleet, config: DaemonConfig, *, asked: bool) -> None
                 "run `gpuserve down` first, or leave --listen away",
             )
     else:
-        listener = listen.inherited() or listen.bind(config.listen)
+        listener = listen.inherited() or await _bind(fleet, config)
+        reach("router.bound")
         if last is None or not last.models:
             fleet.publish_routes(force=True)
         elif last.tls != fleet.tls:
@@ -137,8 +144,24 @@ async def _open_port(fleet: Fleet, config: DaemonConfig, *, asked: bool) -> None
             fleet.table_generation += 1
             router.push(structs.replace(last, generation=fleet.table_generation, tls=fleet.tls))
         await router.start(listener)
+        reach("router.started")
     assert router.listener is not None
     fleet.endpoint = listen.url_of(router.listener, tls=fleet.tls is not None)
+
+
+async def _bind(fleet: Fleet, config: DaemonConfig) -> socket.socket:
+    """The public port. A shim of the router that an earlier daemon was starting when it was killed lets go of it in a moment.
+
+    :raises Refused: it is taken.
+    """
+    deadline = time.monotonic() + (PORT_FREED_S if fleet.router.was_here else 0)
+    while True:
+        try:
+            return listen.bind(config.listen)
+        except Refused:
+            if time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(STOP_POLL_S)
 
 
 def _wire(
@@ -203,7 +226,7 @@ async def _apply_folder(fleet: Fleet, folder: Path) -> None:
 async def _stop_everything(fleet: Fleet, how: Stop) -> None:
     """Stop all replicas, then the router. What was wanted is forgotten only where the operator said `down`."""
     log.info("stopping everything%s", "" if how.drain else " at once")
-    kept = {} if how.forget else dict(fleet.wanted)
+    fleet.leaving = {} if how.forget else dict(fleet.wanted)
     fleet.wanted = {}
     fleet.rolls.of.clear()
     for owner in fleet.owners.values():
@@ -212,12 +235,14 @@ async def _stop_everything(fleet: Fleet, how: Stop) -> None:
             profile = replace(owner.assignment.profile, limits=limits)
             owner.assignment = replace(owner.assignment, profile=profile)
         owner.post(EventKind.STOP)
+    reach("down.begun")
     while fleet.owners:  # each leaves the fleet once its tree is gone
         await asyncio.sleep(STOP_POLL_S)
     fleet.generation += 1
-    fleet.wanted = kept
     fleet.save_quietly()
+    reach("down.emptied")
     await fleet.router.stop()
+    reach("down.ended")
     (fleet.roots.run / "routing.json").unlink(missing_ok=True)
 
 

@@ -14,6 +14,7 @@ import gpuserved
 from gpuserved.api.errors import GpuserveError
 from gpuserved.api.roots import Roots, from_environment, make_private
 from gpuserved.config.daemon import DaemonConfig, load_daemon_config
+from gpuserved.host import failpoint
 
 BACKGROUND_ORPHAN_TTL_S = 1800.0
 LOG_MAX_BYTES = 16 * 1024 * 1024
@@ -79,6 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     roots = from_environment(os.environ, uid=os.getuid())
     try:
+        failpoint.arm_from(os.environ)
         for folder in (roots.run, roots.state, roots.log, roots.cache):
             make_private(folder)
         set_up_logging(roots, background=args.background)

@@ -19,6 +19,8 @@ class EventKind(str, Enum):
     UNDRAIN = "undrain"
     REPLACE = "replace"
     """From a rolling change: drain for long, and start what follows on trial."""
+    TAKE_UP = "take_up"
+    """From a new daemon: the one before it had decided on this start and not made it, so there is no loss to count."""
     # host
     SPAWN_FAILED = "spawn_failed"
     DYING = "dying"

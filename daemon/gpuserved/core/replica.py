@@ -262,7 +262,7 @@ TABLE: dict[State, dict[EventKind, Rule]] = {
         _E.START: _set_goal, _E.RESTART: _set_goal, _E.REPLACE: _set_goal, _E.STOP: _set_goal,
     },
     _S.BACKOFF: {
-        _E.BACKOFF_ELAPSED: _start_again, _E.START: _start_afresh, _E.RESTART: _start_afresh,
+        _E.BACKOFF_ELAPSED: _start_again, _E.TAKE_UP: _spawn, _E.START: _start_afresh, _E.RESTART: _start_afresh,
         _E.REPLACE: _start_afresh, _E.STOP: _stopped,
     },
     _S.FAILED: {

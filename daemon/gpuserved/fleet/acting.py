@@ -9,6 +9,7 @@ from gpuserved.api.types import ActionResult, ReplicasRequest
 from gpuserved.core.events import EventKind
 from gpuserved.core.state import NotAllowed
 from gpuserved.fleet import rollplan
+from gpuserved.host.failpoint import reach
 
 if TYPE_CHECKING:
     from gpuserved.fleet.fleet import Fleet
@@ -36,6 +37,10 @@ async def act(fleet: Fleet, verb: str, request: ReplicasRequest) -> ActionResult
     if refused and not states:
         name, why = next(iter(refused.items()))
         raise Conflict(f"{name}: {why}", "see `gpuserve status`")
+    reach("act.done")
+    # Before the answer: what an operator was told is done outlives this daemon.
+    fleet.save_quietly()
+    reach("act.saved")
     return ActionResult(generation=fleet.generation, replicas=states, refused=refused)
 
 

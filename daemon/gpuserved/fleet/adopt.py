@@ -14,7 +14,9 @@ from gpuserved.core.events import EventKind
 from gpuserved.core.state import Goal, Replica, State
 from gpuserved.fleet.store import ReplicaRecord
 from gpuserved.host.deadline import within
-from gpuserved.host.shimclient import ShimConnection, ShimError, read_identity
+from gpuserved.host.failpoint import reach
+from gpuserved.host.folderlock import settle
+from gpuserved.host.shimclient import ShimConnection, ShimError, read_exit, read_identity
 from gpuserved.host.sweep import Sweep, marked_by
 from gpuserved.supervisor import start
 from gpuserved.supervisor.owner import Owner
@@ -52,12 +54,17 @@ def scan(run: Path) -> tuple[list[Found], list[Path]]:
 def match(
     found: list[Found], records: Mapping[str, ReplicaRecord], wanted: set[str]
 ) -> tuple[dict[str, Found], list[Found]]:
-    """The start that each wanted replica continues, and the strays: unknown, unwanted, or overtaken by a later start."""
+    """The start that each wanted replica continues, and the strays: unknown, unwanted, overtaken by a later start, or one
+    whose end is in the state already, so that only its folder is left.
+    """
     ours: dict[str, Found] = {}
     strays: list[Found] = []
     for each in sorted(found, key=lambda f: f.note.generation, reverse=True):
         record = records.get(each.note.replica)
-        known = record is None or each.note.generation >= record.generation
+        generation = each.note.generation
+        known = record is None or generation > record.generation
+        if record is not None and generation == record.generation:
+            known = record.state not in _OVER
         if each.note.replica in wanted and each.note.replica not in ours and known:
             ours[each.note.replica] = each
         else:
@@ -67,6 +74,17 @@ def match(
 
 async def end_stray(folder: Path, nonce: str) -> None:
     """Kill one start that nobody wants, wait until its tree is gone, remove its folder."""
+    reach("adopt.stray")
+    barred = await settle(folder)
+    if barred is None:
+        await _kill(folder)
+    await _sweep(folder, nonce)
+    if barred is not None:
+        barred.release()
+    reach("adopt.ended")
+
+
+async def _kill(folder: Path) -> None:
     try:
         shim = await ShimConnection.connect(folder / "shim.sock")
         await shim.kill()
@@ -74,6 +92,9 @@ async def end_stray(folder: Path, nonce: str) -> None:
         shim.close()
     except (ShimError, asyncio.TimeoutError):
         log.info("no shim answers in %s; sweeping by its mark", folder)
+
+
+async def _sweep(folder: Path, nonce: str) -> None:
     sweep = Sweep(nonce)
     for _ in range(SWEEP_TRIES):
         if not sweep.strike() and not sweep.alive():
@@ -87,43 +108,63 @@ async def end_stray(folder: Path, nonce: str) -> None:
 
 
 def resumed(record: ReplicaRecord | None, generation: int) -> Replica:
-    """Where an adopted replica stands: what was READY is taken to be READY, so that it never leaves rotation."""
+    """Where an adopted replica stands: what was READY is taken to be READY, so that it never leaves rotation; what was on its
+    way out goes on with that.
+    """
     if record is None:
         return Replica(State.STARTING, Goal.SERVE, generation)
     r = replace(record.replica(), generation=generation)
-    if r.state is State.DRAINING and r.goal is Goal.HOLD:
-        return r
-    if r.state in {State.READY, State.UNHEALTHY, State.DRAINING, State.STOPPING}:
+    same = generation == record.generation
+    if same and r.state in {State.READY, State.UNHEALTHY}:
         return replace(r, state=State.READY, goal=Goal.SERVE)
+    if same and r.state in {State.DRAINING, State.STOPPING}:
+        return r
     # A start on trial still owes its canary.
     goal = Goal.REPLACE if r.goal is Goal.REPLACE else Goal.SERVE
     return replace(r, state=State.STARTING, goal=goal)
 
 
-async def take_over(owner: Owner, found: Found, record: ReplicaRecord | None) -> None:
-    """Attach `owner` to a start that was found. One that died meanwhile is reported with its exit status."""
+async def take_over(owner: Owner, found: Found, record: ReplicaRecord | None) -> bool:
+    """Attach `owner` to a start that was found. One that died meanwhile is reported with its exit status.
+
+    :returns: False where the daemon before this one was killed before anything ran: nothing is left of that start.
+    """
     generation = found.note.generation
+    barred = await settle(found.folder)
+    if barred is not None:
+        ran = read_identity(found.folder) is not None or read_exit(found.folder) is not None
+        if not ran:
+            await _sweep(found.folder, found.note.nonce)
+        barred.release()
+        if not ran:
+            log.info("%s: generation %d was never started", owner.id, generation)
+            return False
     owner.r = resumed(record, generation)
     dying, ended = owner.callbacks(generation)
     process = ReplicaProcess(found.folder, found.note.nonce, dying, ended)
     owner.adopt(process, found.note.address)
     alive = await process.attach()
     log.info("%s: %s generation %d", owner.id, "adopted" if alive else "found ended:", generation)
-    if (
-        record is not None
-        and record.state in {State.DRAINING, State.STOPPING}
-        and record.goal is not Goal.HOLD
-    ):
-        owner.post(_WISHES.get(record.goal, EventKind.RESTART))
+    if alive and owner.r.state is State.STOPPING:
+        # Decided on before; whether it was carried out nobody knows. A process that was to be killed has no goal but to serve.
+        await (process.kill() if owner.r.goal is Goal.SERVE else process.terminate())
+    reach("adopt.attached")
+    return True
 
 
-def resume_without_process(owner: Owner, record: ReplicaRecord | None) -> None:
-    """Nothing of this replica runs: go on from what was saved."""
+def resume_without_process(owner: Owner, record: ReplicaRecord | None, tried: int = 0) -> None:
+    """Nothing of this replica runs: go on from what was saved.
+
+    :param tried: generation of a start that was meant and never made.
+    """
+    # The generation goes on counting: logs of earlier starts exist under their numbers.
+    past = [tried, *start.generations(owner.around.roots, owner.id)]
     if record is None:
+        owner.forgive_generation(max(past))
         owner.post(EventKind.START)
         return
-    # The generation goes on counting: logs of earlier starts exist under their numbers.
     r = record.replica()
+    r = replace(r, generation=max(r.generation, *past))
     if r.goal is Goal.REPLACE:
         owner.r = replace(r, state=State.BACKOFF, goal=Goal.SERVE)
         owner.post(EventKind.REPLACE)
@@ -137,10 +178,12 @@ def resume_without_process(owner: Owner, record: ReplicaRecord | None) -> None:
             owner.post(EventKind.BACKOFF_ELAPSED, generation=r.generation)
     else:
         owner.r = replace(r, state=State.BACKOFF, goal=Goal.SERVE)
-        owner.post(EventKind.BACKOFF_ELAPSED, generation=r.generation)
+        lost = r.state is not State.STARTING
+        owner.post(EventKind.BACKOFF_ELAPSED if lost else EventKind.TAKE_UP, generation=r.generation)
 
 
-_WISHES = {Goal.STOP: EventKind.STOP, Goal.REPLACE: EventKind.REPLACE}
+_OVER = frozenset({State.STOPPED, State.BACKOFF, State.FAILED})
+"""States that nothing runs in."""
 _WAITING = frozenset(
     {CauseKind.BAD_FLAG, CauseKind.MODEL_MISSING, CauseKind.DOES_NOT_FIT, CauseKind.GPU_QUARANTINED}
 )

@@ -21,6 +21,7 @@ from gpuserved.fleet import rollplan
 from gpuserved.fleet.desired import Arranged, Wanted, arrange, changes
 from gpuserved.fleet.gpus import leases_of_others
 from gpuserved.fleet.rollplan import RollPlans
+from gpuserved.host.failpoint import reach
 from gpuserved.supervisor.owner import Owner
 
 if TYPE_CHECKING:
@@ -138,8 +139,10 @@ def carry_out(
         log.info("apply: %s %s (%s)", change.action, change.replica, change.why)
     for roll in plans.rolls:
         fleet.rolls.begin(roll)
+    reach("apply.assigned")
     fleet.publish_routes(force=True)
     fleet.save_quietly()
+    reach("apply.saved")
 
 
 def _revive(owner: Owner) -> None:

@@ -72,6 +72,8 @@ class Fleet:
         self.endpoint: str | None = None
         self.degraded: str | None = None
         self.wanted: dict[str, Wanted] = {}
+        self.leaving: dict[str, Wanted] = {}
+        """While everything is being stopped: what the next daemon is to want, also where this one is killed half-way."""
         self.owners: dict[str, Owner] = {}
         self.generation = 0
         self.table_generation = 0

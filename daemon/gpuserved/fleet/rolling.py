@@ -24,6 +24,7 @@ from gpuserved.core.rollout import (
 from gpuserved.core.state import State
 from gpuserved.fleet.desired import Wanted
 from gpuserved.fleet.store import RollRecord, WantedRecord
+from gpuserved.host.failpoint import reach
 from gpuserved.supervisor.owner import Owner
 from gpuserved.supervisor.surroundings import Assignment
 
@@ -87,6 +88,7 @@ class Rolls:
                 before = roll.plan
                 roll.plan, action = decide(before, self._seen(roll))
                 if action is not None:
+                    reach("roll.decided")
                     self._do(roll, action)
                 if roll.plan == before:
                     break
@@ -124,7 +126,9 @@ class Rolls:
         if isinstance(action, Replace):
             # On disk before it happens: a daemon that dies now goes on with this replica.
             self._fleet.save_quietly()
+            reach("roll.saved")
             owner.post(EventKind.REPLACE)
+            reach("roll.ordered")
         else:
             assert isinstance(action, Leave)
 
@@ -144,6 +148,7 @@ class Rolls:
                 fleet.owners[name].assign(assignment)
                 if name not in roll.target:
                     fleet.owners[name].post(EventKind.START)
+        reach("roll.turned")
 
     def _tell(self, roll: Roll, before: Rollout) -> None:
         plan = roll.plan

@@ -51,13 +51,16 @@ class Saving:
             log.error("the state could not be saved: %s", error)  # noqa: TRY400 - the reason is in the error
 
     def _record(self) -> store.FleetRecord:
+        """The fleet as the next daemon is to find it. While everything is being stopped that is not how it stands: what is
+        wanted then is what was, and that its replicas stop is nothing to remember.
+        """
         fleet = self._fleet
+        wanted, owners = (fleet.leaving, ()) if fleet.leaving else (fleet.wanted, fleet.owners.values())
         return store.FleetRecord(
             generation=fleet.generation,
-            wanted=[wanted_record(name, each) for name, each in fleet.wanted.items()],
+            wanted=[wanted_record(name, each) for name, each in wanted.items()],
             rolls=fleet.rolls.records(),
             replicas=[
-                store.record(o.id, o.assignment.profile.name, o.assignment.gpu_uuids, o.r)
-                for o in fleet.owners.values()
+                store.record(o.id, o.assignment.profile.name, o.assignment.gpu_uuids, o.r) for o in owners
             ],
         )

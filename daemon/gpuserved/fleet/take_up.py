@@ -13,7 +13,10 @@ from gpuserved.core.placement import Gpu
 from gpuserved.core.state import Goal
 from gpuserved.fleet import adopt, store
 from gpuserved.fleet import apply as applying
+from gpuserved.fleet.adopt import Found
 from gpuserved.fleet.desired import Wanted, arrange
+from gpuserved.host import statefile
+from gpuserved.host.failpoint import reach
 from gpuserved.supervisor.owner import Owner
 from gpuserved.supervisor.surroundings import Assignment
 
@@ -25,7 +28,9 @@ log = logging.getLogger(__name__)
 
 async def take_up(fleet: Fleet) -> None:
     """Desired state from disk, live replicas from their shims."""
+    _discard_unfinished(fleet)
     saved, problem = store.load(fleet.roots.state / "fleet.json")
+    reach("adopt.read")
     fleet.degraded = problem
     if problem:
         log.error("%s", problem)
@@ -37,12 +42,19 @@ async def take_up(fleet: Fleet) -> None:
     records = {record.id: record for record in saved.replicas}
     held = {name: record.gpu_uuids for name, record in records.items()}
     found, unexplained = adopt.scan(fleet.roots.run)
-    notes = {each.note.replica: each.note.gpu_uuids for each in found}
+    reach("adopt.scanned")
+    by_age = sorted(found, key=lambda each: each.note.generation)
+    notes = {each.note.replica: each.note.gpu_uuids for each in by_age}
     inventory = await fleet.gpus.real_inventory(fleet.owners)
     arranged = arrange(fleet.wanted, inventory, {**held, **notes}, quarantined=blocked)
     ours, strays = adopt.match(found, records, {each.replica for each in arranged.assignments})
     for assignment in arranged.assignments:
-        fleet.owners[assignment.replica] = _owner(fleet, assignment, notes.get(assignment.replica), inventory)
+        owner = _owner(fleet, assignment, notes.get(assignment.replica), inventory)
+        record = records.get(assignment.replica)
+        if record is not None:
+            # From the first moment as it was saved: whatever makes the fleet save again meanwhile must not forget it.
+            owner.r = record.replica()
+        fleet.owners[assignment.replica] = owner
     running = {name: record.generation for name, record in records.items()}
     running |= {name: each.note.generation for name, each in ours.items()}
     await _take_up_rolls(fleet, saved, held | notes, running)
@@ -50,15 +62,31 @@ async def take_up(fleet: Fleet) -> None:
         log.warning("ending a replica that nobody wants: %s", adopt.describe(stray))
     ends = [adopt.end_stray(s.folder, s.note.nonce) for s in strays]
     await asyncio.gather(*ends, *(adopt.end_stray(folder, folder.name) for folder in unexplained))
-    for name, owner in fleet.owners.items():
-        if name in ours:
-            await adopt.take_over(owner, ours[name], records.get(name))
-        else:
-            adopt.resume_without_process(owner, records.get(name))
+    # All at once: a shim that does not answer costs its own replica time, not the others.
+    await asyncio.gather(
+        *(_take_up_one(owner, ours.get(name), records.get(name)) for name, owner in fleet.owners.items())
+    )
+    for owner in fleet.owners.values():
         owner.begin()
+    reach("adopt.all")
     fleet.rolls.step()
     fleet.publish_routes(force=True)
     fleet.save_quietly()
+    reach("adopt.saved")
+
+
+async def _take_up_one(owner: Owner, found: Found | None, record: store.ReplicaRecord | None) -> None:
+    if found is None:
+        adopt.resume_without_process(owner, record)
+    elif not await adopt.take_over(owner, found, record):
+        adopt.resume_without_process(owner, record, found.note.generation)
+
+
+def _discard_unfinished(fleet: Fleet) -> None:
+    """Writes that the end of an earlier daemon broke off."""
+    logs = fleet.roots.log / "replicas"
+    for folder in (fleet.roots.state, fleet.roots.run, *(logs.iterdir() if logs.is_dir() else ())):
+        statefile.discard_unfinished(folder)
 
 
 def _owner(

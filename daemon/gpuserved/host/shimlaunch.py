@@ -12,11 +12,12 @@ from pathlib import Path
 
 import gpuserved
 from gpuserved.api.errors import GpuserveError
+from gpuserved.host import failpoint
 from gpuserved.host.deadline import within
 
 PROTOCOL_VERSION = 1
 PROGRAM = Path(gpuserved.__file__).parent / "shim" / "__main__.py"
-_PASSED_ON = ("PATH", "LD_LIBRARY_PATH")  # what an interpreter may need to load its own libraries; no secrets
+_PASSED_ON = ("PATH", "LD_LIBRARY_PATH", failpoint.VARIABLE)  # what loads an interpreter; no secrets
 
 
 class ShimError(GpuserveError):
@@ -106,6 +107,7 @@ async def launch(
         raise ShimError(f"cannot run {python}: {error.strerror}", errno=error.errno) from None
     assert process.stdout is not None
     assert process.stderr is not None
+    failpoint.reach("spawn.forked")
     try:
         line = await within(_exchange(process, json.dumps(spec).encode()), timeout_s)
         if not line:
@@ -127,6 +129,7 @@ async def _exchange(process: asyncio.subprocess.Process, data: bytes) -> bytes:
         process.stdin.write(data)
         await process.stdin.drain()
         process.stdin.close()
+        failpoint.reach("spawn.told")
     except (BrokenPipeError, ConnectionResetError):
         pass  # it refused early; the answer says why
     line = await process.stdout.readline()

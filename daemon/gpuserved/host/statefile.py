@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gpuserved.api.errors import Invalid
+from gpuserved.host.failpoint import reach
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,14 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(fd, "wb") as file:
+            reach("save.opened")
             file.write(content)
             file.flush()
+            reach("save.written")
             os.fsync(file.fileno())
+        reach("save.synced")
         os.replace(temporary, path)
+        reach("save.renamed")
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
@@ -41,6 +46,14 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o600) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+    reach("save.done")
+
+
+def discard_unfinished(folder: Path) -> None:
+    """Remove what writers that were killed left in `folder`; call only where no other process writes there."""
+    for path in folder.glob(".*"):
+        if path.suffix[1:].isdigit() and path.is_file() and not path.is_symlink():
+            path.unlink(missing_ok=True)
 
 
 def save(path: Path, data: dict[str, Any], *, version: int) -> None:
@@ -50,7 +63,9 @@ def save(path: Path, data: dict[str, Any], *, version: int) -> None:
     if path.exists():
         previous = path.with_name(path.name + ".prev")
         previous.unlink(missing_ok=True)
+        reach("save.unlinked")
         os.link(path, previous)
+        reach("save.linked")
     write_atomically(path, f"{head}\n{body}\n".encode())
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from gpuserved.shim.failpoint import reach
+
 
 class LogFile:
     """`path`, with older parts in `path.1`, `path.2`, ... `path.KEEP`; together at most (keep + 1) x max_bytes.
@@ -114,9 +116,12 @@ class LogFile:
             for number in range(self.keep - 1, 0, -1):
                 if os.path.lexists(f"{self.path}.{number}"):
                     os.rename(f"{self.path}.{number}", f"{self.path}.{number + 1}")
+            reach("rotate.shifted")
             if self.keep:
                 os.rename(self.path, f"{self.path}.1")
+            reach("rotate.renamed")
             self._open()
+            reach("rotate.opened")
             if not self.keep:
                 self._shorten(0)
         except OSError:

@@ -6,6 +6,7 @@ import math
 import os
 import time
 
+from gpuserved.shim.failpoint import reach
 from gpuserved.shim.logpipe import LogPipe
 from gpuserved.shim.proc import boot_id, remove, reserve, stat_of, write_atomically
 from gpuserved.shim.role import Role
@@ -43,6 +44,7 @@ class Replica(Role):
         remove(f"{self.spec.dir}/{EXIT}")
         reserve(self.spec.dir, EXIT, _EXIT_BYTES)
         super().start()
+        reach("shim.started")
         shim = stat_of(os.getpid())
         identity = {
             "v": VERSION, "id": self.spec.id, "generation": self.spec.generation, "nonce": self.spec.nonce,
@@ -50,6 +52,7 @@ class Replica(Role):
             "pid": self.pid, "pid_start_ticks": self.start_ticks, "started_at": self.started_at, "boot_id": boot_id(),
         }  # fmt: skip
         write_atomically(self.spec.dir, IDENTITY, encode(identity))
+        reach("shim.named")
         self._child.env.clear()  # may hold secrets, and is not needed again
         self.spec.env.clear()
 
@@ -73,6 +76,7 @@ class Replica(Role):
 
     def ended(self) -> None:
         """The API process is gone: tell, and sweep what it left."""
+        reach("shim.ended")
         self.tell({"event": "dying", "exit": self.exit})
         self.learn()
         self._begin_sweep()
@@ -123,6 +127,7 @@ class Replica(Role):
             write_atomically(self.spec.dir, EXIT, encode(record))
         except OSError:  # the folder was removed or the disk died; the watchers are told all the same
             pass
+        reach("shim.recorded")
         if self.cgroup is not None:
             self.cgroup.remove()
         self.finished = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 
+from gpuserved.shim.failpoint import VARIABLE, arm, reach
 from gpuserved.shim.logfile import LogFile
 from gpuserved.shim.logpipe import LogPipe
 from gpuserved.shim.proc import (
@@ -28,6 +29,7 @@ _BACKLOG = 256
 
 def main() -> int:
     """Read the spec, become nobody's child, run. The answer goes to stdout as one line."""
+    arm(os.environ.get(VARIABLE, ""))
     try:
         spec = parse(_read_spec())
     except SpecError as error:
@@ -88,6 +90,7 @@ def _live(spec: Spec) -> None:
         _answer({"ok": False, "errno": error.errno, "error": what})
         return
     _answer({"ok": True, "shim_pid": os.getpid(), "pid": server.role.pid})
+    reach("shim.told")
     _detach_stdio()
     server.run()
 
@@ -105,6 +108,7 @@ def _set_up(spec: Spec, umask: int) -> Server:
     for fd in spec.keep_fds + ([] if spec.listen_fd is None else [spec.listen_fd]):
         os.set_inheritable(fd, False)
     lock_folder(spec.dir)  # held until this process ends
+    reach("shim.locked")
     remove(_socket_path(spec))  # left by a shim that was killed: its lock was free
     listener = _listen(_socket_path(spec))
     pipe = LogPipe(LogFile(spec.log_path, spec.log_max_bytes, spec.log_keep))

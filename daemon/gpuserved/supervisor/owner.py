@@ -14,6 +14,7 @@ from gpuserved.core.cause import Cause, CauseKind, ExitInfo, from_exit
 from gpuserved.core.events import Effect, Event, EventKind, Timer
 from gpuserved.core.replica import step
 from gpuserved.core.state import Context, Goal, NotAllowed, Replica, State
+from gpuserved.host.failpoint import reach
 from gpuserved.host.logtail import last_lines
 from gpuserved.supervisor import crash, evidence, start
 from gpuserved.supervisor.process import Ended, ReplicaProcess
@@ -75,10 +76,15 @@ class Owner:
         self.address = address
         self.admit = self.r.state is State.READY
         self.watch.begin()
+        profile, rolling = self.assignment.profile, self.r.goal is Goal.REPLACE
         if self.r.state is State.READY:
-            self._arm(Timer.STABLE, self.assignment.profile.restart.stable_s)
+            self._arm(Timer.STABLE, profile.restart.stable_s)
         elif self.r.state is State.STARTING:
-            self._arm(Timer.START_STALL, self.assignment.profile.health.startup_stall_s)
+            self._arm(Timer.START_STALL, profile.health.startup_stall_s)
+        elif self.r.state is State.DRAINING and self.r.goal is not Goal.HOLD:
+            self._arm(Timer.DRAIN, profile.limits.rolling_drain_s if rolling else profile.limits.drain_s)
+        elif self.r.state is State.STOPPING:
+            self._arm(Timer.KILL, profile.limits.term_grace_s)
 
     def callbacks(self, generation: int) -> tuple[Callable[[ExitInfo | None], None], Callable[[Ended], None]]:
         """What a `ReplicaProcess` of this generation calls."""
@@ -88,6 +94,7 @@ class Owner:
             self.post(EventKind.DYING, generation=generation, cause=cause)
 
         def ended(end: Ended) -> None:
+            reach("exit.seen")
             self._ended = end
             self.post(EventKind.EXITED, generation=generation, cause=self._cause_of(end, generation))
 
@@ -130,9 +137,10 @@ class Owner:
         decided, effects = step(before, event, self.context())
         if event.kind in ENDS and decided.state in {State.BACKOFF, State.FAILED} and decided is not before:
             self._crashed(decided)
+            reach("exit.carded")
+        self.r = decided
         if event.kind is EventKind.EXITED and event.generation == before.generation:
             self._process_gone()
-        self.r = decided
         if decided.state is not State.STARTING:
             self.around.gate.leave(self.id)
         if decided.state is State.READY and before.state is not State.READY:
@@ -163,12 +171,20 @@ class Owner:
         self.around.crashed(card)
 
     def _process_gone(self) -> None:
+        """The end goes into the state before its folder goes: one of the two always tells the next daemon of it."""
         self.watch.end()
-        if self.process is not None:
-            self.process.detach()
-            self.process.forget()
-        self.process = None
+        process, self.process = self.process, None
         self.address = None
+        if process is None:
+            return
+        process.detach()
+        try:
+            self.around.record_intent()
+        except OSError as error:
+            log.warning("%s: its end could not be saved: %s", self.id, error)
+        reach("exit.recorded")
+        process.forget()
+        reach("exit.forgotten")
 
     async def _perform(self, effect: Effect) -> None:
         if isinstance(effect, ev.CancelTimers):
@@ -206,8 +222,10 @@ class Owner:
             self._arm(Timer.START_STALL, self.assignment.profile.health.startup_stall_s)
 
     async def _end(self, *, kill: bool) -> None:
+        reach("stop.decided")
         if self.process is not None:
             await (self.process.kill() if kill else self.process.terminate())
+            reach("stop.signalled")
         elif self._starting is not None and not self._starting.done():
             # Waiting for its turn, or about to fork: `start.run` gives up at its next step and posts EXITED.
             self._starting.cancel()

@@ -19,6 +19,8 @@ import gpuserved
 from gpuserved.api.roots import Roots
 from gpuserved.api.routing import RouterStats, RoutingTable
 from gpuserved.host.deadline import within
+from gpuserved.host.failpoint import reach
+from gpuserved.host.folderlock import FolderLock, settle
 from gpuserved.host.shimclient import ShimConnection, ShimError, launch, router_spec
 from gpuserved.supervisor.surroundings import LOG_KEEP, LOG_MAX_BYTES
 
@@ -67,6 +69,13 @@ class RouterLink:
         self._shim: ShimConnection | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
+        self._barred: FolderLock | None = None
+        """Held between `adopt`, which found nobody, and `start`: a shim that an earlier supervisor started must not come up."""
+
+    @property
+    def was_here(self) -> bool:
+        """True where an earlier supervisor has had this router, or has begun to start it."""
+        return self._folder.is_dir()
 
     def table_on_disk(self) -> RoutingTable | None:
         """What the last supervisor wrote."""
@@ -76,7 +85,12 @@ class RouterLink:
             return None
 
     async def adopt(self) -> bool:
-        """Take over a router shim that runs already, with its socket. False: there is none."""
+        """Take over a router shim that runs already, with its socket. False: there is none, and none will come up."""
+        if not self.was_here:
+            return False
+        self._barred = self._barred or await settle(self._folder)
+        if self._barred is not None:
+            return False
         try:
             self._shim = await ShimConnection.connect(self._folder / "shim.sock")
             hello = await self._shim.hello("supervisor")
@@ -86,6 +100,7 @@ class RouterLink:
             return False
         self.pids = [hello.pid]
         self.listener.setblocking(False)
+        reach("router.found")
         log.info("adopted the router shim (PID %s, router PID %s)", hello.shim_pid, hello.pid)
         return True
 
@@ -120,10 +135,17 @@ class RouterLink:
             log_keep=LOG_KEEP,
             listen_fd=listener.fileno(),
         )
+        self._unbar()
         started = await launch(spec, pass_fds=(listener.fileno(),))
+        reach("router.answered")
         self._shim = await ShimConnection.connect(self._folder / "shim.sock")
         await self._shim.hello("supervisor")
         self.pids = [started.pid]
+
+    def _unbar(self) -> None:
+        if self._barred is not None:
+            self._barred.release()
+            self._barred = None
 
     def begin(self) -> None:
         """Keep in touch from now on."""
@@ -230,6 +252,7 @@ class RouterLink:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._shim is not None:
             self._shim.close()
+        self._unbar()
         if self.listener is not None:
             self.listener.close()
 

@@ -67,6 +67,11 @@ class Routers:
         """What the last supervisor wrote."""
         return self._links[0].table_on_disk()
 
+    @property
+    def was_here(self) -> bool:
+        """True where an earlier supervisor has had a router here, or has begun to start one."""
+        return self._links[0].was_here
+
     async def adopt(self) -> bool:
         """Take over the router shims that run already, start those that are missing, end those too many.
 
@@ -87,6 +92,7 @@ class Routers:
         while True:
             link = RouterLink(self._roots, lambda: None, row=row)
             if not await link.adopt():
+                await link.detach()
                 return
             log.info("router %d is one too many; it ends after its requests", row)
             await link.stop()

@@ -25,6 +25,7 @@ from gpuserved.core.placement import SIM_PREFIX
 from gpuserved.core.profile import Profile
 from gpuserved.core.state import State
 from gpuserved.engines.base import Launch, LaunchContext
+from gpuserved.host.failpoint import reach
 from gpuserved.host.gpulock import GpuHeld, release
 from gpuserved.host.shimclient import launch, replica_spec
 from gpuserved.host.statefile import write_atomically
@@ -92,6 +93,7 @@ async def run(owner: Owner, generation: int) -> None:
         cause = Cause(kind, f"could not be started: {error.message}")
         owner.post(EventKind.SPAWN_FAILED, generation=generation, cause=cause)
         return
+    reach("spawn.turn")
     try:
         process, address = await asyncio.shield(_fork(owner, generation))
     except asyncio.CancelledError:
@@ -115,10 +117,12 @@ def _spawn_cause(message: str, error: GpuserveError | OSError) -> Cause:
 
 async def _fork(owner: Owner, generation: int) -> tuple[ReplicaProcess, str]:
     leases = await _leases(owner)
+    reach("spawn.leased")
     try:
         return await _fork_with(owner, generation, leases)
     finally:
         release(leases)  # the shim's descriptors hold them now
+        reach("spawn.released")
 
 
 async def _fork_with(owner: Owner, generation: int, leases: tuple[int, ...]) -> tuple[ReplicaProcess, str]:
@@ -127,6 +131,7 @@ async def _fork_with(owner: Owner, generation: int, leases: tuple[int, ...]) -> 
     nonce = secrets.token_hex(6)
     folder = around.roots.run / "r" / nonce
     folder.mkdir(mode=0o700, parents=True)
+    reach("spawn.folder")
     made = _command(owner, generation, nonce, folder)
     path = log_path(around.roots, owner.id, generation)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +139,9 @@ async def _fork_with(owner: Owner, generation: int, leases: tuple[int, ...]) -> 
     owner.address = made.address
     note = StartNote(owner.id, profile.name, generation, nonce, made.address, assignment_uuids(owner))
     write_note(folder, note)
+    reach("spawn.noted")
     around.record_intent()
+    reach("spawn.recorded")
     spec = replica_spec(
         replica=owner.id, generation=generation, nonce=nonce, folder=folder, argv=made.argv, env=made.env, cwd=made.cwd,
         log_path=path, log_max_bytes=_log_max_bytes(), log_keep=LOG_KEEP, orphan_ttl_s=around.orphan_ttl_s,
@@ -145,10 +152,12 @@ async def _fork_with(owner: Owner, generation: int, leases: tuple[int, ...]) -> 
     except GpuserveError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+    reach("spawn.answered")
     dying, ended = owner.callbacks(generation)
     process = ReplicaProcess(folder, nonce, dying, ended)
     owner.process = process
     await process.attach()
+    reach("spawn.attached")
     owner.watch.begin()
     around.changed(owner.id, owner.r.state.value)
     if owner.r.generation != generation or owner.r.state is not State.STARTING:

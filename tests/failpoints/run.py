@@ -1,0 +1,220 @@
+"""One run: lives of a daemon that end where the script says, an operator who asks on, and a judge at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+from tests.failpoints import judge
+from tests.failpoints.census import Census, Engine
+from tests.failpoints.model import DRAINED, Death, Model
+from tests.failpoints.script import Ask, Script
+from tests.failpoints.world import A, B, World, profile
+
+from gpuserved.api.errors import GpuserveError, Internal, TimedOut, Unavailable
+from gpuserved.api.types import ApplyRequest, ReplicasRequest, ReplicaView, ScaleRequest
+
+_NO_ANSWER = (Unavailable, TimedOut, Internal)
+KILLED = -signal.SIGKILL
+
+
+class Run:
+    """Plays one script."""
+
+    def __init__(self, script: Script, census: Census) -> None:
+        self.script = script
+        self.census = census
+        self.world = World(dict(os.environ))
+        self.model = Model()
+        self.first: dict[str, ReplicaView] = {}
+        """Every replica as it was when it was first seen to serve."""
+        self.struck = False
+        """A supervisor died at a failpoint."""
+        self._chance = random.Random(script.seed + 1)
+        self._armed = [script.again, script.later]
+        self._deaths = list(script.die_unwatched)
+
+    def play(self) -> list[str]:
+        """What was wrong; empty: nothing.
+
+        :raises AssertionError: it could not be played to its end.
+        """
+        self._set_up()
+        if self.script.again:
+            self._end_life()
+        for ask in self.script.asks:
+            self._ask(ask)
+        self._end_life()
+        self._quiet()
+        wrong = judge.running(self)
+        return wrong + (self._down() if not wrong else [])
+
+    # --- lives
+
+    def _life(self) -> None:
+        """There is a daemon that answers; where there was none, the next life begins."""
+        while not self.world.alive() or not self.world.answers():
+            self._note_end()
+            if not self.world.alive():
+                self.world.begin(self._armed.pop(0) if self._armed else "")
+
+    def _note_end(self) -> None:
+        """A supervisor that is gone without having been killed here died at its failpoint; something may die unwatched now."""
+        daemon = self.world.daemon
+        if daemon is None or daemon.poll() is None:
+            return
+        self.world.daemon = None
+        if daemon.returncode == KILLED:
+            self.struck = True
+            self.world.say("the supervisor died at its failpoint")
+        elif not (self.script.of_shim and self.world.lives == 1):
+            raise AssertionError(f"the daemon ended by itself, exit code {daemon.returncode}")
+        self._die_unwatched()
+
+    def _end_life(self) -> None:
+        """kill -9, where its failpoint has not done it."""
+        if self.world.alive():
+            self.world.kill()
+            self.world.daemon = None
+            self._die_unwatched()
+        self._life()
+
+    def _die_unwatched(self) -> None:
+        what = self._deaths.pop(0) if self._deaths else ""
+        engines = sorted(self.census.engines(self.world.roots.run), key=lambda each: each.replica != f"{B}-0")
+        if what and engines:
+            self._strike(engines[0] if self._chance.random() < 0.6 else self._chance.choice(engines), what)
+
+    def _strike(self, engine: Engine, what: str) -> None:
+        """Kill a process of a replica, and wait for what that does to its API process."""
+        pid = {"api": engine.pid, "engine": _core_of(engine.pid), "shim": _parent_of(engine.pid)}[what]
+        if pid is None or not engine.lives():
+            return
+        self.world.say(f"{what} of {engine} is killed")
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        self.world.until(lambda: not engine.lives(), f"{engine} is gone")
+        self.model.died(Death(engine.replica, engine.generation, what))
+
+    def _quiet(self) -> None:
+        """A daemon that is not armed has everything under control."""
+        while True:
+            self._life()
+            settled = self.world.until(lambda: _known(self.world.settled()), "all is quiet")
+            if settled and not self._armed:
+                return
+            if settled:
+                self._armed.clear()
+                self._end_life()
+
+    # --- what is asked
+
+    def _set_up(self) -> None:
+        texts = {A: profile(A, 2, [0, 1, 3]), B: profile(B, 1, [2])}
+        self.world.begin(self.script.boot)
+        while True:
+            self._life()
+            try:
+                self.world.client.apply(ApplyRequest(profiles=texts))
+            except _NO_ANSWER:
+                continue
+            if self.world.until(lambda: _known(self.world.settled()), "the fleet is up"):
+                rows = self.world.rows()
+                if len(rows) == 3:
+                    self.first = rows
+                    return
+
+    def _ask(self, ask: Ask) -> None:
+        self._life()
+        if ask.verb in {"change", "spoil"}:
+            for name in [name for name in self.model.names() if DRAINED in self.model.possible(name)]:
+                self._tell(Ask("undrain", name))  # a rolling change waits for it, as it should
+        if ask.verb in {"drain", "spoil"}:
+            self.world.until(lambda: _known(self.world.settled()), "what was asked before is done")
+        if ask.verb == "crash":
+            living = [e for e in self.census.engines(self.world.roots.run) if e.replica == ask.replica]
+            for engine in living[:1]:
+                self._strike(engine, "api")
+        else:
+            self._tell(ask)
+        if ask.verb == "spoil" or self._chance.random() < 0.5:
+            self.world.until(lambda: _known(self.world.settled()), f"{ask} is done")
+        else:
+            time.sleep(self._chance.random() * 0.4)
+
+    def _tell(self, ask: Ask) -> None:
+        self._life()
+        try:
+            self._send(ask)
+            answered = "done"
+        except _NO_ANSWER:
+            answered = ""
+        except GpuserveError as error:
+            answered = "refused"
+            self.world.say(f"refused: {error.message}")
+        self.world.say(f"{ask}: {answered or 'no answer'}")
+        self.model.asked(ask, answered)
+
+    def _send(self, ask: Ask) -> None:
+        client = self.world.client
+        if ask.verb == "scale":
+            client.scale(ScaleRequest(profile=A, replicas=ask.number))
+        elif ask.verb in {"change", "spoil"}:
+            more = ("--fail-load", "oom") if ask.verb == "spoil" else ()
+            text = profile(A, 2, [0, 1, 3], str(ask.number), more)
+            client.apply(ApplyRequest(profiles={A: text}))
+            self.model.asked(Ask("scale", number=2), "done")  # a profile that is applied says how many
+        else:
+            client.act(ask.verb, ReplicasRequest(replicas=[ask.replica]))
+
+    # --- the end
+
+    def _down(self) -> list[str]:
+        """Everything is stopped, by a daemon that may be killed half-way."""
+        if self.script.last:
+            self.world.kill()
+            self.world.daemon = None
+            self.world.begin(self.script.last)
+            assert self.world.daemon is not None
+            self.world.until(lambda: _known(self.world.settled()), "all is quiet")
+            self.world.client.shutdown(forget=not self.script.keep)
+            self.world.until(lambda: not self.world.alive(), "the daemon ends")
+            self.struck = self.world.daemon.returncode == KILLED
+            self.world.daemon = None
+            self.world.begin("")
+            self.world.until(lambda: _known(self.world.settled()), "all is quiet")
+            wrong = judge.after_half_a_stop(self)
+            if wrong:
+                return wrong
+        assert self.world.daemon is not None
+        self.world.client.shutdown()
+        code = self.world.daemon.wait(60)
+        return ([f"the daemon ended with {code}"] if code else []) + judge.stopped(self)
+
+
+def _known(settled: bool | None) -> tuple[()] | str | None:
+    """For `until`: an answer that is not None where the wait is over; falsy where the daemon is gone."""
+    return None if settled is None else ("quiet" if settled else ())
+
+
+def _parent_of(pid: int) -> int | None:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
+    except OSError:
+        return None
+
+
+def _core_of(pid: int) -> int | None:
+    """The engine process of an API process."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        cores = [
+            int(child) for child in children if b"EngineCore" in Path(f"/proc/{child}/cmdline").read_bytes()
+        ]
+    except OSError:
+        return None
+    return cores[0] if cores else None

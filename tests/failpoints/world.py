@@ -1,0 +1,229 @@
+"""One root with its GPUs on paper, its profiles, and the lives of its daemon."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from tests.e2e.box import GPUSERVED, REPOSITORY, free_port
+from tests.e2e.texts import toml
+
+from gpuserved.api.client import ControlClient
+from gpuserved.api.errors import GpuserveError
+from gpuserved.api.roots import from_environment
+from gpuserved.api.types import ReplicaView, Status
+from gpuserved.engines.sim.flags import VLLM_VERSION
+from gpuserved.host.failpoint import VARIABLE
+
+GPUS = 4
+PATIENCE_S = 90.0
+"""For one thing to happen on a machine that many such runs share."""
+LOG_MAX_BYTES = 2048
+"""So small that a start alone rotates the log."""
+A, B = "a", "b"
+"""Profiles: operators change A, and leave B alone."""
+T = TypeVar("T")
+
+
+class Stuck(AssertionError):
+    """Something did not happen."""
+
+
+def profile(name: str, replicas: int, gpus: list[int], mark: str = "1", more: tuple[str, ...] = ()) -> str:
+    """A profile of the look-alike as a command: so it is placed on GPUs that can be leased.
+
+    :param mark: a variable of its environment; another one makes another process necessary.
+    """
+    argv = [
+        *GPUSERVED[:1], "-m", "gpuserved.engines.sim", "serve", "{model}", "--uds", "{socket}",
+        "--served-model-name", "{served_name}", "--step-ms", "20", *more,
+    ]  # fmt: skip
+    return toml(
+        {
+            "command": {"argv": argv},
+            "env": {"PYTHONPATH": str(REPOSITORY / "daemon"), "MARK": mark},
+            "limits": {"drain_s": 5, "rolling_drain_s": 5, "term_grace_s": 5},
+            "restart": {"backoff_s": 0.05, "backoff_max_s": 0.5, "budget": 100, "stable_s": 1},
+            "health": {"interval_s": 0.5},
+        },
+        model=f"sim/{VLLM_VERSION}", served_name=name, engine="command", replicas=replicas, gpus=gpus,
+    )  # fmt: skip
+
+
+class World:
+    """A root, and whichever daemon has it now."""
+
+    def __init__(self, environ: dict[str, str]) -> None:
+        self.top = Path(tempfile.mkdtemp(prefix="gsf-"))
+        self.locks = self.top / "locks"
+        root = self.top / "root"
+        for folder in (root, self.locks):
+            folder.mkdir()
+        gpus = [
+            {
+                "index": n, "uuid": self.uuid(n), "name": "On paper", "memory_total_bytes": 80 << 30,
+                "memory_used_bytes": 0, "nvlink": [],
+            }
+            for n in range(GPUS)
+        ]  # fmt: skip
+        (root / "gpus.json").write_text(json.dumps({"gpus": gpus}))
+        (root / "gpuserved.toml").write_text(f'[gpus]\nprovider = "{root}/gpus.json"\n')
+        kept = {key: environ[key] for key in ("PATH", "LANG", "TMPDIR") if key in environ}
+        self.env = kept | {
+            "HOME": str(self.top),
+            "GPUSERVE_ROOT": str(root),
+            "GPUSERVE_LOCK_DIR": str(self.locks),
+            "GPUSERVE_LOG_MAX_BYTES": str(LOG_MAX_BYTES),
+            "PYTHONPATH": str(REPOSITORY / "daemon"),
+        }
+        self.roots = from_environment(self.env, uid=os.getuid())
+        self.port = free_port()
+        self.client = ControlClient(self.roots.control_socket)
+        self.daemon: subprocess.Popen[bytes] | None = None
+        self.lives = 0
+
+    @staticmethod
+    def uuid(index: int) -> str:
+        """Of a GPU."""
+        return f"GPU-paper-{index}"
+
+    def say(self, what: str) -> None:
+        """A line between those of the daemon."""
+        with (self.top / "daemon.log").open("a", encoding="utf-8") as log:
+            log.write(f"{time.strftime('%H:%M:%S')}.{int(time.time() * 1000) % 1000:03d} ---- {what}\n")
+
+    # --- lives
+
+    def alive(self) -> bool:
+        """Is there a daemon?"""
+        return self.daemon is not None and self.daemon.poll() is None
+
+    def begin(self, armed: str) -> None:
+        """A new life of the daemon, which may end before it is up."""
+        assert not self.alive()
+        self.lives += 1
+        self.say(f"life {self.lives}, {armed or 'not armed'}")
+        with (self.top / "daemon.log").open("ab") as log:
+            self.daemon = subprocess.Popen(
+                [*GPUSERVED, "--listen", f"127.0.0.1:{self.port}"], env=self.env | {VARIABLE: armed}, cwd="/",
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        self.until(lambda: not self.alive() or self.answers(), "the daemon answers")
+
+    def answers(self) -> bool:
+        """Does it?"""
+        try:
+            self.client.version()
+        except GpuserveError:
+            return False
+        return True
+
+    def kill(self) -> None:
+        """kill -9."""
+        if self.daemon is not None:
+            self.say("kill -9 of the supervisor")
+            self.daemon.kill()
+            self.daemon.wait(30)
+
+    def until(self, probe: Callable[[], T | None], what: str, limit_s: float = PATIENCE_S) -> T:
+        """The first answer of `probe` that is neither None nor False.
+
+        :raises Stuck: there was none.
+        """
+        deadline = time.monotonic() + limit_s
+        while True:
+            found = probe()
+            if found is not None and found is not False:
+                return found
+            if time.monotonic() > deadline:
+                raise Stuck(f"{what}: not within {limit_s:g} s; {self.rows_in_words()}")
+            time.sleep(0.03)
+
+    # --- what the daemon says
+
+    def status(self) -> Status | None:
+        """None: no daemon answers."""
+        try:
+            return self.client.status()
+        except GpuserveError:
+            return None
+
+    def rows(self) -> dict[str, ReplicaView]:
+        """The replicas by name; empty where no daemon answers."""
+        status = self.status()
+        return {} if status is None else {row.id: row for row in status.replicas}
+
+    def rows_in_words(self) -> str:
+        """For a message."""
+        return "; ".join(
+            f"{r.id} {r.state} gen {r.generation} {r.reason or ''}" for r in self.rows().values()
+        )
+
+    def settled(self) -> bool | None:
+        """True: nothing is under way; None: something is; False: there is no daemon."""
+        status = self.status()
+        if status is None:
+            return False if not self.alive() else None
+        calm = all(row.state in {"READY", "STOPPED"} or held(row) for row in status.replicas)
+        return True if calm and all(roll.outcome for roll in status.rollouts) else None
+
+    # --- the end
+
+    def remove(self) -> None:
+        """Everything of it, also what should not be there any more."""
+        if self.alive():
+            self.kill()
+        for pid in self.strangers():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        shutil.rmtree(self.top, ignore_errors=True)
+        shutil.rmtree(self.roots.run, ignore_errors=True)
+
+    def strangers(self) -> list[int]:
+        """Every process that has this root in its command line, its environment, or open: shims have it only there."""
+        needle = str(self.top).encode()
+        return [
+            pid for pid in _pids() if pid != os.getpid() and not self._is_daemon(pid) and _has(pid, needle)
+        ]
+
+    def keeps_a_router(self, pid: int) -> bool:
+        """True for a shim whose folder is a router's."""
+        try:
+            opened = [os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()]
+        except OSError:
+            return False
+        return any(name.startswith(f"{self.roots.run}/router") for name in opened)
+
+    def _is_daemon(self, pid: int) -> bool:
+        return self.daemon is not None and pid == self.daemon.pid
+
+
+def held(row: ReplicaView) -> bool:
+    """Drained by an operator."""
+    return row.state == "DRAINING" and row.reason == "drained by operator"
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _has(pid: int, needle: bytes) -> bool:
+    try:
+        for name in ("cmdline", "environ"):
+            if needle in Path(f"/proc/{pid}/{name}").read_bytes():
+                return True
+        if Path(f"/proc/{pid}/comm").read_bytes() != b"gpuserve-shim\n":
+            return False
+        return any(needle in os.fsencode(os.readlink(fd)) for fd in Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return False
