@@ -59,6 +59,11 @@ bench: $(VENV)/.dev  ## the router beside nginx, HAProxy, vllm-router and aiohtt
 soak-router: $(VENV)/.dev  ## 20 minutes of 256 streams with clients that leave and replicas that are killed; SECONDS=120 is a short form
 	@$(BIN)/python -m tests.soak --seconds $(or $(SECONDS),1200) $(if $(RECORD),--record $(RECORD))
 
+.PHONY: failpoints
+failpoints: $(VENV)/.dev  ## the supervisor killed at each of its steps, 1,000 seeded runs; RUNS=50 SEED=0 is a short form
+	@$(BIN)/python -m tests.failpoints --runs $(or $(RUNS),1000) --seed $(or $(SEED),0) $(if $(JOBS),--jobs $(JOBS)) \
+	  $(if $(RECORD),--record $(RECORD))
+
 .PHONY: bench-tui
 bench-tui: $(VENV)/.dev  ## what gpuserve-tui costs with 8 and with 64 GPUs: CPU, memory, loop lag, first paint, key to repaint
 	@$(BIN)/python -m tests.tui.bench $(if $(filter-out file,$(origin ARGS)),$(ARGS))

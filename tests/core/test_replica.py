@@ -20,6 +20,7 @@ from gpuserved.core.events import (
 )
 from gpuserved.core.profile import HealthPolicy, Limits, RestartPolicy
 from gpuserved.core.replica import step
+from gpuserved.core.restart import RestartHistory
 from gpuserved.core.state import Context, Goal, NotAllowed, Replica, State
 
 CONTEXT = Context()
@@ -253,3 +254,11 @@ def test_stable_ready_forgives_the_crashes_but_not_the_count(ready: Replica) -> 
         assert r.state is State.READY
     assert r.history.restarts == 4
     assert r.history.crashes_in_a_row == 0
+
+
+def test_a_start_that_an_earlier_daemon_did_not_make_is_no_restart() -> None:
+    history = RestartHistory(crashes_in_a_row=2, restarts=3, first_cause=GONE, last_cause=GONE)
+    waiting = Replica(State.BACKOFF, Goal.SERVE, generation=7, history=history)
+    r, effects = play(waiting, EventKind.TAKE_UP)
+    assert (r.state, r.generation, r.history) == (State.STARTING, 8, history)
+    assert Spawn(8) in effects

@@ -33,6 +33,8 @@ class Result:
     struck: bool = False
     deaths: int = 0
     log: str = ""
+    top: str = ""
+    """Where it lived."""
 
 
 def play(seed: int, census: Census, keep: Path | None) -> Result:
@@ -41,19 +43,20 @@ def play(seed: int, census: Census, keep: Path | None) -> Result:
     run = Run(script(seed), census)
     try:
         wrong = run.play()
-    except Exception as error:  # noqa: BLE001 - whatever it is, the other runs go on
+    except Exception as error:
         wrong = [str(error) if isinstance(error, AssertionError) else traceback.format_exc()]
         wrong += census.wrong(run.world.roots.run)
     path = run.world.top / "daemon.log"
     log = path.read_text("utf-8", errors="replace") if path.exists() else ""
     if wrong and keep is not None:
-        shutil.copytree(
-            run.world.top, keep / f"seed-{seed}", ignore_dangling_symlinks=True, dirs_exist_ok=True
-        )
+        shutil.copytree(run.world.roots.log, keep / f"seed-{seed}" / "log", dirs_exist_ok=True)
+        shutil.copytree(run.world.roots.state, keep / f"seed-{seed}" / "state", dirs_exist_ok=True)
+        (keep / f"seed-{seed}" / "daemon.log").write_text(log)
     run.world.remove()
     return Result(
-        run.script, wrong, time.monotonic() - begun, run.world.lives, run.struck, len(run.model.deaths), log
-    )
+        run.script, wrong, time.monotonic() - begun, run.world.lives, run.struck, len(run.model.deaths), log,
+        str(run.world.top),
+    )  # fmt: skip
 
 
 def show(result: Result) -> None:
@@ -78,13 +81,16 @@ def report(results: list[Result], options: argparse.Namespace, seconds: float, s
     commit = subprocess.run(
         ["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()  # fmt: skip
-    lines = [
-        f"# Failpoints, {time.strftime('%Y-%m-%d')}",
-        "",
+    what = (
         f"Revision {commit or 'unknown'}, {os.cpu_count()} CPUs. `python -m tests.failpoints --runs {options.runs} --seed "
         f"{options.seed} --jobs {options.jobs}`: {len(results)} runs in {seconds:.0f} s, {sum(r.lives for r in results)} lives of "
         f"a supervisor, {sum(r.deaths for r in results)} processes of replicas killed, most of them while no supervisor ran, "
-        f"{scans} looks at every process.",
+        f"{scans} looks at every process."
+    )
+    lines = [
+        f"# Failpoints, {time.strftime('%Y-%m-%d')}",
+        "",
+        what,
         "",
         f"**{f'Failed: {len(bad)} runs' if bad else 'Passed.'}**",
         "",

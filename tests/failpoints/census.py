@@ -9,10 +9,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpuserved.host.shimfiles import start_ticks
+from gpuserved.host.shimfiles import process_stat, start_ticks
 
-EVERY_S = 0.04
-YOUNG = 50
+EVERY_S = 0.1
+YOUNG = 15
 """Looks at a new process before it is taken for something else: between fork and exec it still looks like its parent."""
 _SOCKET = re.compile(rb"(/[^\0]*)/r/([0-9a-f]{12})/engine\.sock")
 
@@ -76,7 +76,7 @@ class Census(threading.Thread):
             for gone in self._looked_at.keys() - now:
                 del self._looked_at[gone]
                 self._engines.pop(gone, None)
-            for pid in now:
+            for pid in sorted(now):
                 looks = self._looked_at.get(pid, 0)
                 if looks < YOUNG:
                     self._looked_at[pid] = looks + 1
@@ -94,11 +94,15 @@ class Census(threading.Thread):
         except OSError:
             return
         env = dict(pair.partition(b"=")[::2] for pair in raw.split(b"\0"))
-        ticks = start_ticks(pid)
-        if ticks is None or b"GPUSERVE_REPLICA" not in env:
+        stat = process_stat(pid)
+        if stat is None or b"GPUSERVE_REPLICA" not in env:
             return
+        parent = self._engines.get(stat[0])
+        nonce = found[2].decode()
+        if parent is not None and parent.nonce == nonce:
+            return  # forked by it, and about to become something else
         self._engines[pid] = Engine(
-            pid, ticks, found[1].decode(), found[2].decode(), env[b"GPUSERVE_REPLICA"].decode(),
+            pid, stat[1], found[1].decode(), nonce, env[b"GPUSERVE_REPLICA"].decode(),
             int(env[b"GPUSERVE_GENERATION"]),
             env.get(b"CUDA_VISIBLE_DEVICES", b"").decode(), env.get(b"MARK", b"").decode(),
         )  # fmt: skip

@@ -52,7 +52,7 @@ def stopped(run: Run) -> list[str]:
     """Nothing is left of it."""
     world = run.world
     left = [f"process {pid} is left" for pid in world.strangers()]
-    folders = [path for path in (world.roots.run / "r").glob("*")]
+    folders = list((world.roots.run / "r").glob("*"))
     sockets = [path for path in world.roots.run.rglob("*") if path.is_socket()]
     left += [f"{path.relative_to(world.roots.run)} is left" for path in [*folders, *sockets]]
     return [*run.census.wrong(world.roots.run), *left, *_leases(world, {}), *_unfinished(world)]
@@ -162,8 +162,12 @@ def _report(world: World, death: Death) -> str | None:
 
 
 def _unfinished(world: World) -> list[str]:
-    """Broken-off writes of supervisors that died."""
+    """Broken-off writes of supervisors that died; the present one may be writing."""
+    present = str(world.daemon.pid) if world.daemon is not None else ""
     folders = [world.roots.state, world.roots.run, *(world.roots.log / "replicas").glob("*")]
     return [
-        f"{path} is left" for folder in folders for path in folder.glob(".*") if path.suffix[1:].isdigit()
+        f"{path} is left"
+        for folder in folders
+        for path in folder.glob(".*")
+        if path.suffix[1:].isdigit() and path.suffix[1:] != present
     ]

@@ -44,7 +44,7 @@ class Run:
         :raises AssertionError: it could not be played to its end.
         """
         self._set_up()
-        if self.script.again:
+        if self.script.again and not self.script.boot:
             self._end_life()
         for ask in self.script.asks:
             self._ask(ask)
@@ -67,7 +67,7 @@ class Run:
         daemon = self.world.daemon
         if daemon is None or daemon.poll() is None:
             return
-        self.world.daemon = None
+        self.world.forget()
         if daemon.returncode == KILLED:
             self.struck = True
             self.world.say("the supervisor died at its failpoint")
@@ -79,7 +79,7 @@ class Run:
         """kill -9, where its failpoint has not done it."""
         if self.world.alive():
             self.world.kill()
-            self.world.daemon = None
+            self.world.forget()
             self._die_unwatched()
         self._life()
 
@@ -177,22 +177,20 @@ class Run:
         """Everything is stopped, by a daemon that may be killed half-way."""
         if self.script.last:
             self.world.kill()
-            self.world.daemon = None
+            self.world.forget()
             self.world.begin(self.script.last)
-            assert self.world.daemon is not None
             self.world.until(lambda: _known(self.world.settled()), "all is quiet")
-            self.world.client.shutdown(forget=not self.script.keep)
-            self.world.until(lambda: not self.world.alive(), "the daemon ends")
-            self.struck = self.world.daemon.returncode == KILLED
-            self.world.daemon = None
+            with contextlib.suppress(*_NO_ANSWER):
+                self.world.client.shutdown(forget=not self.script.keep)
+            self.struck = self.world.wait_ended() == KILLED
+            self.world.forget()
             self.world.begin("")
             self.world.until(lambda: _known(self.world.settled()), "all is quiet")
             wrong = judge.after_half_a_stop(self)
             if wrong:
                 return wrong
-        assert self.world.daemon is not None
         self.world.client.shutdown()
-        code = self.world.daemon.wait(60)
+        code = self.world.wait_ended()
         return ([f"the daemon ended with {code}"] if code else []) + judge.stopped(self)
 
 

@@ -78,7 +78,6 @@ def script(seed: int) -> Script:
     room = point.partition(".")[0]
     deaths = tuple(chance.choice(("", "", "api", "api", "engine", "shim")) for _ in range(3))
     asks = _asks(chance, _NEEDS.get(point, ("restart",)))
-    few = f"{point}@{chance.choice((1, 1, 1, 2))}"
     extra = chance.choice(("", "", _some(chance, ("adopt", "spawn", "save", "exit"))))
     common = {"seed": seed, "point": point, "die_unwatched": deaths, "later": extra}
     if point in {"adopt.stray", "adopt.ended"}:
@@ -97,7 +96,7 @@ def script(seed: int) -> Script:
         return Script(**common, again=f"{point}@{chance.randint(1, hits)}", asks=asks)  # type: ignore[arg-type]
     if room == "down":
         return Script(**common, asks=asks, last=point, keep=chance.random() < 0.5)  # type: ignore[arg-type]
-    return Script(**common, again=few, asks=asks)  # type: ignore[arg-type]
+    return Script(**common, again=point, asks=asks)  # type: ignore[arg-type]
 
 
 def _some(chance: random.Random, rooms: tuple[str, ...]) -> str:
@@ -111,8 +110,7 @@ def _asks(chance: random.Random, needs: Sequence[str]) -> tuple[Ask, ...]:
     """What brings the supervisor to the step, and up to two more."""
     others = ("restart", "stop", "start", "drain", "undrain", "scale-up", "scale-down", "change", "crash")
     found = [_ask(chance, chance.choice(needs))]
-    for _ in range(chance.randint(0, 2)):
-        found.append(_ask(chance, chance.choice(others)))
+    found += [_ask(chance, chance.choice(others)) for _ in range(chance.randint(0, 2))]
     return tuple(found)
 
 

@@ -133,6 +133,15 @@ class World:
             self.daemon.kill()
             self.daemon.wait(30)
 
+    def forget(self) -> None:
+        """Its end has been noted."""
+        self.daemon = None
+
+    def wait_ended(self) -> int:
+        """The exit code of a daemon that is about to end."""
+        assert self.daemon is not None
+        return self.daemon.wait(PATIENCE_S)
+
     def until(self, probe: Callable[[], T | None], what: str, limit_s: float = PATIENCE_S) -> T:
         """The first answer of `probe` that is neither None nor False.
 

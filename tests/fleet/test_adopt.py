@@ -1,0 +1,72 @@
+"""What a new daemon makes of what it finds: decisions on saved state and run folders, without a process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gpuserved.core.cause import Cause, CauseKind
+from gpuserved.core.restart import RestartHistory
+from gpuserved.core.state import Goal, State
+from gpuserved.fleet.adopt import Found, match, resumed
+from gpuserved.fleet.store import ReplicaRecord
+from gpuserved.host import statefile
+from gpuserved.supervisor.start import StartNote
+
+
+def found(generation: int, nonce: str = "0a") -> Found:
+    return Found(Path("/r") / nonce, StartNote("a-0", "a", generation, nonce, "unix:/x"))
+
+
+def record(state: State, generation: int = 3, goal: Goal = Goal.SERVE) -> ReplicaRecord:
+    history = RestartHistory(crashes_in_a_row=1, restarts=4)
+    return ReplicaRecord(
+        id="a-0", profile="a", state=state, goal=goal, generation=generation, history=history,
+        cause=Cause(CauseKind.EXITED, "was killed"), reason="was killed",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("state", list(State))
+def test_an_end_that_the_state_tells_of_is_not_told_again(state: State) -> None:
+    """The folder of a crash goes after the crash is on disk; a daemon killed between the two must not count it twice."""
+    ours, strays = match([found(3)], {"a-0": record(state)}, {"a-0"})
+    over = state in {State.STOPPED, State.BACKOFF, State.FAILED}
+    assert (list(ours), len(strays)) == (([], 1) if over else (["a-0"], 0))
+
+
+def test_the_latest_start_is_the_replica() -> None:
+    ours, strays = match([found(4, "0a"), found(5, "0b")], {"a-0": record(State.READY)}, {"a-0"})
+    assert ours["a-0"].note.generation == 5
+    assert [each.note.generation for each in strays] == [4]
+
+
+@pytest.mark.parametrize("goal", [Goal.STOP, Goal.RESTART, Goal.REPLACE, Goal.SERVE])
+@pytest.mark.parametrize("state", [State.DRAINING, State.STOPPING])
+def test_what_was_on_its_way_out_goes_on_with_it(state: State, goal: Goal) -> None:
+    """Never back into rotation on the way; and one that had crashed (goal serve) is not restarted as if somebody had asked."""
+    r = resumed(record(state, goal=goal), 3)
+    assert (r.state, r.goal, r.history.restarts) == (state, goal, 4)
+
+
+@pytest.mark.parametrize("state", [State.READY, State.UNHEALTHY])
+def test_what_served_serves(state: State) -> None:
+    assert resumed(record(state), 3).state is State.READY
+
+
+@pytest.mark.parametrize("state", list(State))
+def test_a_start_later_than_the_state_is_a_start(state: State) -> None:
+    r = resumed(record(state), 4)
+    assert (r.state, r.goal, r.generation, r.history.restarts) == (State.STARTING, Goal.SERVE, 4, 4)
+
+
+def test_broken_off_writes_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    kept = [tmp_path / name for name in ("fleet.json", ".hidden", ".exit.json.reserved", "a.1", ".b.12x")]
+    broken = [tmp_path / name for name in (".fleet.json.123", ".3.crash.json.9")]
+    for path in (*kept, *broken):
+        path.write_text("x")
+    (tmp_path / ".c.7").symlink_to(kept[0])
+    statefile.discard_unfinished(tmp_path)
+    assert all(path.exists() for path in kept)
+    assert not any(path.exists() for path in broken)
+    assert (tmp_path / ".c.7").is_symlink()
