@@ -143,12 +143,12 @@ def _reported(run: Run) -> list[str]:
     return [
         f"{death}: {said}"
         for death in run.model.deaths
-        if death.replica not in run.model.touched and (said := _report(run.world, death)) is not None
+        if death.replica not in run.model.touched and (said := _report(run, death)) is not None
     ]
 
 
-def _report(world: World, death: Death) -> str | None:
-    path = world.roots.log / "replicas" / death.replica / f"{death.generation}.crash.json"
+def _report(run: Run, death: Death) -> str | None:
+    path = run.world.roots.log / "replicas" / death.replica / f"{death.generation}.crash.json"
     try:
         card: dict[str, Any] = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
@@ -158,7 +158,10 @@ def _report(world: World, death: Death) -> str | None:
         "engine": card["signal"] is not None or card["exit_code"] is not None,
         "shim": card["cause"] == "shim_lost",
     }
-    return None if ended[death.what] else f"reported as {card['cause']}: {card['message']}"
+    shim_died_over_it = run.script.of_shim and ended["shim"]
+    return (
+        None if ended[death.what] or shim_died_over_it else f"reported as {card['cause']}: {card['message']}"
+    )
 
 
 def _unfinished(world: World) -> list[str]:

@@ -58,6 +58,23 @@ def profile(name: str, replicas: int, gpus: list[int], mark: str = "1", more: tu
     )  # fmt: skip
 
 
+def write_inventory(path: Path, count: int) -> list[str]:
+    """So many GPUs on paper; their UUIDs."""
+    gpus = [
+        {
+            "index": n, "uuid": _uuid(n), "name": "On paper", "memory_total_bytes": 80 << 30, "memory_used_bytes": 0,
+            "nvlink": [],
+        }
+        for n in range(count)
+    ]  # fmt: skip
+    path.write_text(json.dumps({"gpus": gpus}))
+    return [_uuid(n) for n in range(count)]
+
+
+def _uuid(index: int) -> str:
+    return f"GPU-paper-{index}"
+
+
 class World:
     """A root, and whichever daemon has it now."""
 
@@ -67,14 +84,7 @@ class World:
         root = self.top / "root"
         for folder in (root, self.locks):
             folder.mkdir()
-        gpus = [
-            {
-                "index": n, "uuid": self.uuid(n), "name": "On paper", "memory_total_bytes": 80 << 30,
-                "memory_used_bytes": 0, "nvlink": [],
-            }
-            for n in range(GPUS)
-        ]  # fmt: skip
-        (root / "gpus.json").write_text(json.dumps({"gpus": gpus}))
+        write_inventory(root / "gpus.json", GPUS)
         (root / "gpuserved.toml").write_text(f'[gpus]\nprovider = "{root}/gpus.json"\n')
         kept = {key: environ[key] for key in ("PATH", "LANG", "TMPDIR") if key in environ}
         self.env = kept | {
@@ -93,7 +103,7 @@ class World:
     @staticmethod
     def uuid(index: int) -> str:
         """Of a GPU."""
-        return f"GPU-paper-{index}"
+        return _uuid(index)
 
     def say(self, what: str) -> None:
         """A line between those of the daemon."""
