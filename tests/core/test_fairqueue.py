@@ -106,7 +106,7 @@ def test_the_turn_goes_round_as_items_come_and_go() -> None:
 def test_who_is_not_in_the_queue_cannot_leave_it() -> None:
     queue = _filled(["a", "b"])
     queue.push_front(("a", 9))
-    assert not queue.remove("a", ("a", 5))
+    assert queue.remove("a", ("a", 5)) is False
     assert not queue.remove("z", ("z", 5))
     assert len(queue) == 3
     assert queue.remove("a", ("a", 0))

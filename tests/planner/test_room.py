@@ -186,7 +186,8 @@ def test_simulated_gpus_come_after_the_real_ones() -> None:
     assert (first.index, first.uuid, first.name, first.memory_used_bytes) == (0, "SIM-0", "Simulated GPU", 0)
     assert (first.memory_total_bytes, second.uuid) == (GIB // 2, "SIM-1")
     assert simulated(replace(sim, flags={"gpus": 1}))[0].memory_total_bytes == 80 * GIB
-    for flags in ({}, {"gpus": True}, {"gpus": 1.5}, {"gpus": 2, "gpu_memory_gib": "80"}):
+    odd: list[dict[str, Any]] = [{}, {"gpus": True}, {"gpus": 1.5}, {"gpus": 2, "gpu_memory_gib": "80"}]
+    for flags in odd:
         assert simulated(replace(sim, flags=flags)) == []
     assert simulated(replace(sim, engine=EngineName.VLLM)) == []
     more = replace(sim, flags={"gpus": 3})

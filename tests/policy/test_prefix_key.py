@@ -13,6 +13,8 @@ from tests.policy.traffic import prose
 
 from gpuserved.core.policy.prefix_key import (
     BLOCK_MAX_BYTES,
+    BODY_MAX_BYTES,
+    ESCAPES_MAX,
     ITEMS_MAX,
     MARKS_MAX,
     TEXT_MAX_BYTES,
@@ -141,3 +143,131 @@ def test_tokens_and_lists_of_prompts_have_keys() -> None:
     assert some({"prompt": tokens}).blocks[:4] == some({"prompt": [*tokens, 7]}).blocks[:4]
     texts = ["one " * 50, "two " * 50]
     assert some({"input": texts}).blocks[0] == some({"input": texts[:1]}).blocks[0]
+
+
+def sized(text_bytes: int) -> PrefixKey:
+    """A prompt whose canonical text, with its field's name and quotes, has so many bytes."""
+    return some({"model": "m", "prompt": "a" * (text_bytes - len('prompt""'))})
+
+
+def test_where_blocks_end() -> None:
+    assert sized(63).ends == ()
+    assert sized(64).ends == (64,), "a message of 64 bytes is a block"
+    assert sized(511).ends == (511,)
+    assert sized(512).ends == (512,)
+    assert sized(512 + 63).ends == (512,)
+    assert sized(512 + 64).ends == (512, 576)
+    long = sized(20_000)
+    assert long.size_bytes == 20_000
+    assert long.ends[:17] == tuple(512 * (n + 1) for n in range(17)), "up to 8 KiB a block is 512 bytes"
+    assert long.ends[17] == 8704 + 8704 // 16
+    last = long.ends[-2]
+    assert 20_000 - last >= last // 128
+    whole, more = sized(TEXT_MAX_BYTES), sized(TEXT_MAX_BYTES + 5000)
+    assert more.ends[: len(whole.ends) - 1] == whole.ends[:-1]
+    assert (whole.ends[-1], more.ends[-1]) == (TEXT_MAX_BYTES, TEXT_MAX_BYTES)
+
+
+def test_late_messages_need_a_hundredth_of_what_precedes_them_for_a_block() -> None:
+    """At 64 KiB a block has 512 bytes at least: what is shorter joins the next message."""
+
+    def with_last(size: int) -> PrefixKey:
+        return some({"messages": ["x" * 65_526, "y" * size]})
+
+    first = with_last(1).ends[-1]
+    assert first == 8 + 65_528
+    assert with_last(first // 128 - 3).ends[-1] == first
+    assert with_last(first // 128 - 2).ends[-1] == first + first // 128
+
+
+def test_what_is_beyond_the_limit_counts_and_is_not_hashed() -> None:
+    big, tail = "x" * TEXT_MAX_BYTES, ["y" * 100, {"role": "user"}]
+    short, long = some({"messages": [big]}), some({"messages": [big, *tail]})
+    assert short.blocks == long.blocks
+    encoded = json.dumps([big, *tail]).encode()
+    assert len(encoded) <= long.size_bytes <= len(encoded) + 20
+
+
+@pytest.mark.parametrize(("items", "found"), [(ITEMS_MAX, True), (ITEMS_MAX + 1, False)])
+def test_how_many_items_are_looked_at(items: int, found: bool) -> None:
+    assert (key_of({"messages": ["a"] * items}) is not None) == found
+    wide = {f"k{n}": "a" * 10 for n in range(items)}
+    assert (key_of({"messages": [wide]}) is not None) == found
+    assert (key_of({"messages": [{"content": ["a" * 10] * items}]}) is not None) == found
+
+
+@pytest.mark.parametrize("item", ["1", "[]"])
+def test_how_many_values_are_looked_at(item: str) -> None:
+    """Commas and opening brackets count: those of the list and one less comma than items make as many as the items have."""
+
+    def tokens(count: int) -> PrefixKey | None:
+        return prefix_key(f'{{"prompt":[{",".join([item] * count)}]}}'.encode())
+
+    most = MARKS_MAX // (1 + item.count("["))
+    assert tokens(most) is not None
+    assert tokens(most + 1) is None
+
+
+def test_how_large_a_body_is_read() -> None:
+    def body(size: int) -> bytes:
+        head = b'{"prompt":"' + b"a" * 100 + b'","pad":"'
+        return head + b"x" * (size - len(head) - 2) + b'"}'
+
+    assert len(body(BODY_MAX_BYTES)) == BODY_MAX_BYTES
+    assert prefix_key(body(BODY_MAX_BYTES)) is not None
+    assert prefix_key(body(BODY_MAX_BYTES + 1)) is None
+
+
+@pytest.mark.parametrize(("escapes", "found"), [(ESCAPES_MAX, True), (ESCAPES_MAX + 1, False)])
+def test_how_many_escapes_are_read(escapes: int, found: bool) -> None:
+    assert (prefix_key(b'{"prompt":"' + b"\\n" * escapes + b'"}') is not None) == found
+
+
+def picture(kind: Any, data: str) -> PrefixKey:
+    return some({"messages": [{"content": [{"type": kind, "data": data}]}]})
+
+
+@pytest.mark.parametrize("kind", ["image_url", "input_audio", "video", "file", "document"])
+def test_media_count_for_a_fixed_size(kind: str) -> None:
+    empty = some({"messages": [{"content": [""]}]}).size_bytes
+    for size in (1, 1000, 100_000):
+        assert picture(kind, "x" * size).size_bytes == empty + 4096
+    assert picture("text", "x" * 1000).size_bytes < empty + 1100
+    assert picture(7, "x" * 1000).size_bytes < empty + 1100
+
+
+def test_large_media_are_told_apart_by_their_length_and_both_ends() -> None:
+    size = 200_000
+    plain = "x" * size
+    same = picture("image_url", plain)
+    for at in (10, size - 10):
+        assert picture("image_url", plain[:at] + "y" + plain[at + 1 :]).blocks != same.blocks
+    assert picture("image_url", plain + "x").blocks != same.blocks
+    middle = plain[: size // 2] + "y" + plain[size // 2 + 1 :]
+    assert picture("image_url", middle).blocks == same.blocks, (
+        "128 KiB and more are not hashed for every request"
+    )
+    small = "x" * 60_000
+    assert (
+        picture("image_url", small[:30_000] + "y" + small[30_001:]).blocks
+        != picture("image_url", small).blocks
+    )
+
+
+@pytest.mark.parametrize(
+    "field", ["model", "cache_salt", "lora_path", "chat_template", "reasoning_effort", "documents"]
+)
+def test_each_field_that_decides_the_prompt_parts_the_chains(field: str) -> None:
+    one, other, none = (some({"prompt": "x" * 200, **more}) for more in ({field: "a"}, {field: "b"}, {}))
+    assert len({one.blocks[0], other.blocks[0], none.blocks[0]}) == 3
+    assert one.size_bytes == none.size_bytes, "it is not text of the prompt"
+
+
+@pytest.mark.parametrize(
+    "field", ["tools", "functions", "system", "instructions", "messages", "prompt", "input"]
+)
+def test_each_field_of_the_prompt_is_text(field: str) -> None:
+    key = some({field: "x" * 200})
+    assert key.size_bytes == len(field) + 202
+    assert key_of({field: None}) is None
+    assert some({field: "x" * 200, "temperature": 1}) == key
