@@ -67,3 +67,10 @@ def test_a_new_limit_counts_from_now_on() -> None:
     full.resize(4, 0.0)
     full.take(4, 0.0)
     assert full.wait_s(0.0) == pytest.approx(DAY_S / 4)
+
+
+@given(st.integers(1, 10_000), st.integers(1, 100_000))
+def test_who_waits_exactly_as_long_as_told_is_let_in(limit: int, used: int) -> None:
+    bucket = Bucket(limit, MINUTE_S, 0.0)
+    bucket.take(used, 0.0)
+    assert bucket.wait_s(bucket.wait_s(0.0)) == 0.0, "the last digit of a float is no reason to wait"

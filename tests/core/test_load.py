@@ -180,3 +180,32 @@ def test_a_bucket_that_shrank_counts_as_nothing() -> None:
     growth = window.observed(1.0, Counters(ttft={1.0: 4.0, 2.0: 6.0, 3.0: 7.0}, prefix_hits=8.0)).growth
     assert growth.ttft == {1.0: 0.0, 2.0: 1.0, 3.0: 7.0}
     assert growth.prefix_hits == 0.0
+
+
+def test_of_replicas_that_began_at_other_times_the_longest_span_counts() -> None:
+    assert merged([Growth(span_s=10.0), Growth(span_s=60.0), Growth(span_s=30.0)]).span_s == 60.0
+
+
+def test_the_scrape_just_before_the_last_may_be_the_one_that_rates_look_back_to() -> None:
+    window = LoadWindow()
+    for second, tokens in [(0.0, 0.0), (10.0, 1000.0), (20.0, 1100.0)]:
+        window = window.observed(second, Counters(generation_tokens=tokens))
+    assert window.growth.generation_tokens_per_s == pytest.approx(10.0)
+
+
+def test_the_smallest_value_is_the_lower_end_of_the_first_bucket_with_any() -> None:
+    assert quantile({1.0: 0.0, 2.0: 4.0, math.inf: 4.0}, 0.0) == 1.0
+
+
+def test_a_bound_that_one_lacks_counts_as_its_next_lower_one() -> None:
+    one, other = {0.05: 1.0, 0.1: 3.0, math.inf: 4.0}, {0.2: 5.0, math.inf: 5.0}
+    assert merged([Growth(itl=one), Growth(itl=other)]).itl == {0.05: 1.0, 0.1: 3.0, 0.2: 8.0, math.inf: 9.0}
+
+
+def test_a_figure_that_came_late_has_not_grown_yet() -> None:
+    window = LoadWindow().observed(0.0, Counters()).observed(0.5, Counters(preemptions=3.0, prompt_tokens=4.0))
+    assert (window.growth.preemptions, window.growth.prompt_tokens_per_s) == (None, None)
+    later = window.observed(1.0, Counters()).growth
+    assert later.preemptions is None
+    quick = LoadWindow().observed(0.0, Counters(prompt_tokens=1.0)).observed(0.5, Counters(prompt_tokens=2.0))
+    assert quick.growth.prompt_tokens_per_s == pytest.approx(2.0)
