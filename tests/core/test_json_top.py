@@ -122,7 +122,9 @@ def test_how_deep_it_may_be_give_or_take_a_step(depth: int) -> None:
 
 
 def test_the_deepest_that_is_read_may_end_with_a_step() -> None:
-    fill = b" " * (-(DEPTH_MAX - 1) % 64)  # so that a step of either size ends behind the last opening bracket
+    fill = b" " * (
+        -(DEPTH_MAX - 1) % 64
+    )  # so that a step of either size ends behind the last opening bracket
     data = b'{"user":[' + fill + b"[" * (DEPTH_MAX - 1) + b"]" * DEPTH_MAX + b"}"
     assert len(where(data)[b'"user"']) == 2 * DEPTH_MAX + len(fill)
 

@@ -203,7 +203,9 @@ def test_a_bound_that_one_lacks_counts_as_its_next_lower_one() -> None:
 
 
 def test_a_figure_that_came_late_has_not_grown_yet() -> None:
-    window = LoadWindow().observed(0.0, Counters()).observed(0.5, Counters(preemptions=3.0, prompt_tokens=4.0))
+    window = (
+        LoadWindow().observed(0.0, Counters()).observed(0.5, Counters(preemptions=3.0, prompt_tokens=4.0))
+    )
     assert (window.growth.preemptions, window.growth.prompt_tokens_per_s) == (None, None)
     later = window.observed(1.0, Counters()).growth
     assert later.preemptions is None

@@ -24,7 +24,9 @@ def model(*layers: Layers) -> ModelFacts:
     return replace(BASE, layers=layers)
 
 
-@pytest.mark.parametrize(("heads", "size", "each"), [(8, 1, 8), (8, 2, 4), (8, 3, 3), (8, 8, 1), (8, 16, 1), (1, 4, 1), (6, 4, 2)])
+@pytest.mark.parametrize(
+    ("heads", "size", "each"), [(8, 1, 8), (8, 2, 4), (8, 3, 3), (8, 8, 1), (8, 16, 1), (1, 4, 1), (6, 4, 2)]
+)
 def test_heads_of_one_gpu(heads: int, size: int, each: int) -> None:
     assert heads_per_gpu(heads, size) == each
 
@@ -43,9 +45,16 @@ def test_bytes_of_a_token_in_a_layer() -> None:
 
 def test_a_request_takes_whole_blocks() -> None:
     block = 4 * 64 * 16
-    assert [kv.request_bytes(model(FULL), SHAPE, n) for n in (1, 16, 17, 160)] == [block, block, 2 * block, 10 * block]
+    assert [kv.request_bytes(model(FULL), SHAPE, n) for n in (1, 16, 17, 160)] == [
+        block,
+        block,
+        2 * block,
+        10 * block,
+    ]
     assert kv.reserved_bytes(model(FULL), SHAPE) == block
-    assert kv.request_bytes(model(FULL, replace(FULL, count=0)), SHAPE, 16) == block, "a kind without layers is none"
+    assert kv.request_bytes(model(FULL, replace(FULL, count=0)), SHAPE, 16) == block, (
+        "a kind without layers is none"
+    )
 
 
 def test_a_state_makes_all_blocks_as_large_as_itself() -> None:
@@ -63,7 +72,9 @@ def test_a_state_makes_all_blocks_as_large_as_itself() -> None:
     assert kv.request_bytes(small, SHAPE, 16) == 2 * 2 * 64 * 16 + 2 * 64 * 16
 
 
-@pytest.mark.parametrize(("full", "other", "layers"), [(4, 4, 8), (4, 5, 10), (2, 3, 5), (4, 6, 12), (20, 4, 24), (21, 4, 28)])
+@pytest.mark.parametrize(
+    ("full", "other", "layers"), [(4, 4, 8), (4, 5, 10), (2, 3, 5), (4, 6, 12), (20, 4, 24), (21, 4, 28)]
+)
 def test_kinds_are_grouped_in_equal_numbers_of_layers(full: int, other: int, layers: int) -> None:
     """Less than half as many again: padded to the larger one. Else groups of the smaller one, the last of them padded."""
     two = model(replace(FULL, count=full), replace(FULL, kind=LayerKind.SLIDING, count=other, window=10**6))
@@ -75,7 +86,13 @@ def test_kinds_are_grouped_in_equal_numbers_of_layers(full: int, other: int, lay
 
 def test_what_fits_in_so_many_bytes() -> None:
     facts, block = model(FULL), 4 * 64 * 16
-    assert [kv.tokens(facts, SHAPE, size) for size in (-block, 0, block - 1, block, 10 * block + 5)] == [0, 0, 0, 16, 160]
+    assert [kv.tokens(facts, SHAPE, size) for size in (-block, 0, block - 1, block, 10 * block + 5)] == [
+        0,
+        0,
+        0,
+        16,
+        160,
+    ]
     assert kv.tokens(model(STATE), SHAPE, 10**9) == 0
     assert kv.concurrency(facts, SHAPE, 11 * block, 32) == pytest.approx(5.0)
     assert kv.concurrency(facts, SHAPE, block // 2, 32) == 0.0
@@ -91,7 +108,10 @@ def test_what_fits_in_so_many_bytes() -> None:
 
 @given(st.integers(0, 10**7), st.integers(1, 5000), st.sampled_from([1, 2, 4]))
 def test_the_longest_fits_and_one_block_more_does_not(room: int, limit: int, size: int) -> None:
-    facts, shape = model(FULL, replace(FULL, kind=LayerKind.SLIDING, window=100)), KvShape(size, in_flight_tokens=64)
+    facts, shape = (
+        model(FULL, replace(FULL, kind=LayerKind.SLIDING, window=100)),
+        KvShape(size, in_flight_tokens=64),
+    )
     found = kv.longest(facts, shape, room, limit)
     left = room - kv.reserved_bytes(facts, shape)
     assert 0 <= found <= limit
