@@ -71,7 +71,7 @@ bench-tui: $(VENV)/.dev  ## what gpuserve-tui costs with 8 and with 64 GPUs: CPU
 .PHONY: faults
 faults: $(VENV)/.dev  ## the fault table: every test that proves a row of it, then the table
 	@rm -f $(VENV)/faults.jsonl
-	@GPUSERVE_FAULTS_REPORT="$(CURDIR)/$(VENV)/faults.jsonl" $(BIN)/python -m pytest -n 2 --dist loadgroup -q \
+	@GPUSERVE_TEST_SLOW=1 GPUSERVE_FAULTS_REPORT="$(CURDIR)/$(VENV)/faults.jsonl" $(BIN)/python -m pytest -n 2 --dist loadgroup -q \
 	  -m "fault and not real_vllm" tests
 	@$(BIN)/python -m tests.faults.table $(VENV)/faults.jsonl
 
