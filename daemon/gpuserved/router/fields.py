@@ -12,9 +12,9 @@ from collections.abc import Iterable
 import msgspec
 
 _LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t -~\x80-\xff]*)")
-_REMEMBERED_MAX = 2048
+_REMEMBERED_MAX = 512
 _REMEMBERED_LINE_MAX_BYTES = 512
-"""With the bound above: a megabyte of lines at most, whoever sends them."""
+"""With the bound above: a quarter of a megabyte of lines at most, whoever sends them."""
 _NOT_REMEMBERED = frozenset({
     b"authorization", b"x-api-key", b"cookie", b"set-cookie", b"proxy-authorization", b"x-request-id", b"traceparent",
     b"idempotency-key",

@@ -110,7 +110,7 @@ class ClientConnection(asyncio.Protocol):
         self._phase = _CLOSED
         self._front.closed(self)
         self._reader.clear()
-        work, self.work = self.work, None
+        work, self.work, self.flow, self.tunnel = self.work, None, None, None
         if work is not None:
             work.cancel()
 

@@ -85,7 +85,7 @@ class RequestReader:
         try:
             match, refusal = self._screen.screen(head), None
         except HttpError as error:
-            match, refusal = None, error
+            match, refusal = None, error.with_traceback(None)  # else it holds this frame, which holds it
         body = Body()
         if size:
             body.append(data[end:])
@@ -162,7 +162,7 @@ class RequestReader:
             # A small body is read, so that the connection lives on and the answer is not lost to a reset.
             if head.chunked or head.expects_continue or length > MEMORY_MAX_BYTES:
                 raise
-            self._refusal = error
+            self._refusal = error.with_traceback(None)
         self._head = head
         self._body_since = now
         self._decoder = ChunkedDecoder() if head.chunked else LengthDecoder(length)
