@@ -103,7 +103,7 @@ def test_lines_with_secrets_are_not_remembered_and_memory_is_bounded() -> None:
         parse_request(head % (b"X-N", b"%d" % n))
     remembered = vars(fields)["_remembered"]
     assert not any(b"secret-value" in line for line in remembered)
-    assert len(remembered) <= 2048
+    assert len(remembered) <= 512
 
 
 _LENGTHS = st.sampled_from(
