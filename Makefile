@@ -59,6 +59,11 @@ bench: $(VENV)/.dev  ## the router beside nginx, HAProxy, vllm-router and aiohtt
 soak-router: $(VENV)/.dev  ## 20 minutes of 256 streams with clients that leave and replicas that are killed; SECONDS=120 is a short form
 	@$(BIN)/python -m tests.soak --seconds $(or $(SECONDS),1200) $(if $(RECORD),--record $(RECORD))
 
+.PHONY: soak
+soak: $(VENV)/.dev  ## 30 minutes of a whole fleet under load with ten random faults a minute; SECONDS=120 is a short form
+	@$(BIN)/python -m tests.soak.fleet --seconds $(or $(SECONDS),1800) $(if $(SEED),--seed $(SEED)) \
+	  $(if $(RECORD),--record $(RECORD))
+
 .PHONY: failpoints
 failpoints: $(VENV)/.dev  ## the supervisor killed at each of its steps, 1,000 seeded runs; RUNS=50 SEED=0 is a short form
 	@$(BIN)/python -m tests.failpoints --runs $(or $(RUNS),1000) --seed $(or $(SEED),0) $(if $(JOBS),--jobs $(JOBS)) \

@@ -118,6 +118,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 2, help="runs at once (one for each CPU)"
     )
+    parser.add_argument(
+        "--limit-s",
+        type=float,
+        metavar="S",
+        help="begin no run after so many seconds; the report says how many ran",
+    )
     parser.add_argument("--keep", type=Path, metavar="DIR", help="copy the roots of failed runs there")
     parser.add_argument("--record", type=Path, metavar="FILE", help="write the report there")
     options = parser.parse_args(argv)
@@ -126,12 +132,17 @@ def main(argv: list[str]) -> int:
     census.start()
     begun = time.monotonic()
     results = []
+
+    def one(seed: int) -> Result | None:
+        late = options.limit_s is not None and time.monotonic() - begun > options.limit_s
+        return None if late else play(seed, census, options.keep)
+
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        for done in concurrent.futures.as_completed(
-            [pool.submit(play, seed, census, options.keep) for seed in seeds]
-        ):
-            results.append(done.result())
-            show(results[-1])
+        for done in concurrent.futures.as_completed([pool.submit(one, seed) for seed in seeds]):
+            result = done.result()
+            if result is not None:
+                results.append(result)
+                show(result)
     seconds = time.monotonic() - begun
     census.end()
     if options.record is not None:

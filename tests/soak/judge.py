@@ -101,3 +101,59 @@ def complaints(
     for what, counts in (("in flight", rest.busy_replicas), ("in the engine", rest.busy_engines)):
         found += [f"{name}: {count} {what} after all clients had gone" for name, count in counts.items()]
     return found
+
+
+FLEET_NOISE_BYTES = {"supervisor": 3_000_000, "routers": 3_000_000, "a shim, at most": 500_000}
+"""As above, by role: of processes that are killed now and then, so that young and old ones follow each other."""
+FLEET_FDS_NOISE = 40
+"""Descriptors come and go with clients, replicas and probes."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """The fleet's own processes at one moment, by role."""
+
+    at_s: float
+    pss_bytes: Mapping[str, int]
+    fds: Mapping[str, int]
+    routers: int
+    """How many there were: while one is being restarted, sums say nothing."""
+
+
+def _steady(points: Sequence[Point]) -> list[Point]:
+    """After the warm-up, and with every router there."""
+    most = max((point.routers for point in points), default=0)
+    return [point for point in points if point.at_s >= points[-1].at_s * WARM_UP and point.routers == most]
+
+
+def grown(points: Sequence[Point]) -> list[tuple[str, list[int], float, float]]:
+    """Of each role: its values after the warm-up, by how much they have grown over that time, by how much they may."""
+    steady = _steady(points)
+    found = []
+    for role, noise in FLEET_NOISE_BYTES.items():
+        values = [point.pss_bytes[role] for point in steady]
+        growth = _growth(steady, values)
+        found.append((role, values, growth, max(float(noise), statistics.median(values) * GROWTH_MAX)))
+    return found
+
+
+def fleet_complaints(points: Sequence[Point]) -> list[str]:
+    """What grows; empty: nothing."""
+    if len(_steady(points)) < 3:
+        return ["there are too few samples to tell of memory"]
+    found = [
+        f"memory of {role} grew by {growth / 1e6:.1f} MB after the warm-up"
+        for role, _, growth, limit in grown(points)
+        if growth > limit
+    ]
+    steady = _steady(points)
+    for role in ("supervisor", "routers"):
+        growth = _growth(steady, [point.fds[role] for point in steady])
+        if growth > FLEET_FDS_NOISE:
+            found.append(f"{growth:.0f} more file descriptors of {role} after the warm-up")
+    return found
+
+
+def _growth(points: Sequence[Point], values: Sequence[float]) -> float:
+    slope = growth_per_s([(one.at_s, value) for one, value in zip(points, values, strict=True)])
+    return slope * (points[-1].at_s - points[0].at_s)

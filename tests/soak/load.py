@@ -28,11 +28,15 @@ class Outcomes:
     """whole, told (an error event and a clean end), left (by the client, on purpose), refused, lost."""
     complaints: list[str] = field(default_factory=list)
     """The first few refused or lost, in words."""
+    broken: list[tuple[float, str]] = field(default_factory=list)
+    """When each lost one broke (monotonic), and how."""
     begun: float = field(default_factory=time.monotonic)
 
     def add(self, outcome: str, why: str = "") -> None:
         """One more."""
         self.count[outcome] += 1
+        if outcome == "lost":
+            self.broken.append((time.monotonic(), why))
         if why and len(self.complaints) < 20:
             self.complaints.append(f"{time.monotonic() - self.begun:.0f} s: {outcome}: {why}")
 

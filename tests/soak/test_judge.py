@@ -6,7 +6,16 @@ import random
 from dataclasses import replace
 
 import pytest
-from tests.soak.judge import Rest, Sample, complaints, growth_per_s, settled
+from tests.soak.judge import (
+    FLEET_NOISE_BYTES,
+    Point,
+    Rest,
+    Sample,
+    complaints,
+    fleet_complaints,
+    growth_per_s,
+    settled,
+)
 
 REST = Rest(
     fds_before=20,
@@ -87,3 +96,41 @@ def test_lost_requests_and_replicas_that_stay_away_are_named() -> None:
     ]
     assert "no replica was killed" in complaints(run(120), GOOD, 0, 0, REST)
     assert "not one request was answered" in complaints(run(120), {}, 1, 1, REST)
+
+
+def fleet(
+    seconds: int, *, leak_bytes_per_s: float = 0, leak_fds_per_s: float = 0, role: str = "supervisor"
+) -> list[Point]:
+    """Three roles with noise, and a leak in one; every four minutes its process is a new one."""
+    rng = random.Random(1)
+
+    def memory(of: str, at: int) -> int:
+        leak = leak_bytes_per_s * at if of == role else 0.0
+        return int(40e6 - 4e6 * max(0.0, 1 - (at % 240) / 30) + leak + rng.gauss(0, 3e5))
+
+    return [
+        Point(
+            at_s=at, pss_bytes={of: memory(of, at) for of in FLEET_NOISE_BYTES},
+            fds={of: int(100 + (leak_fds_per_s * at if of == role else 0) + rng.gauss(0, 5)) for of in ("supervisor", "routers")},
+            routers=1 if at % 300 == 0 else 2,
+        )
+        for at in range(0, seconds, 5)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("seconds", [120, 1800])
+def test_a_fleet_that_is_flat_passes(seconds: int) -> None:
+    assert fleet_complaints(fleet(seconds)) == []
+
+
+@pytest.mark.parametrize("role", list(FLEET_NOISE_BYTES))
+def test_a_fleet_that_leaks_does_not(role: str) -> None:
+    (said,) = fleet_complaints(fleet(1800, leak_bytes_per_s=4000, role=role))
+    assert f"memory of {role} grew by" in said
+    if role in {"supervisor", "routers"}:
+        (said,) = fleet_complaints(fleet(1800, leak_fds_per_s=0.1, role=role))
+        assert f"file descriptors of {role}" in said
+
+
+def test_a_fleet_that_nobody_saw_is_not_passed() -> None:
+    assert fleet_complaints([]) != []
