@@ -113,12 +113,12 @@ def _choose(asked: Asked, feasible: list[Option]) -> Option:
     """The length first where all of it was asked for, then the load that is carried, then the smallest size."""
     load = load_of(asked, feasible)
 
-    def rank(each: Option) -> tuple[float, float, float, int]:
+    def rank(each: Option) -> tuple[float, float, int]:
         length = each.length
         if not asked.profile.max_model_len_auto and asked.profile.max_model_len is None:
             length = min(length, USEFUL_LENGTH)  # nobody asked for the longest: replicas before length
         carried = min(each.carried, load) * each.efficiency() if load else 0.0
-        return (length, carried, -each.tensor_parallel_size, 0)
+        return (length, carried, -each.tensor_parallel_size)
 
     return max(feasible, key=rank)
 
