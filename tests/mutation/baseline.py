@@ -17,7 +17,7 @@ import pytest
 from tests.mutation.forks import in_child
 from tests.mutation.mutants import Mutant, definitions
 
-BUDGET_S = 10.0
+BUDGET_S = 6.0
 """Processor time, under coverage, of the tests that one mutant gets."""
 IMPORTED = ""
 """The context of what ran while tests were collected."""
@@ -132,7 +132,7 @@ class Reach:
         return self._sorted(ran | self._by_name(set(names)))
 
     def _sorted(self, tests: Iterable[str]) -> list[str]:
-        """By their time, up to `BUDGET_S` of it: a mutant that ten seconds of tests do not notice counts as not noticed."""
+        """By their time, up to `BUDGET_S` of it: a mutant that so many seconds of tests do not notice counts as not noticed."""
         known = self._baseline.cpu_s
         spent = 0.0
         found: list[str] = []
