@@ -30,6 +30,8 @@ LEFT_OUT = ("tests/planner/test_daemon.py", "tests/policy/test_simulated.py")
 """Tests of real daemons, which run no code of the core in this process, and simulated hours of traffic, which take too long."""
 EQUIVALENT = Path(__file__).with_name("equivalent.toml")
 RECORDS = ROOT / ".venv" / "mutants.jsonl"
+GROUP = 300
+"""Mutants, in the order of the draw, whose quick and slow trials are finished before the next ones begin."""
 PYTEST = [
     "-q", "-s", "-x", "--tb=no", "--no-header", "--assert=plain", "--import-mode=importlib", "-otimeout=0", "-pno:cacheprovider",
     "-pno:xdist", "-mnot real_vllm and not slow", *(f"--ignore={path}" for path in LEFT_OUT),
@@ -40,6 +42,9 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="make mutants", description=__doc__)
     parser.add_argument("--sample", type=int, metavar="N", help="try N mutants only, chosen by the seed")
+    parser.add_argument(
+        "--minutes", type=float, metavar="M", help="begin nothing new after this: what was tried is a sample"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default="", metavar="TEXT", help="modules whose name contains this")
     parser.add_argument(
@@ -123,8 +128,8 @@ class Progress:
             )
 
 
-def run(options: argparse.Namespace) -> list[Result]:
-    """Everything but the report.
+def run(options: argparse.Namespace) -> tuple[list[Result], int]:
+    """Everything but the report: the results, and how many mutants there are.
 
     :raises SystemExit: the tests fail on the code as it is.
     """
@@ -136,23 +141,27 @@ def run(options: argparse.Namespace) -> list[Result]:
         raise SystemExit("the tests fail without any mutant:\n" + "\n".join(measured.failed))
     every = mutants.of_package(source, options.package)
     chosen = [one for one in every if options.only in one.module]
-    if options.sample is not None:
-        chosen = mutants.sampled(chosen, options.sample, options.seed)
+    drawn = mutants.sampled(chosen, options.sample or len(chosen), options.seed)
     files = [path for each in options.tests for path in _python_files(root / each)]
     reach = baseline.Reach(measured, {one.path for one in every}, files, root)
-    todo, results = planned(chosen, reach)
-    anew = sum(1 for one in todo if not one.direct)
+    spent = time.monotonic() - begun
     print(
-        f"{len(measured.cpu_s)} tests pass in {time.monotonic() - begun:.0f} s; {len(chosen)} of {len(every)} mutants: "
-        f"{len(results)} are not reached, {len(todo) - anew} are tried in place, {anew} imported anew",
+        f"{len(measured.cpu_s)} tests pass in {spent:.0f} s; {len(drawn)} of {len(chosen)} mutants are tried",
         flush=True,
     )
     args = [f"--rootdir={root}", *PYTEST, *options.tests]
-    progress = Progress(len(todo))
-    for trial, outcome, said in trials.tried(todo, args, measured.cpu_s, options.jobs):
-        results.append(Result(trial.mutant, outcome, said))
-        progress.seen(results[-1])
-    return sorted(results, key=lambda one: (one.mutant.module, one.mutant.line))
+    progress, results = Progress(len(drawn)), []
+    for first in range(0, len(drawn), GROUP):
+        todo, group = planned(drawn[first : first + GROUP], reach)
+        for result in group:
+            progress.seen(result)
+        for trial, outcome, said in trials.tried(todo, args, measured.cpu_s, options.jobs):
+            group.append(Result(trial.mutant, outcome, said))
+            progress.seen(group[-1])
+        results += group
+        if options.minutes is not None and time.monotonic() - begun > 60 * options.minutes:
+            break
+    return sorted(results, key=lambda one: (one.mutant.module, one.mutant.line)), len(chosen)
 
 
 def _python_files(path: Path) -> list[Path]:
@@ -217,8 +226,9 @@ def main(argv: Sequence[str]) -> int:
     sys.path.insert(0, str(options.root / options.source))
     prepare()
     reasons = mutants.equivalent(EQUIVALENT)
-    whole = options.sample is None and not options.only and options.root == ROOT
-    results, wrong = with_reasons(run(options), reasons, whole=whole)
+    found, there = run(options)
+    whole = len(found) == there
+    results, wrong = with_reasons(found, reasons, whole=whole and not options.only and options.root == ROOT)
     record(results, options.records)
     total = report.score(results)
     print(
@@ -226,19 +236,19 @@ def main(argv: Sequence[str]) -> int:
     )
     pct, counted = total.pct or 0.0, max(1, total.mutants - total.equivalent)
     # A sample fails only where it shows that the score of all mutants is too low.
-    bound = pct if options.sample is None else report.upper_bound_pct(pct, counted)
+    bound = pct if whole else report.upper_bound_pct(pct, counted)
     if bound < options.at_least:
         wrong.append(f"{pct:.1f} % of the mutants are killed, and {options.at_least:g} % should be")
     verdict = (
-        f"{pct:.1f} % of {counted} mutants killed ({total.survived} survived, {total.unreached} not reached; "
-        f"{total.equivalent} more are equivalent)"
+        f"{pct:.1f} % of {counted} mutants killed ({total.survived} survived, {total.unreached} not reached; {total.equivalent} "
+        f"more are equivalent)" + ("" if whole else f", a sample of {there}")
     )
     spent = time.monotonic() - begun
     if options.record is not None:
-        asked = "" if options.sample is None else f" SAMPLE={options.sample} SEED={options.seed}"
+        form = f" SAMPLE={options.sample}" if options.sample else ""
         setting = (
-            f"Revision {at}, Python {sys.version.split()[0]}. `make mutants{asked}`: {spent / 60:.0f} minutes, trials at a "
-            f"time: {options.jobs}. What is changed, and how it is tried: tests/mutation."
+            f"Revision {at}, Python {sys.version.split()[0]}. `make mutants{form} SEED={options.seed}`: {spent / 60:.0f} minutes, "
+            f"trials at a time: {options.jobs}. What is changed, and how it is tried: tests/mutation."
         )
         title = f"Mutation testing of the core, {time.strftime('%Y-%m-%d')}"
         options.record.parent.mkdir(parents=True, exist_ok=True)

@@ -183,11 +183,10 @@ def _text(node: ast.AST) -> str:
 
 
 def sampled(mutants: Iterable[Mutant], count: int, seed: int) -> list[Mutant]:
-    """`count` of them, chosen by their names: an edit of one function leaves the choice in the others as it is."""
-    drawn = sorted(
+    """`count` of them in the order of a draw by their names: an edit of one function leaves the choice in the others as it is."""
+    return sorted(
         mutants, key=lambda one: hashlib.blake2b(f"{seed} {one.name}".encode(), digest_size=8).digest()
-    )
-    return sorted(drawn[:count], key=lambda one: (one.module, one.line))
+    )[:count]
 
 
 def equivalent(file: Path) -> dict[str, str]:
