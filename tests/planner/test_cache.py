@@ -119,3 +119,12 @@ def test_the_longest_fits_and_one_block_more_does_not(room: int, limit: int, siz
         assert kv.request_bytes(facts, shape, found) <= left
     if found < limit:
         assert kv.request_bytes(facts, shape, min(limit, found + 16)) > left
+
+
+def test_three_kinds_of_which_one_has_half_as_many_again_are_in_groups_of_the_smallest() -> None:
+    kinds = (
+        FULL,
+        replace(FULL, kind=LayerKind.MLA, count=6, kv_heads=1, head_dim=32),
+        Layers(LayerKind.STATE, 6, state_bytes=64),
+    )
+    assert kv.request_bytes(model(*kinds), SHAPE, 16) == (4 + 8 + 8) * 64 * 16
