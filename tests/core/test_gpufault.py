@@ -65,6 +65,7 @@ def test_ecc_errors_count_from_the_first_look_and_through_silence() -> None:
     assert grown.meaning.computes
     assert faults(Health(ecc_uncorrected=9), Health(ecc_uncorrected=0)) == [], "the driver was loaded anew"
     assert faults(Health(), Health(ecc_uncorrected=3)) == [], "unknown is not zero"
+    assert faults(Health(ecc_uncorrected=9), Health(ecc_uncorrected=9)) == [], "nothing new"
 
 
 def test_what_lasts_is_told_at_the_first_look_and_when_it_comes_back() -> None:

@@ -271,3 +271,9 @@ class RollingFleet(RuleBasedStateMachine):
 
 TestRollingFleet = RollingFleet.TestCase
 TestRollingFleet.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+
+
+def test_how_many_replicas_it_is_about() -> None:
+    assert Rollout(pending=("m-0", "m-1")).total == 2
+    assert Rollout(pending=("m-2",), done=("m-0",), current="m-1").total == 3
+    assert Rollout(pending=()).total == 0

@@ -1,7 +1,7 @@
 """The changes that are tried: small mistakes that a person could make, each in one node of a module's syntax tree.
 
 Not tried, because they are no decisions: annotations, docstrings, decorators, asserts (they narrow types), the wire values of enums,
-prose (a string with a space in it, the fixed parts of f-strings), and the entries of plain tables of strings.
+`__slots__`, prose (a string with a space in it, the fixed parts of f-strings), and the entries of plain tables of strings.
 """
 
 from __future__ import annotations
@@ -69,6 +69,12 @@ def _passed_over(parent: ast.AST, node: ast.AST) -> bool:
         return True
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
         return True  # a docstring
+    if (
+        isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and node.targets[0].id.startswith("__")
+    ):
+        return True  # __slots__ and __all__ name what is written elsewhere
     if isinstance(parent, ast.ClassDef) and isinstance(node, ast.Assign):
         names = {base.id for base in parent.bases if isinstance(base, ast.Name)}
         return "Enum" in names

@@ -315,3 +315,12 @@ def test_only_its_own_replicas_stay() -> None:
     gpus = [gpu(n) for n in range(4)]
     assert placed(place(configs.profile(replicas=3), gpus, keep=keep)) == [[1], [3], [0]]
     assert placed(place(configs.profile(name="p-x", replicas=2), gpus, keep={"p-0": ["GPU-3"]})) == [[0], [1]]
+
+
+def test_the_names_of_replicas_where_gpus_are_set_aside() -> None:
+    assert topology.names("p", 3, ["p-2"], blocked=False) == ["p-0", "p-1", "p-2"]
+    assert topology.names("p", 3, ["p-10", "p-2"], blocked=True) == ["p-0", "p-2", "p-10"]
+    assert topology.names("p", 2, ["p-10", "p-2", "p-3"], blocked=True) == ["p-2", "p-3"], (
+        "the lowest numbers stay"
+    )
+    assert topology.names("p", 2, [], blocked=True) == ["p-0", "p-1"]

@@ -81,6 +81,11 @@ def test_each_trap_is_named_and_no_other(profile: dict[str, Any], chosen: Option
     assert codes(asked(**profile), chosen) == [code]
 
 
+def test_one_group_across_islands_is_enough_to_be_warned_of() -> None:
+    whole, across = option(2, 4).places, option(2, 4, spans=True).places
+    assert codes(asked(), replace(option(2, 4), places=(*whole[:3], across[3]))) == ["tp_spans_islands"]
+
+
 def test_a_length_that_is_neither_set_nor_cut_is_no_trap() -> None:
     assert codes(asked(max_model_len=None, max_model_len_auto=True), option(1, 8, length=131_072)) == []
 

@@ -132,3 +132,12 @@ def test_a_queue_is_never_negative_and_ends_empty(steps: list[tuple[str, float]]
             now += amount / 1e4
         assert queue.tokens(now) >= -1e-3
     assert queue.tokens(now + 1e9) == 0
+
+
+def test_what_was_asked_and_found_adds_up() -> None:
+    mirror = Mirror()
+    for key in (prompt(1, 3), prompt(1, 3), prompt(2, 2), prompt(1, 5)):
+        mirror.sent(key)
+    assert mirror.asked_bytes == 1240 + 1240 + 840 + 2040
+    assert mirror.found_bytes == 0 + 1200 + 0 + 1200
+    assert mirror.tokens(400) == 100

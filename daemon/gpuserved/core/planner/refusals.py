@@ -135,7 +135,6 @@ def _short(asked: Asked, card: Card, size: int) -> str:
     """What is missing on each GPU."""
     facts, limit = asked.facts, asked.limit
     each = f"on each of {size} GPUs" if size > 1 else "on one GPU"
-    need = card.weights_bytes + card.activation_bytes + card.graph_bytes + card.non_torch_bytes
     budget = int(card.total_bytes * card.utilization)
     parts = (
         f"weights {gib(card.weights_bytes)}, activations {gib(card.activation_bytes)}, CUDA graphs {gib(card.graph_bytes)}, "
@@ -143,7 +142,7 @@ def _short(asked: Asked, card: Card, size: int) -> str:
     )
     room = card.kv_cache_bytes - card.margin_bytes
     if card.kv_cache_bytes <= 0:
-        return f"short of {gib(-card.kv_cache_bytes)} before the first token: {parts}" if need else parts
+        return f"short of {gib(-card.kv_cache_bytes)} before the first token: {parts}"
     wanted = asked.profile.max_model_len or min(limit, VLLM_DEFAULT_LENGTH)
     missing = kv.request_bytes(facts, card.shape, wanted) + kv.reserved_bytes(facts, card.shape) - room
     unsure = f", less {gib(card.margin_bytes)} that the estimate may be wrong by" if card.margin_bytes else ""
