@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.tui.fleets import normal
 
 from gpuserved.api.errors import GpuserveError, Unavailable
+from gpuserved.api.gpus import GpusRequest, GpusResult
 from gpuserved.api.inspect import (
     EventsView,
     LogBatch,
@@ -43,7 +44,7 @@ from gpuserved.api.types import (
     VersionView,
 )
 
-Request: TypeAlias = ReplicasRequest | ScaleRequest | ApplyProfileRequest
+Request: TypeAlias = ReplicasRequest | ScaleRequest | ApplyProfileRequest | GpusRequest
 
 
 class ScriptedDaemon:
@@ -122,6 +123,21 @@ class ScriptedDaemon:
     def scale(self, request: ScaleRequest) -> ActionResult:
         self._asked("scale", request)
         return ActionResult(generation=(request.generation or 0) + 1)
+
+    def quarantine(self, request: GpusRequest) -> GpusResult:
+        self._asked("quarantine", request)
+        return self._gpu(request, "QUARANTINED", {"qwen-0": "waits for the release"})
+
+    def release(self, request: GpusRequest) -> GpusResult:
+        self._asked("release", request)
+        return self._gpu(request, "OK", {"qwen-0": "is started on GPU 0"})
+
+    def _gpu(self, request: GpusRequest, state: str, told: dict[str, str]) -> GpusResult:
+        assert self.current is not None
+        chosen = [
+            msgspec.structs.replace(g, state=state) for g in self.current.gpus if g.uuid in request.gpus
+        ]
+        return GpusResult(generation=(request.generation or 0) + 1, gpus=chosen, replicas=told)
 
     def log_page(
         self, source: str, *, before: str | None = None, lines: int = 500, match: str | None = None

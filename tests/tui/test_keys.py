@@ -16,12 +16,13 @@ from gpuserve_tui.actions import ACTIONS, BY_ID, PANES, Action, Grade, Situation
 from gpuserve_tui.app import FleetApp
 from gpuserve_tui.screens.dialogs import Confirm
 from gpuserve_tui.settings import Settings
+from gpuserve_tui.widgets.table import RowTable
 from gpuserved.api.types import Status
 
 Daemon: TypeAlias = Any  # tests/tui/conftest.py: ScriptedDaemon
 Until: TypeAlias = Callable[[Pilot[int], Callable[[], object]], Awaitable[None]]
 # What a replica must be for an action to be possible on it.
-FITTING = {"start": "qwen-7", "undrain": "qwen-6"}
+FITTING = {"start": "qwen-7", "undrain": "qwen-6", "quarantine": "GPU-0", "release": "GPU-3"}
 LEAVES = {"quit"}
 
 
@@ -65,6 +66,9 @@ async def place(app: FleetApp, pilot: Pilot[int], action: Action) -> None:
     if pane == "overview":
         app.overview.replicas.to(FITTING.get(action.id, "qwen-0"))
         await pilot.pause()
+    if action.needs == "gpu":
+        app.main.query_one("#gpu-tree", RowTable).to(FITTING[action.id])
+        await pilot.pause()
 
 
 @pytest.mark.parametrize("state", ["read-only", "may-not-operate", "disconnected", "stale"])
@@ -97,12 +101,16 @@ async def test_keys_where_nothing_may_be_changed(
 
 async def test_keys_where_everything_is_possible(daemon: Daemon, fleet: Status, until: Until) -> None:
     """What adds capacity is done at once; whatever else changes something asks, and enter on the question changes nothing."""
+    aside = msgspec.structs.replace(fleet.gpus[3], state="QUARANTINED", reason="fan is loud")
+    fleet = msgspec.structs.replace(fleet, gpus=[*fleet.gpus[:3], aside, *fleet.gpus[4:]])
     app = FleetApp(daemon)
     async with app.run_test(size=(120, 36)) as pilot:
         await ready(app, pilot, daemon, fleet, until)
         for action in (a for a in ACTIONS if a.id not in LEAVES):
             for key in action.keys:
                 await place(app, pilot, action)
+                # A loaded machine takes longer over the keys than data stays fresh.
+                app.heard_at = app.monotonic()
                 daemon.calls.clear()
                 await pilot.press(key)
                 await pilot.pause()

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 from gpuserve_tui.actions import BY_ID, Action, unavailable
 from gpuserve_tui.screens.dialogs import Confirm
-from gpuserve_tui.view.wishes import Question, Wish, about_apply, question, scale_wish, wish
+from gpuserve_tui.view.wishes import Question, Wish, about_apply, about_gpu, question, scale_wish, wish
+from gpuserved.api.gpus import GpusRequest, GpusResult
 from gpuserved.api.inspect import ProfileView
 from gpuserved.api.types import (
     ActionResult,
     ApplyProfileRequest,
     ApplyResult,
+    GpuView,
     ReplicasRequest,
     ReplicaView,
     ScaleRequest,
@@ -46,6 +48,8 @@ class Acting:
             **{name: partial(self.replicas, BY_ID[name]) for name in _DOING},
             "scale_up": partial(self.scale, BY_ID["scale_up"]),
             "scale_down": partial(self.scale, BY_ID["scale_down"]),
+            "quarantine": partial(self.gpu, BY_ID["quarantine"]),
+            "release": partial(self.gpu, BY_ID["release"]),
             "apply": self.apply,
         }
 
@@ -66,6 +70,14 @@ class Acting:
             return
         asked = scale_wish(action, status, profile)
         self._ask(asked, question(asked, status))
+
+    def gpu(self, action: Action, gpu: GpuView | None = None) -> None:
+        """Set a GPU aside, or let it be used again: the given one, or the selected one."""
+        status, chosen = self._app.board.status, gpu or self._app.situation.gpu
+        if status is None or chosen is None:
+            return
+        asked = Wish(action, status.generation, gpu=chosen.uuid)
+        self._ask(asked, about_gpu(action, chosen, status))
 
     def apply(self) -> None:
         """Fetch what it would do first. The generation is the one that was seen at the key press."""
@@ -107,6 +119,10 @@ class Acting:
         if asked.action.id == "apply":
             request = ApplyProfileRequest(generation=asked.generation)
             app.call(partial(app.source.apply_profile, asked.profile or "", request), self._applied)
+        elif asked.gpu is not None:
+            about = GpusRequest(gpus=[asked.gpu], generation=asked.generation)
+            change = app.source.quarantine if asked.action.id == "quarantine" else app.source.release
+            app.call(partial(change, about), self._gpu_done)
         elif asked.action.verb is None:
             scale = ScaleRequest(
                 profile=asked.profile or "", replicas=asked.replicas or 0, generation=asked.generation
@@ -138,6 +154,13 @@ class Acting:
         for name, why in result.refused.items():
             app.say(f"{name}: {why}", "error")
         app.clear_marks()
+
+    def _gpu_done(self, result: GpusResult) -> None:
+        app = self._app
+        app.board.moved_to(result.generation)
+        told = [f"GPU {gpu.index} {gpu.state}" for gpu in result.gpus]
+        told += [f"{name} {what}" for name, what in sorted(result.replicas.items())]
+        app.say("; ".join([*told, *result.notes]))
 
     def _applied(self, result: ApplyResult) -> None:
         app = self._app

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from gpuserved.api.types import ReplicaView
+from gpuserved.api.types import GpuView, ReplicaView
 
 PANES = ("overview", "replicas", "gpus", "logs", "events", "profiles")
 
@@ -33,11 +33,11 @@ class Action:
     footer: int = 0
     panes: tuple[str, ...] = PANES
     needs: str = ""
-    """replica, profile or nothing."""
+    """replica, profile, gpu or nothing."""
     verb: str | None = None
     """The control API's verb; set for what changes replicas."""
     states: frozenset[str] | None = None
-    """Of the replicas it can act on; None: any."""
+    """Of the replicas, or the GPU, that it can act on; None: any."""
     grade: Grade | None = None
     """Set: it changes something."""
 
@@ -66,6 +66,8 @@ ACTIONS: tuple[Action, ...] = (
     _act("undrain", ("D",), "Undrain", "put back into rotation", 24, frozenset({"DRAINING"}), Grade.NONE),
     Action("scale_up", ("plus",), "Scale up", "one more replica of the profile", "Act", 25, _ACTING, "profile", grade=Grade.CONFIRM),
     Action("scale_down", ("minus",), "Scale down", "one replica of the profile less", "Act", 26, _ACTING, "profile", grade=Grade.CONSEQUENCES),
+    Action("quarantine", ("Q",), "Quarantine", "set the GPU aside; its replicas move or wait", "Act", 13, ("gpus",), "gpu", states=frozenset({"OK"}), grade=Grade.CONSEQUENCES),
+    Action("release", ("R",), "Release", "let a GPU that is set aside be used again", "Act", 14, ("gpus",), "gpu", states=frozenset({"QUARANTINED"}), grade=Grade.CONFIRM),
     Action("apply", ("P",), "Apply", "apply the selected profile's file as it is now", "Act", 17, ("profiles",), "profile", grade=Grade.CONSEQUENCES),
     Action("mark", ("space",), "Mark", "mark the row; actions then mean all marked rows", "Act", 0, _TABLES, "replica"),
     Action("detail", ("enter",), "Detail", "everything about the selected row", "Look", 16, ("overview", "replicas", "gpus", "events", "profiles")),
@@ -136,6 +138,8 @@ class Situation:
     profile: str | None = None
     busy: frozenset[str] = frozenset()
     """Replicas that an action of ours is under way for."""
+    gpu: GpuView | None = None
+    """The selected one."""
 
 
 def unavailable(action: Action, now: Situation) -> str:
@@ -150,6 +154,11 @@ def unavailable(action: Action, now: Situation) -> str:
         return f"{action.label}: no replica is selected"
     if action.needs == "profile" and now.profile is None:
         return f"{action.label}: no profile is selected"
+    if action.needs == "gpu":
+        if now.gpu is None:
+            return f"{action.label}: no GPU is selected"
+        if action.states is not None and now.gpu.state not in action.states:
+            return f"{action.label}: GPU {now.gpu.index} is {now.gpu.state}"
     if action.verb is not None:
         busy = [replica.id for replica in now.targets if replica.id in now.busy]
         if busy:

@@ -16,6 +16,7 @@ from textual.message import Message
 
 from gpuserve_tui.view.board import fold, is_news
 from gpuserved.api.errors import GpuserveError
+from gpuserved.api.gpus import GpusRequest, GpusResult
 from gpuserved.api.inspect import EventsView, LogBatch, LogPage, ProfilesView, ReplicaDetail
 from gpuserved.api.types import (
     ActionResult,
@@ -48,6 +49,8 @@ class Source(Protocol):
     def apply_profile(self, profile: str, request: ApplyProfileRequest) -> ApplyResult: ...  # noqa: D102
     def act(self, verb: str, request: ReplicasRequest) -> ActionResult: ...  # noqa: D102
     def scale(self, request: ScaleRequest) -> ActionResult: ...  # noqa: D102
+    def quarantine(self, request: GpusRequest) -> GpusResult: ...  # noqa: D102
+    def release(self, request: GpusRequest) -> GpusResult: ...  # noqa: D102
     def log_page(self, source: str, *, before: str | None = None, lines: int = 500, match: str | None = None) -> LogPage: ...  # noqa: D102  # fmt: skip
     def follow_logs(self, sources: Sequence[str], *, lines: int = 100, after: Mapping[str, str] | None = None) -> Iterator[LogBatch]: ...  # noqa: D102  # fmt: skip
 

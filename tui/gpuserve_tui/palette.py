@@ -33,6 +33,7 @@ class FleetCommands(Provider):
             if action.id not in _HIDDEN and not unavailable(action, now):
                 keys = ", ".join(key_name(key) for key in app.settings.keys_of(action.id))
                 yield action.label, f"{action.help} ({keys})", partial(app.action_run, action.id)
+        yield from self._gpus()
         for replica in app.status.replicas if app.status else []:
             for action in ACTIONS:
                 one = Situation(
@@ -47,6 +48,14 @@ class FleetCommands(Provider):
                 "everything about it",
                 partial(app.desktop.detail_of, replica.id),
             )
+
+    def _gpus(self) -> Iterator[tuple[str, str, Callable[[], None]]]:
+        app = self._app
+        now = app.situation
+        for gpu in app.status.gpus if app.status else []:
+            one = Situation("gpus", now.live, now.why_not_live, now.read_only, gpu=gpu)
+            for action in (each for each in ACTIONS if each.needs == "gpu" and not unavailable(each, one)):
+                yield f"{action.id} GPU {gpu.index}", action.help, partial(app.acting.gpu, action, gpu)
 
     async def discover(self) -> Hits:
         """Before anything is typed."""

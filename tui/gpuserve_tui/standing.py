@@ -29,7 +29,9 @@ def situation_of(app: FleetApp) -> Situation:
     profile = found[0].profile if found else None
     if app.pane == "profiles":
         profile = app.profiles.selected.name if app.profiles.selected else None
-    return Situation(app.pane, not why, why, app.read_only, found, profile, frozenset(app.acting.busy))
+    busy = frozenset(app.acting.busy)
+    gpu = app.board.gpu(app.current.selected_gpu)
+    return Situation(app.pane, not why, why, app.read_only, found, profile, busy, gpu)
 
 
 def host_of(path: Path) -> str:

@@ -51,6 +51,11 @@ class Pane(Vertical):
         """The replica that keys act on."""
         return None
 
+    @property
+    def selected_gpu(self) -> str | None:
+        """The UUID of the GPU that keys act on."""
+        return None
+
     def draw(self, board: Board, outlook: Outlook) -> None:
         """Show the board."""
 

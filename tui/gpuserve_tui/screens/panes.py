@@ -99,6 +99,11 @@ class GpusPane(Pane):
         parts = (self.table.cursor or "").split("/")
         return parts[1] if len(parts) > 1 and parts[1] not in {"", "?"} else None
 
+    @property
+    def selected_gpu(self) -> str | None:
+        """The GPU of the branch that the cursor is on."""
+        return (self.table.cursor or "").split("/")[0] or None
+
     def draw(self, board: Board, outlook: Outlook) -> None:
         """The tree."""
         del outlook

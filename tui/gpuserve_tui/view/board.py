@@ -118,6 +118,11 @@ class Board:
                 self._seen = (event.seq, event.at)
                 self.unread += not read
 
+    def gpu(self, uuid: str | None) -> GpuView | None:
+        """One GPU as it is now."""
+        gpus = self.status.gpus if self.status else []
+        return next((gpu for gpu in gpus if gpu.uuid == uuid), None)
+
     def replica(self, name: str | None) -> ReplicaView | None:
         """One replica by id."""
         replicas = self.status.replicas if self.status else []

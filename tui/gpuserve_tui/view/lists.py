@@ -113,7 +113,7 @@ def _gpu(gpu: GpuView) -> Row:
     numa = f"  NUMA {gpu.numa_node}" if gpu.numa_node is not None else ""
     used = f"{c.gib(gpu.memory_used_bytes)}/{c.gib(gpu.memory_total_bytes)}"
     percent = f"{c.count(gpu.utilization_pct)}%" if gpu.utilization_pct is not None else c.UNKNOWN
-    state = gpu.state if gpu.state == "OK" else f"{gpu.state}: see its last events"
+    state = gpu.state if gpu.state == "OK" else f"{gpu.state}: {c.plain(gpu.reason or 'see its last events')}"
     return Row(
         gpu.uuid,
         {

@@ -145,6 +145,8 @@ def _owner(gpu: GpuView, states: dict[str, ReplicaView]) -> tuple[Cell, ...]:
     if replica is not None and replica.state != "READY":
         place, role = f"{place} {replica.state.lower()}", STATE_ROLES.get(replica.state, "")
     more = f" +{len(names) - 1}" if len(names) > 1 else ""
+    if gpu.state != "OK":
+        return (Cell(f"{gpu.state} {c.plain(names[0])}{place}{more}", "warn"),)
     return (Cell(c.plain(names[0]) + place + more, role),)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gpuserve_tui.actions import Action, Grade
 from gpuserved.api.inspect import ProfileView
-from gpuserved.api.types import ApplyResult, ReplicaView, Status
+from gpuserved.api.types import ApplyResult, GpuView, ReplicaView, Status
 
 _NAMED_MAX = 6
 
@@ -24,6 +24,8 @@ class Wish:
     profile: str | None = None
     replicas: int | None = None
     """For scale: the number wanted."""
+    gpu: str | None = None
+    """For quarantine and release: its UUID."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,27 @@ def question(asked: Wish, status: Status) -> Question | None:
         typed,
         drain_instead=action.id == "stop" and busy,
     )
+
+
+def about_gpu(action: Action, gpu: GpuView, status: Status) -> Question:
+    """What setting a GPU aside costs, or what a release allows."""
+    title = f"{action.label} GPU {gpu.index}?"
+    if action.id == "release":
+        why = f"It is set aside: {gpu.reason}." if gpu.reason else "It is set aside."
+        return Question(
+            title, (why, "What waits for it starts; what has moved stays where it is."), action.label
+        )
+    replicas = [r for r in status.replicas if gpu.index in r.gpus and r.state != "STOPPED"]
+    lines = [f"Nothing is started on GPU {gpu.index} ({gpu.name}) until it is released."]
+    if replicas:
+        flight = sum(_requests(r) for r in replicas)
+        lines.append(
+            f"{_names([r.id for r in replicas])}: drained ({flight} requests), then to a free GPU; waits where there is none."
+        )
+    last = _last_of_model(replicas, status)
+    if last:
+        lines.append(f"No other replica of {last} is ready: its requests wait in the queue, or are refused.")
+    return Question(title, tuple(lines), action.label, last)
 
 
 def about_apply(profile: ProfileView, plan: ApplyResult) -> Question:
