@@ -21,3 +21,22 @@ def test_a_cgroup_has_its_own(tmp_path: Path) -> None:
     (tmp_path / "memory.events").write_text("low 0\nhigh 0\nmax 5\noom 1\noom_kill 1\n")
     assert oom.cgroup_kills(tmp_path) == 1
     assert oom.cgroup_kills(tmp_path / "none") is None
+
+
+def test_the_cgroup_of_a_process_is_found_in_both_versions(tmp_path: Path) -> None:
+    proc, root = tmp_path / "proc", tmp_path / "cgroup"
+    for pid, text in (
+        (7, "0::/system.slice/gpuserved.service\n"),
+        (8, "5:devices:/\n4:cpu,memory:/box/a:b\n0::/\n"),
+    ):
+        (proc / str(pid)).mkdir(parents=True)
+        (proc / str(pid) / "cgroup").write_text(text)
+    second, first = root / "system.slice" / "gpuserved.service", root / "memory" / "box" / "a:b"
+    assert oom.cgroup_of(7, root, proc) is None, "not mounted, or without the controller"
+    for folder, name in ((second, "memory.events"), (first, "memory.oom_control")):
+        folder.mkdir(parents=True)
+        (folder / name).write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n")
+    assert oom.cgroup_of(7, root, proc) == second
+    assert oom.cgroup_of(8, root, proc) == first
+    assert oom.cgroup_kills(first) == 2
+    assert oom.cgroup_of(9, root, proc) is None, "gone"

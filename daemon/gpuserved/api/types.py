@@ -135,6 +135,8 @@ class ReplicaView(Answer, frozen=True, kw_only=True):
     state_since: float | None = None
     """Unix seconds of the last change of state that this daemon saw."""
     load: LoadView | None = None
+    outdated: str | None = None
+    """How its environment differs by now from what it was started from, in words; None: not at all, or nobody knows."""
 
 
 class RolloutView(Answer, frozen=True, kw_only=True):

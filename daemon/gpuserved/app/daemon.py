@@ -67,6 +67,7 @@ async def serve(roots: Roots, config: DaemonConfig, args: argparse.Namespace, pa
         await take_up(fleet)
         fleet.router.begin()
         fleet.gpus.begin(fleet.owners, fleet.telemetry)
+        fleet.environments.begin()
         await control.start()
         reach("serve.listening")
         sdnotify.notify(notify, "READY=1")
@@ -86,6 +87,7 @@ async def serve(roots: Roots, config: DaemonConfig, args: argparse.Namespace, pa
             await owner.detach()
         await fleet.router.detach()
         await fleet.webhook.close()
+        await fleet.environments.close()
         fleet.gpus.close()
         lock.release()
     return 0

@@ -129,6 +129,8 @@ def replica_lines(replicas: Sequence[ReplicaView], columns: int, now: float) -> 
         why = replica.phase if replica.state == "STARTING" and replica.phase else replica.reason
         if why:
             out += wrapped(f"  {clean(why)}", columns, "    ")
+        if replica.outdated:
+            out += wrapped(f"  {clean(replica.outdated)}", columns, "    ")
     return out
 
 

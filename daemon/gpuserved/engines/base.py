@@ -9,6 +9,7 @@ from typing import Protocol
 from gpuserved.api.routing import CacheMetrics
 from gpuserved.core.cause import Cause, ExitInfo
 from gpuserved.core.profile import Profile
+from gpuserved.engines.installed import Installed
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,9 @@ class Engine(Protocol):
 
     def launch(self, context: LaunchContext) -> Launch:
         """The command line, the environment and the address."""
+
+    def installed(self, profile: Profile) -> Installed | None:
+        """What a start of this profile would run now; None: the engine does not say. Reads files; may run the interpreter once."""
 
     def phase(self, line: str) -> str | None:
         """The loading phase that a log line announces (`loading weights`, `compiling`, ...), or None."""

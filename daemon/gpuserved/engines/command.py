@@ -13,7 +13,7 @@ from gpuserved.core.cause import Cause, CauseKind, ExitInfo, from_exit
 from gpuserved.core.profile import CommandSpec, Profile
 from gpuserved.engines.base import Launch, LaunchContext, MetricNames
 from gpuserved.engines.environment import DEFAULT_PATH, child_environment, finish
-from gpuserved.engines.installed import expand
+from gpuserved.engines.installed import Installed, expand
 
 _PLACEHOLDER = re.compile(r"\{(socket|port|model|replica|served_name)\}")
 _PASSED = (
@@ -90,6 +90,11 @@ class CommandEngine:
         if context.hf_token:
             env["HF_TOKEN"] = context.hf_token
         return Launch(tuple(argv), finish(env, context), address)
+
+    def installed(self, profile: Profile) -> Installed | None:
+        """None: nobody knows what the command runs."""
+        del profile
+        return None
 
     def phase(self, line: str) -> str | None:
         """None: nobody knows what this server writes."""

@@ -54,16 +54,42 @@ def _interpreter_of(script: str) -> str:
     return os.path.join(os.path.dirname(script), "python")
 
 
-def version_of(python: str, *names: str) -> str | None:
-    """The version of the first of these distributions that `python`'s environment holds; None: none of them."""
+@dataclass(frozen=True)
+class Installed:
+    """One distribution in an environment. Two of one version differ where it was installed again."""
+
+    name: str
+    version: str
+    written_ns: int
+    """When its metadata was written: wheels of one version (nightly builds, a local patch) need not be the same."""
+
+
+def installed(python: str, *names: str) -> Installed | None:
+    """The first of these distributions that `python`'s environment holds; None: none of them."""
     for name in names:
         wanted = _canonical(name)
         for folder in site_folders(python):
             for entry in _dist_infos(folder):
                 found = _DIST_INFO.match(entry)
                 if found and _canonical(found["name"]) == wanted:
-                    return found["version"]
+                    return Installed(name, found["version"], _written_ns(folder, entry))
     return None
+
+
+def version_of(python: str, *names: str) -> str | None:
+    """The version of the first of these distributions that `python`'s environment holds; None: none of them."""
+    found = installed(python, *names)
+    return found.version if found is not None else None
+
+
+def _written_ns(folder: str, entry: str) -> int:
+    # Not the folder's own time: a program that only reads may leave a cache file in it.
+    for name in ("RECORD", "METADATA"):
+        try:
+            return os.stat(os.path.join(folder, entry, name)).st_mtime_ns
+        except OSError:
+            continue
+    return 0
 
 
 def has_module(python: str, module: str) -> bool:

@@ -14,7 +14,7 @@ from gpuserved.core.cause import Cause, CauseKind, ExitInfo, from_exit
 from gpuserved.core.profile import FlagValue, Profile
 from gpuserved.engines.base import Launch, LaunchContext, MetricNames
 from gpuserved.engines.environment import child_environment, finish
-from gpuserved.engines.installed import expand, has_module
+from gpuserved.engines.installed import Installed, expand, has_module
 from gpuserved.engines.llamacpp_model import PACKAGED
 
 INSTALL_HINT = "pip install 'gpuserve[demo]'"
@@ -139,6 +139,11 @@ class LlamacppEngine:
         # The server program is ours: it must be found by an interpreter that has xllamacpp and perhaps not gpuserve.
         env["PYTHONPATH"] = str(Path(__file__).parents[2])
         return Launch(tuple(argv), finish(env, context), f"unix:{socket}")
+
+    def installed(self, profile: Profile) -> Installed | None:
+        """None: it is a part of gpuserve's own environment."""
+        del profile
+        return None
 
     def phase(self, line: str) -> str | None:
         """See `Engine.phase`."""

@@ -14,6 +14,7 @@ from gpuserved.core.profile import EngineName, FlagValue, Profile
 from gpuserved.engines import vllm_log
 from gpuserved.engines.base import VLLM_METRICS, Launch, LaunchContext
 from gpuserved.engines.environment import DEFAULT_PATH, finish
+from gpuserved.engines.installed import Installed
 from gpuserved.engines.sim.flags import known_flags
 
 PROFILE_KEYS = frozenset({"gpus", "gpu_memory_gib"})
@@ -74,6 +75,11 @@ class SimEngine:
             argv += ["--tensor-parallel-size", str(profile.gpus_per_replica)]
         argv += _arguments(profile.flags)
         return Launch(tuple(argv), _environment(context, os.environ), f"unix:{socket}")
+
+    def installed(self, profile: Profile) -> Installed | None:
+        """None: it is a part of gpuserve."""
+        del profile
+        return None
 
     def phase(self, line: str) -> str | None:
         """See `Engine.phase`: its log is vLLM's."""

@@ -14,7 +14,15 @@ from gpuserved.core.profile import Profile
 from gpuserved.engines import vllm_flags, vllm_log
 from gpuserved.engines.base import VLLM_METRICS, Launch, LaunchContext
 from gpuserved.engines.environment import child_environment, finish
-from gpuserved.engines.installed import Program, expand, find_program, looks_like_path, version_of
+from gpuserved.engines.installed import (
+    Installed,
+    Program,
+    expand,
+    find_program,
+    installed,
+    looks_like_path,
+    version_of,
+)
 
 SUPPORTED = ((0, 26), (0, 33))
 """Lowest and highest minor version that the adapter was made for."""
@@ -156,6 +164,13 @@ class VllmEngine:
         if context.hf_token:
             env["HF_TOKEN"] = context.hf_token
         return finish(env, context)
+
+    def installed(self, profile: Profile) -> Installed | None:
+        """See `Engine.installed`."""
+        try:
+            return installed(self.program(profile).python, *vllm_flags.DISTRIBUTIONS)
+        except Invalid:
+            return None
 
     def phase(self, line: str) -> str | None:
         """See `Engine.phase`."""

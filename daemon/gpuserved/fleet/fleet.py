@@ -30,6 +30,7 @@ from gpuserved.fleet import acting, fence, learning, planning, setaside, snapsho
 from gpuserved.fleet import apply as applying
 from gpuserved.fleet.bus import Bus, Subscription
 from gpuserved.fleet.desired import Wanted
+from gpuserved.fleet.environments import Environments
 from gpuserved.fleet.gpus import Gpus
 from gpuserved.fleet.gpuwatch import GpuWatch
 from gpuserved.fleet.inspection import Inspection
@@ -84,6 +85,7 @@ class Fleet:
         self.rolls = Rolls(self)
         self.saving = Saving(self)
         self.gpuwatch = GpuWatch(self)
+        self.environments = Environments(self)
         self.webhook = Webhook()
         self.on_reload: Callable[[], None] = lambda: None
         self.began = time.monotonic()

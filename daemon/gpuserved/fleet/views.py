@@ -44,6 +44,7 @@ def replica_view(owner: Owner, stats: RouterStats | None, since: float | None = 
         phase=owner.watch.phase if r.state is State.STARTING else None,
         state_since=since,
         load=load_view(owner.watch.load.growth),
+        outdated=owner.outdated,
     )
 
 

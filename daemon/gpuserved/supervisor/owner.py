@@ -14,6 +14,7 @@ from gpuserved.core.cause import Cause, CauseKind, ExitInfo, from_exit
 from gpuserved.core.events import Effect, Event, EventKind, Timer
 from gpuserved.core.replica import step
 from gpuserved.core.state import Context, Goal, NotAllowed, Replica, State
+from gpuserved.engines.installed import Installed
 from gpuserved.host.failpoint import reach
 from gpuserved.host.logtail import last_lines
 from gpuserved.supervisor import crash, evidence, start
@@ -42,6 +43,10 @@ class Owner:
         self.admit = False
         self.watch = Watch(self)
         self.next_assignment: Assignment | None = None
+        self.installed: Installed | None = None
+        """What the present process was started from."""
+        self.outdated: str | None = None
+        """How its environment differs from that by now, in words."""
         self._ended: Ended | None = None
         self._inbox: asyncio.Queue[tuple[Event, asyncio.Future[State] | None]] = asyncio.Queue()
         self._timers: dict[Timer, asyncio.TimerHandle] = {}
@@ -175,6 +180,7 @@ class Owner:
         self.watch.end()
         process, self.process = self.process, None
         self.address = None
+        self.installed = self.outdated = None
         if process is None:
             return
         process.detach()

@@ -25,6 +25,7 @@ from gpuserved.core.placement import SIM_PREFIX
 from gpuserved.core.profile import Profile
 from gpuserved.core.state import State
 from gpuserved.engines.base import Launch, LaunchContext
+from gpuserved.engines.installed import Installed
 from gpuserved.host.failpoint import reach
 from gpuserved.host.gpulock import GpuHeld, release
 from gpuserved.host.shimclient import launch, replica_spec
@@ -53,6 +54,8 @@ class StartNote(msgspec.Struct, frozen=True):
     nonce: str
     address: str
     gpu_uuids: tuple[str, ...] = ()
+    installed: Installed | None = None
+    """What it was started from."""
 
 
 def model_key(profile: Profile) -> Hashable:
@@ -137,7 +140,10 @@ async def _fork_with(owner: Owner, generation: int, leases: tuple[int, ...]) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     _prune_logs(around.roots, owner.id)
     owner.address = made.address
-    note = StartNote(owner.id, profile.name, generation, nonce, made.address, assignment_uuids(owner))
+    owner.installed = around.engine(profile).installed(profile)
+    note = StartNote(
+        owner.id, profile.name, generation, nonce, made.address, assignment_uuids(owner), owner.installed
+    )
     write_note(folder, note)
     reach("spawn.noted")
     around.record_intent()

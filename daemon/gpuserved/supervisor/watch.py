@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpuserved.core.cause import Cause, CauseKind
@@ -52,12 +53,23 @@ class Watch:
         self._rounds = 0
         self._cpu_at = 0.0
         self._cpu_s = 0.0
+        self._oom_cgroup: Path | None = None
+        """Of the present process, where it can be read: it tells our kills from those of others on the host."""
         self._oom_kills = oom.kills()
 
     def oom_killed(self) -> bool | None:
         """True where the kernel has killed a process for memory since the last round of probes; None: it does not say."""
-        now = oom.kills()
+        now = self._kills()
         return None if now is None or self._oom_kills is None else now > self._oom_kills
+
+    def _kills(self) -> int | None:
+        return oom.kills() if self._oom_cgroup is None else oom.cgroup_kills(self._oom_cgroup)
+
+    def _count_kills(self) -> None:
+        """Of the cgroup the process is in now: an operator, or a container's runtime, may have moved it."""
+        process = self._owner.process
+        self._oom_cgroup = oom.cgroup_of(process.pid) if process is not None and process.pid else None
+        self._oom_kills = self._kills()
 
     def begin(self) -> None:
         """Probe the owner's present process until `end`."""
@@ -89,7 +101,7 @@ class Watch:
             while True:
                 state = owner.r.state
                 if state in _ALIVE:
-                    self._oom_kills = oom.kills()
+                    self._count_kills()
                 try:
                     if state is State.STARTING:
                         await self._starting(prober, tail, generation)

@@ -1,0 +1,105 @@
+"""Row 33: the kernel kills a replica for memory. A real cgroup with a real limit, and a real OOM killer."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.e2e.box import Box, kill
+from tests.e2e.texts import RESTART, sim
+from tests.faults.table import Measured
+
+from gpuserved.host import oom
+
+pytestmark = pytest.mark.xdist_group("faults-memory")
+LIMIT_BYTES = 4 * 1024 * 1024
+HUNGER = "import time\ntime.sleep(0.5)\nheld = bytearray(64 * 1024 * 1024)\nheld[::4096] = b'x' * len(held[::4096])\n"
+"""A process that takes 64 MiB once it has been put into its cgroup."""
+
+
+class Cgroup:
+    """A cgroup of this test's own, of the version that has the memory controller."""
+
+    def __init__(self, name: str) -> None:
+        here = oom.cgroup_of(os.getpid())
+        first = Path("/sys/fs/cgroup/memory")
+        parent = first if first.is_dir() else (here or Path("/sys/fs/cgroup"))
+        self.path = parent / f"gpuserve-test-{os.getpid()}-{name}"
+        self._limit = "memory.limit_in_bytes" if parent == first else "memory.max"
+        try:
+            self.path.mkdir()
+            (self.path / self._limit).write_text(str(LIMIT_BYTES))
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
+            pytest.skip(f"OOM KILLS ARE NOT TESTED: no cgroup with a memory limit may be made: {error}")
+
+    def take(self, pid: int) -> None:
+        (self.path / "cgroup.procs").write_text(str(pid))
+
+    def remove(self) -> None:
+        deadline = time.monotonic() + 20
+        while self.path.exists() and time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def starved() -> Iterator[Cgroup]:
+    made = Cgroup("starved")
+    yield made
+    made.remove()
+
+
+@pytest.fixture
+def box() -> Iterator[Box]:
+    made = Box()
+    try:
+        made.up({"tiny": sim("tiny", replicas=2, flags={"load_s": 0.2}, tables={"restart": RESTART})})
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.mark.fault(33)
+def test_a_replica_that_the_kernel_kills_for_memory_says_so(
+    box: Box, starved: Cgroup, measured: Measured
+) -> None:
+    """Its cgroup runs out of memory, and it is the one that the kernel chooses."""
+    before = {row["id"]: row for row in box.look()["replicas"]}
+    victim = before["tiny-0"]["pid"]
+    starved.take(victim)
+    Path(f"/proc/{victim}/oom_score_adj").write_text("1000")
+    time.sleep(1.5)  # a round of probes sees where it is now
+    hungry = subprocess.Popen([sys.executable, "-c", HUNGER])
+    starved.take(hungry.pid)
+    at = time.monotonic()
+    hungry.wait(60)
+    after = box.wait_restarted(before["tiny-0"], 90)
+    measured.recover_s = time.monotonic() - at
+    assert "OOM-killed" in after["reason"], after["reason"]
+    assert "OOM-killed" in box.ok("crash", "tiny-0")
+
+
+@pytest.mark.fault(33)
+def test_a_strangers_death_explains_no_other(box: Box, starved: Cgroup) -> None:
+    """A kill by hand in the moment when another process of the host is killed for memory is a kill by hand."""
+    before = box.replica("tiny-1")
+    if oom.cgroup_of(before["pid"]) is None:
+        pytest.skip("OOM KILLS ARE NOT TOLD APART BY CGROUP: none with a memory controller can be read here")
+    host = oom.kills() or 0
+    hungry = subprocess.Popen([sys.executable, "-c", HUNGER])
+    starved.take(hungry.pid)
+    assert hungry.wait(60) == -9
+    assert (oom.kills() or 0) > host
+    kill(before["pid"])
+    after = box.wait_restarted(before, 90)
+    assert "SIGKILL" in after["reason"]
+    assert "OOM" not in after["reason"]
