@@ -5,12 +5,14 @@ released and three READY replicas.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
 import pytest
 from tests.e2e.box import Box, Json, kill, until
 from tests.e2e.clients import PlainLoad
@@ -64,7 +66,8 @@ class Bench(Box):
 
     def gpu(self, index: int) -> Json:
         """One row of the snapshot."""
-        return next(gpu for gpu in self.look()["gpus"] if gpu["index"] == index)
+        rows: dict[str, Json] = {gpu["uuid"]: gpu for gpu in self.look()["gpus"]}
+        return rows[f"SIM-{index}"]
 
     def wait_gpu(self, index: int, state: str) -> Json:
         """Wait until `status` shows the GPU so."""
@@ -239,6 +242,35 @@ def test_a_lost_gpu_is_left_at_once_and_not_released_while_it_is_lost(
 
 
 @pytest.mark.fault(15)
+def test_a_gpu_that_does_not_come_back_with_the_host(bench: Bench, measured: Measured) -> None:
+    """The daemon starts all the same, and its replica moves; the GPU is shown as lost, and used again once it is back and released."""
+    before = bench.well()
+    index, spare = bench.where("tiny-1"), bench.free()
+    kill(bench.look()["supervisor"]["pid"])
+    for process in bench.tree(before["tiny-1"]["shim_pid"]):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    gone = bench.gpus.pop(index)
+    bench.say(0)
+    at = time.monotonic()
+    bench.ok(
+        "up", bench.write("tiny", (bench.profiles / "tiny.toml").read_text()), "--listen", f"127.0.0.1:{bench.port}",
+        "--config", str(bench.top / "gpuserved.toml"), "--wait", "60",
+    )  # fmt: skip
+    measured.recover_s = time.monotonic() - at
+    assert bench.where("tiny-1") == spare
+    bench.same_but(before, "tiny-1")
+    lost = bench.gpu(index)
+    assert lost["state"] == "LOST"
+    assert "the driver does not show this GPU any more" in lost["reason"]
+    bench.gpus.insert(index, gone)
+    bench.say(index)
+    bench.wait_gpu(index, "QUARANTINED")
+    bench.ok("release", f"SIM-{index}")
+    bench.well()
+
+
+@pytest.mark.fault(15)
 def test_memory_that_does_not_come_back_keeps_the_gpu_from_everybody(
     bench: Bench, measured: Measured
 ) -> None:
@@ -247,7 +279,7 @@ def test_memory_that_does_not_come_back_keeps_the_gpu_from_everybody(
     index, row = bench.where("tiny-0"), before["tiny-0"]
     core = bench.engine_core(row).pid
     bench.say(index, processes=[{"pid": core, "memory_bytes": 70 * GIB}])
-    until(lambda: bench.gpu(index)["owners"], "the process is seen there", 20)
+    until(lambda: bool(bench.gpu(index)["owners"]), "the process is seen there", 20)
     at = kill(row["pid"])
     gpu = bench.wait_gpu(index, "QUARANTINED")
     assert f"PID {core} of an earlier start still holds its memory" in gpu["reason"]

@@ -14,6 +14,7 @@ from gpuserved.api.types import ActionResult, ApplyRequest, ApplyResult, Change,
 from gpuserved.config.document import placed
 from gpuserved.config.profile import load_profile
 from gpuserved.core.events import EventKind
+from gpuserved.core.placement import Gpu, with_simulated
 from gpuserved.core.profile import HealthPolicy, Profile
 from gpuserved.core.state import State
 from gpuserved.engines.vllm import VllmEngine
@@ -102,9 +103,15 @@ async def arranged_for(fleet: Fleet, wanted: dict[str, Wanted], fresh: Collectio
     known = await asyncio.to_thread(
         lambda: {name: fleet.knowledge.of(wanted[name].profile) for name in names}
     )
-    inventory = await fleet.gpus.real_inventory(fleet.owners)
+    inventory = await inventory_of(fleet, wanted)
     leases = leases_of_others(fleet.gpu_locks, inventory)
     return arrange(wanted, inventory, held, known, leases, fleet.quarantine.blocked())
+
+
+async def inventory_of(fleet: Fleet, wanted: dict[str, Wanted]) -> list[Gpu]:
+    """The GPUs that these profiles may be placed on, with those that are set aside and gone."""
+    real = await fleet.gpus.real_inventory(fleet.owners)
+    return fleet.quarantine.with_missing(with_simulated(real, [each.profile for each in wanted.values()]))
 
 
 def carry_out(

@@ -103,7 +103,10 @@ class Gpus:
 
     def _remember(self) -> None:
         """Which processes on each GPU are or were ours: one that ends stays ours for as long as its memory does."""
-        for gpu in self._views:
+        told = {sample.uuid for sample in self.samples if sample.processes is not None}
+        for gpu in (
+            gpu for gpu in self._views if gpu.uuid in told
+        ):  # a driver that says nothing has freed nothing
             mine = {owner.pid for owner in gpu.owners if owner.replica is not None}
             self._ours[gpu.uuid] = (self._ours.get(gpu.uuid, set()) & {o.pid for o in gpu.owners}) | mine
 

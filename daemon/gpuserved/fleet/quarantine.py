@@ -12,6 +12,7 @@ import msgspec
 
 from gpuserved.api.types import GpuView
 from gpuserved.core.gpufault import CURES, Verdict
+from gpuserved.core.placement import SIM_PREFIX, Gpu
 from gpuserved.core.state import State
 from gpuserved.host import statefile
 
@@ -144,8 +145,48 @@ class Quarantine:
         return down and any(uuid in self.of for uuid in next_there)
 
     def shown(self, views: Sequence[GpuView]) -> list[GpuView]:
-        """The GPUs as `status` shows them: a lost one stays LOST, whatever else is known of it."""
-        return [_shown(view, self.of.get(view.uuid)) for view in views]
+        """The GPUs as `status` shows them: a lost one stays LOST, whatever else is known of it. One that the driver no longer shows
+        is lost, too.
+        """
+        present = {view.uuid for view in views}
+        gone = [record for record in self.of.values() if record.uuid not in present and views]
+        return [_shown(view, self.of.get(view.uuid)) for view in views] + [
+            GpuView(
+                index=record.index, uuid=record.uuid, name=record.name, state="LOST", reason=record.explain(),
+                quarantined_since=record.since,
+            )
+            for record in sorted(gone, key=lambda record: record.index)
+            if not (record.kind == OPERATOR and record.uuid.startswith(SIM_PREFIX))
+        ]  # fmt: skip
+
+    def set_aside_missing(self, inventory: Sequence[Gpu], held: Collection[str]) -> None:
+        """GPUs that replicas had and the driver does not show: a card that did not come back with the host.
+
+        :param inventory: what the driver shows, and what is simulated; where there is nothing of a kind, it is the driver that is missing.
+        :param held: the GPU UUIDs of replicas.
+        """
+        present = {gpu.uuid for gpu in inventory}
+        kinds = {uuid.startswith(SIM_PREFIX) for uuid in present}
+        index = max((gpu.index for gpu in inventory), default=-1) + 1
+        for uuid in sorted(set(held) - present - set(self.of)):
+            if uuid.startswith(SIM_PREFIX) not in kinds:
+                continue
+            gone = GpuView(index=index, uuid=uuid, name="unknown GPU")
+            self.set_aside(gone, Verdict.REBOOT.value, "the driver does not show this GPU any more")
+            index += 1
+
+    def with_missing(self, inventory: Sequence[Gpu]) -> list[Gpu]:
+        """The inventory with the GPUs that are set aside and gone: replicas may still hold them, nothing is placed there.
+
+        :param inventory: with what is simulated.
+        """
+        present = {gpu.uuid for gpu in inventory}
+        total = max((gpu.memory_total_bytes or 0 for gpu in inventory), default=0) or None
+        return list(inventory) + [
+            Gpu(record.index, record.uuid, record.name, total, blocked=f"quarantined: {record.reason}")
+            for record in self.of.values()
+            if record.uuid not in present and present
+        ]
 
     def _save(self) -> None:
         if self._path is None:

@@ -42,8 +42,9 @@ async def release(fleet: Fleet, request: GpusRequest) -> GpusResult:
     :raises Refused: one of them is lost: nothing can run there.
     """
     gpus = _named(fleet, request.gpus)
+    shown = {gpu.uuid for gpu in fleet.gpus.views()}
     for gpu in gpus:
-        if gpu.state == "LOST":
+        if gpu.state == "LOST" and gpu.uuid in shown:
             raise Refused(
                 f"GPU {gpu.index} is LOST: it answers no query, and nothing can run there",
                 f"sudo nvidia-smi --gpu-reset -i {gpu.index}, or restart the host; then release it",
@@ -52,6 +53,7 @@ async def release(fleet: Fleet, request: GpusRequest) -> GpusResult:
     for gpu in held:
         fleet.quarantine.release(gpu.uuid, fleet.gpuwatch.standing(gpu.uuid))
     notes = [f"GPU {gpu.index} was not quarantined" for gpu in gpus if gpu not in held]
+    notes += [f"{gpu.uuid} is not there any more, and is forgotten" for gpu in held if gpu.uuid not in shown]
     if held:
         fleet.generation += 1
     told = await evacuate.come_back(fleet) if held else {}

@@ -35,7 +35,6 @@ async def take_up(fleet: Fleet) -> None:
     if problem:
         log.error("%s", problem)
     fleet.quarantine.load()
-    blocked = fleet.quarantine.blocked()
     fleet.generation = saved.generation
     fleet.wanted = _wanted(fleet, saved)
     fleet.gpus.simulate([each.profile for each in fleet.wanted.values()])
@@ -45,7 +44,10 @@ async def take_up(fleet: Fleet) -> None:
     reach("adopt.scanned")
     by_age = sorted(found, key=lambda each: each.note.generation)
     notes = {each.note.replica: each.note.gpu_uuids for each in by_age}
-    inventory = await fleet.gpus.real_inventory(fleet.owners)
+    there = await applying.inventory_of(fleet, fleet.wanted)
+    used = (uuids for name, uuids in {**held, **notes}.items() if name.rpartition("-")[0] in fleet.wanted)
+    fleet.quarantine.set_aside_missing(there, {uuid for uuids in used for uuid in uuids})
+    inventory, blocked = fleet.quarantine.with_missing(there), fleet.quarantine.blocked()
     arranged = arrange(fleet.wanted, inventory, {**held, **notes}, quarantined=blocked)
     ours, strays = adopt.match(found, records, {each.replica for each in arranged.assignments})
     for assignment in arranged.assignments:
@@ -117,7 +119,7 @@ async def _take_up_rolls(
             if record.former is not None:
                 wanted = _wanted_of(fleet, record.former)
                 everything = {**fleet.wanted, record.profile: wanted}
-                inventory = await fleet.gpus.real_inventory(fleet.owners)
+                inventory = await applying.inventory_of(fleet, everything)
                 placed = arrange(everything, inventory, held, quarantined=fleet.quarantine.blocked())
                 former = {each.replica: each for each in placed.assignments}
         except GpuserveError as error:
