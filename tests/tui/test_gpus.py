@@ -97,8 +97,9 @@ def test_what_is_not_possible_says_why() -> None:
 
 
 def test_state_and_reason_are_on_the_screen() -> None:
-    (row, *_) = tree_rows([ASIDE], [], cells.ASCII)
-    assert "QUARANTINED: Xid 95 (uncontained memory error)" in row.cells["about"][0].text
+    (row, why, *_) = tree_rows([ASIDE], [], cells.ASCII)
+    assert row.cells["about"][0].text == "QUARANTINED"
+    assert why.cells["what"][0].text == " +- Xid 95 (uncontained memory error)"
     waiting = replica(0, state="FAILED", pid=None)
     for wide in (True, False):
         (row,) = gpu_rows([ASIDE], [waiting], cells.ASCII, wide=wide)

@@ -87,6 +87,8 @@ def tree_rows(gpus: Sequence[GpuView], replicas: Sequence[ReplicaView], glyphs: 
 
 def _branch(gpu: GpuView, states: dict[str, ReplicaView], branch: str) -> list[Row]:
     rows = [_gpu(gpu)]
+    if gpu.reason:
+        rows.append(Row(f"{gpu.uuid}//why", {"what": (Cell(f" {branch} {c.plain(gpu.reason)}", "err"),)}))
     names = dict.fromkeys(owner.replica for owner in gpu.owners if owner.replica is not None)
     idle = [r.id for r in states.values() if gpu.index in r.gpus and r.id not in names]
     for name in [*names, *idle]:
@@ -113,7 +115,7 @@ def _gpu(gpu: GpuView) -> Row:
     numa = f"  NUMA {gpu.numa_node}" if gpu.numa_node is not None else ""
     used = f"{c.gib(gpu.memory_used_bytes)}/{c.gib(gpu.memory_total_bytes)}"
     percent = f"{c.count(gpu.utilization_pct)}%" if gpu.utilization_pct is not None else c.UNKNOWN
-    state = gpu.state if gpu.state == "OK" else f"{gpu.state}: {c.plain(gpu.reason or 'see its last events')}"
+    state = gpu.state if gpu.state == "OK" else gpu.state + ("" if gpu.reason else ": see its last events")
     return Row(
         gpu.uuid,
         {
