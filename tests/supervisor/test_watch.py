@@ -61,7 +61,7 @@ class Ready:
     def __post_init__(self) -> None:
         profile = Profile("quiet", "sim/tiny", "quiet", engine=EngineName.SIM, health=HEALTH)
         engine = registry.get(profile.engine, self.folder)
-        self.id = "quiet-0"
+        self.id, self.process = "quiet-0", None
         self.r = SimpleNamespace(state=State.READY, goal=Goal.SERVE, generation=1)
         self.assignment = Assignment(self.id, profile)
         self.around = SimpleNamespace(
