@@ -40,6 +40,8 @@ class Gpu:
     """Who the others are, as far as the driver tells."""
     blocked: str | None = None
     """Why nothing may be placed here: quarantined, lost."""
+    memory_reserved_bytes: int | None = None
+    """Part of the total that the driver keeps from CUDA."""
 
 
 @dataclass(frozen=True)

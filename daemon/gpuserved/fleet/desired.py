@@ -61,6 +61,8 @@ class Known:
 
     facts: ModelFacts | Unknown | None = None
     lookup: Lookup = unmeasured
+    version: str | None = None
+    """Of the vLLM that will run; None: unknown."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,9 @@ def arrange(
         if each.solved is not None:  # what runs is not weighed against today's free memory
             found = place(each.solved.applied(profile), ours, leases, keep=held)
         else:
-            found = place(profile, gpus, [*leases, *taken], keep=held, facts=about.facts, lookup=about.lookup)
+            found = place(
+                profile, gpus, [*leases, *taken], keep=held, facts=about.facts, lookup=about.lookup, version=about.version
+            )  # fmt: skip
         mine = {r: held[r] for r in held if r.rsplit("-", 1)[0] == name and held[r]}
         if isinstance(found, NoFit) and each.solved is not None and _all_wait(mine, gpus):
             found = Placements(())

@@ -162,6 +162,7 @@ def gpu_of(
         info.numa_node,
         foreign,
         lost,
+        info.memory_reserved_bytes,
     )
 
 

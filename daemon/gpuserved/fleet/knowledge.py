@@ -42,11 +42,12 @@ class Knowledge:
             facts = self._models.facts(profile, self._python(profile), self.hf_token)
         except Invalid as error:
             return Known(Unknown("unknown_architecture", error.message, error.hint or ""))
-        return Known(facts, self._lookup(profile, facts)) if isinstance(facts, ModelFacts) else Known(facts)
-
-    def _lookup(self, profile: Profile, facts: ModelFacts) -> Lookup:
+        if not isinstance(facts, ModelFacts):
+            return Known(facts)
         version = self._version(profile)
+        return Known(facts, self._lookup(profile, facts, version), version)
 
+    def _lookup(self, profile: Profile, facts: ModelFacts, version: str | None) -> Lookup:
         def find(setting: Setting) -> Measured | None:
             if version is None:
                 return None

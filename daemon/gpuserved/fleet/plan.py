@@ -35,7 +35,7 @@ def plan_profile(
     """
     known = Knowledge(state_dir, cache_dir).of(profile)
     gpus = with_simulated(inventory, [profile])
-    answer = place(profile, gpus, leases, facts=known.facts, lookup=known.lookup)
+    answer = place(profile, gpus, leases, facts=known.facts, lookup=known.lookup, version=known.version)
     if isinstance(answer, NoFit):
         return refusal_view(answer)
     assignments = [

@@ -100,6 +100,13 @@ class Nvml:
         found = self._ask("nvmlDeviceGetMemoryInfo", handle)
         return Memory(int(found.used), int(found.total)) if found is not None else None
 
+    def reserved_bytes(self, handle: Any) -> int | None:
+        """Part of the total that the driver keeps from CUDA; None: this driver does not tell."""
+        second = getattr(self._lib, "nvmlMemory_v2", None)  # the first form of the answer has it not
+        found = self._ask("nvmlDeviceGetMemoryInfo", handle, second) if second is not None else None
+        reserved = getattr(found, "reserved", None)
+        return int(reserved) if isinstance(reserved, int) else None
+
     def utilization_pct(self, handle: Any) -> float | None:
         """Share of the last sample period in which a kernel ran."""
         found = self._ask("nvmlDeviceGetUtilizationRates", handle)

@@ -27,6 +27,7 @@ class _Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     name: str
     memory_total_bytes: int
     memory_used_bytes: int | None = None
+    memory_reserved_bytes: int | None = None
     nvlink: list[int] = []
     numa_node: int | None = None
     compute_capability: str | None = None
@@ -75,6 +76,7 @@ def _info(gpu: _Gpu) -> GpuInfo:
         tuple(gpu.nvlink),
         gpu.numa_node,
         gpu.compute_capability,
+        memory_reserved_bytes=gpu.memory_reserved_bytes,
     )
 
 

@@ -118,6 +118,7 @@ class NvmlProvider:
             memory_total_bytes=memory.total_bytes if memory else None,
             numa_node=nvml.numa_node(parent),
             compute_capability=nvml.compute_capability(parent),
+            memory_reserved_bytes=nvml.reserved_bytes(handle),
         )
 
     def _with_links(self, device: _Device, others: list[_Device]) -> _Device:

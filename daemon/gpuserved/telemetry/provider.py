@@ -25,6 +25,8 @@ class GpuInfo:
     numa_node: int | None = None
     compute_capability: str | None = None
     simulated: bool = False
+    memory_reserved_bytes: int | None = None
+    """Part of the total that the driver keeps from CUDA."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gpuserved.core.planner.beside import with_beside
 from gpuserved.core.planner.layers import layers_of
 from gpuserved.core.planner.model import ModelFacts, Unknown, Weights
 from gpuserved.core.planner.parameters import count
@@ -30,6 +31,11 @@ _LENGTH_KEYS = (
 """vLLM takes the smallest of these (`derive_max_model_len_and_key`)."""
 _PADDED_HIDDEN = 256
 """mxfp4 kernels pad the hidden size to a multiple: gpt-oss-20b's 12.8 GiB of files load as 13.5 (llm-d-planner)."""
+_UNPADDED = 1.012
+"""What Triton's mxfp4 kernels make of the files' experts on a Hopper card: 13.03 and 61.43 GiB measured (0.26.0)."""
+_HIDDEN_HELD = {"llama": 3, "mistral": 3, "mixtral": 3, "qwen2": 3, "qwen3": 4}
+_HIDDEN_HELD_ELSE = 5
+"""Hidden states kept beside a step's widest intermediate, measured (0.26.0); five with Gemma's norms, the most there are."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ def read(
             architecture,
             "there are no weights beside its config.json, and their size does not follow from it",
         )
-    return replace(facts, weights=weights)
+    return replace(facts, weights=with_beside(weights, text, facts))
 
 
 def text_part(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,6 +125,8 @@ def _facts(
         identity=identity, architecture=architecture, layers=layers, attention_heads=heads,
         kv_heads=group.kv_heads if group else 0, hidden_size=hidden, vocab_size=integer(text, "vocab_size"),
         weights=Weights(0), divisible=tuple(divisible), intermediate_size=wide, experts=experts,
+        experts_per_token=integer(text, "num_experts_per_tok", "experts_per_token", "moe_topk", "top_k_experts", default=0),
+        expert_width=narrow or wide, hidden_held=_HIDDEN_HELD.get(kind_of(text), _HIDDEN_HELD_ELSE),
         max_length=_stretched(text, limit if isinstance(limit, int) else min(lengths, default=None)),
         dtype_bytes=4 if dtype in {"float32", "float"} else 2, quantization=_quantization(config, text),
         multimodal=any(key in config for key in ("vision_config", "audio_config", "thinker_config")), notes=notes,
@@ -173,8 +181,9 @@ def _weights(
         plain = 2 * (counted.total - counted.expert)
         experts = max(0, total - plain)
         padded = -(-facts.hidden_size // _PADDED_HIDDEN) * _PADDED_HIDDEN
-        experts = experts * padded // facts.hidden_size
-        return Weights(plain + experts, 2 * counted.replicated, experts, source=files.source)
+        loaded = experts * padded // facts.hidden_size
+        spare = max(0, loaded - int(experts * _UNPADDED))
+        return Weights(plain + loaded, 2 * counted.replicated, loaded, padding_bytes=spare, source=files.source)
     replicated = counted.replicated * 2 if counted.replicated * 2 < total else 0
     return Weights(total, replicated, int(total * share), source=files.source)
 

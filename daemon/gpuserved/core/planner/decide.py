@@ -41,6 +41,7 @@ def place(
     keep: Mapping[str, Sequence[str]] | None = None,
     facts: ModelFacts | Unknown | None = None,
     lookup: Lookup = unmeasured,
+    version: str | None = None,
 ) -> Placements | NoFit:
     """Place all replicas of a profile.
 
@@ -48,6 +49,7 @@ def place(
     :param keep: GPU UUIDs that replicas of this profile hold now; one that can stay there does.
     :param facts: None: an engine whose memory is not planned.
     :param lookup: what earlier starts measured.
+    :param version: of the vLLM that will run; None: unknown.
     """
     gpus = allowed(profile, inventory)
     if isinstance(gpus, NoFit):
@@ -57,14 +59,12 @@ def place(
     if not isinstance(facts, ModelFacts) or not gpus or any(gpu.memory_total_bytes is None for gpu in gpus):
         unknown = facts if isinstance(facts, Unknown) and profile.engine is EngineName.VLLM else None
         return plain.place(profile, space, own, unknown)
-    return _planned(profile, space, own, facts, lookup)
+    asked = Asked(profile, as_started(facts, profile.flags), space.free, own, lookup, version)
+    return _planned(asked, space)
 
 
-def _planned(
-    profile: Profile, space: Room, keep: Mapping[str, Sequence[str]], facts: ModelFacts, lookup: Lookup
-) -> Placements | NoFit:
-    asked = Asked(profile, as_started(facts, profile.flags), space.free, keep, lookup)
-    facts = asked.facts
+def _planned(asked: Asked, space: Room) -> Placements | NoFit:
+    profile, facts = asked.profile, asked.facts
     if too_long := refusals.too_long(asked):
         return too_long
     if not space.free and profile.replicas != 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from gpuserved.core.planner.model import LayerKind, ModelFacts, Weights
+from gpuserved.core.planner.model import LayerKind, ModelFacts
 from gpuserved.core.profile import FlagValue
 
 GIB = 1024**3
@@ -52,20 +52,20 @@ def quantised(facts: ModelFacts, left: float) -> ModelFacts:
     return replace(
         facts,
         quantization="while loading",
-        weights=Weights(
+        weights=replace(
+            weights,
             total_bytes=plain + int((weights.total_bytes - plain) * left),
-            replicated_bytes=weights.replicated_bytes,
             expert_bytes=int(weights.expert_bytes * left),
-            source=weights.source,
             loading_bytes=weights.total_bytes,
         ),
     )
 
 
 def adapter_bytes(facts: ModelFacts, rank: int, slots: int) -> int:
-    """What vLLM reserves for `slots` LoRA adapters: two matrices beside each of a layer's seven. Not divided by tensor parallel."""
+    """What vLLM reserves for `slots` LoRA adapters: two matrices beside each of a layer's seven, the
+    embedding and the output layer. Not divided by tensor parallel."""
     hidden = facts.hidden_size
-    total = 0
+    total = 2 * (hidden + facts.vocab_size)  # the embedding and the output layer
     for group in facts.layers:
         if group.kind is LayerKind.STATE:
             continue

@@ -21,7 +21,7 @@ class KvShape:
     """How the cache is laid out.
 
     :ivar value_bytes: of one number of the cache: 2 for bf16, 1 for fp8.
-    :ivar in_flight_tokens: `max_num_batched_tokens`; a sliding window holds that many tokens more while they are computed.
+    :ivar in_flight_tokens: `max_in_flight_tokens`; a sliding window holds that many tokens more while they are computed.
     """
 
     tensor_parallel_size: int = 1
@@ -87,7 +87,7 @@ def _blocks(group: Layers, shape: KvShape, length: int, block: int) -> int:
         return 1
     if group.kind is LayerKind.SLIDING:
         held = group.window - 1 + shape.in_flight_tokens
-        return min(whole, -(-held // block) + 1)
+        return -(-min(held, length) // block) + 1  # a window may begin in the midst of a block
     return whole
 
 

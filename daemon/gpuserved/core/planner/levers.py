@@ -86,7 +86,7 @@ def smallest_change(asked: Asked, card: Card | None, found: tuple[Lever, ...], s
     for more in range(size + 1, 65):
         if divides(facts, more) is None:
             setting = Setting(
-                card.total_bytes, tensor_parallel_size=more, kv_value_bytes=card.shape.value_bytes
+                card.total_bytes, tensor_parallel_size=more, kv_value_bytes=card.shape.value_bytes, version=asked.version
             )
             length = min(asked.limit, wanted or VLLM_DEFAULT_LENGTH)
             if memory.card(facts, setting).longest(facts, length) >= length:

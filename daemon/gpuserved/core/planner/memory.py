@@ -1,7 +1,8 @@
 """The memory of one GPU under vLLM, item by item.
 
 vLLM (`gpu_worker.determine_available_memory`, 0.21 and later): KV cache = utilisation x total - weights - activation peak -
-non-torch - CUDA graphs. What it measures at start-up is estimated here, never below the highest figure measured for its kind.
+non-torch - CUDA graphs. What it measures at start-up is estimated here: by the release's own rules where the release is known
+(`releases`), else never below the highest figure measured for its kind.
 """
 
 from __future__ import annotations
@@ -9,57 +10,24 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from gpuserved.core.planner import kv
+from gpuserved.core.planner.beside import rounding
 from gpuserved.core.planner.kv import KvShape
 from gpuserved.core.planner.model import ModelFacts
+from gpuserved.core.planner.peak import Batch, Split, activation_peak, default_batch
+from gpuserved.core.planner.releases import GIB, MIB, Release, release_of
 
-GIB = 1024**3
 DEFAULT_UTILIZATION = 0.92
 """vLLM's own since it counts CUDA graphs; 0.90 before, which left graphs out."""
-ERROR_SHARE = 0.02
-"""Of a card, kept for what an estimate cannot know: CUDA sees 480 MiB less of an H100 than NVML (measured), CUDA graphs of
-large models take up to 1.03 GiB of 80 (llm-d-planner's table). The step from 0.90 to 0.92 is the same 2 %."""
-NON_TORCH_BYTES = int(0.15 * GIB)
-"""CUDA context and libraries of one GPU alone; measured 0.13 to 0.14 GiB (llm-d-planner)."""
-NON_TORCH_PARALLEL_BYTES = int(0.55 * GIB)
-"""The same with NCCL's buffers; measured 0.54 to 0.55 GiB at two GPUs (llm-d-planner)."""
-SAMPLER_BYTES = 39.6
-"""Per sequence and vocabulary entry of the sampler's dummy run, where the activation peak is. Seven text models of
-llm-d-planner's table on an H100 measure 38.4 to 39.6 (for example 4.76 GiB / (1024 x 128,256))."""
+RESERVED_SHARE, RESERVED_LEAST_BYTES = 0.011, 640 * MIB
+"""Of a card, that the driver keeps from CUDA where NVML does not say how much: 479 MiB of an H100's 81559 are measured, and
+others report 350 to 870 MiB of cards of 24 to 80 GB."""
 LOADING_SHARE = 0.95
 """Of a card, that weights may take before they are quantised: then there is neither cache nor activation."""
-MULTIMODAL_BYTES = GIB
-"""Kept for an encoder's peak and outputs, which depend on the model and its largest image; not measured."""
-LARGE_CARD_BYTES = 70 * GIB
-HUGE_CARD_BYTES = 160 * GIB
-"""Where vLLM raises its batch defaults (`arg_utils`): 8192 tokens and 1024 sequences, from 160 GiB on 16384 tokens."""
-DENSE_FLOOR_BYTES = 5 * GIB
-"""Peak of a dense model with a large card's defaults: 4.84 GiB is the highest measured at 128k vocabulary."""
-MOE_FLOOR_BYTES = int(7.6 * GIB)
-"""The same for experts: 7.38 GiB is the highest measured (gpt-oss)."""
-SMALL_FLOOR_BYTES = 2 * GIB
-"""Peak on a smaller card (2048 tokens, 256 sequences): 1.2 GiB by the sampler's formula; nobody published a measurement."""
-GRAPH_BYTES = int(0.6 * GIB)
-GRAPH_SMALL_BYTES = int(0.3 * GIB)
-"""CUDA graphs: 0.39 to 0.6 GiB is usual on an H100; smaller batches capture fewer."""
-MEASURED_PEAK_BYTES = {"Mistral3ForConditionalGeneration": int(2.5 * GIB)}
-"""Architectures whose measured peak is far from the formula: 2.12 GiB at 131k vocabulary (llm-d-planner, vLLM 0.11)."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """vLLM's limits of one engine step."""
-
-    sequences: int
-    tokens: int
-
-
-def default_batch(memory_total_bytes: int, gpu_name: str) -> Batch:
-    """What the API server of vLLM 0.26 to 0.33 takes where nothing is set (`arg_utils._get_default_batch...`)."""
-    if memory_total_bytes >= HUGE_CARD_BYTES:
-        return Batch(1024, 16384)
-    if memory_total_bytes >= LARGE_CARD_BYTES and "a100" not in gpu_name.lower():
-        return Batch(1024, 8192)
-    return Batch(256, 2048)
+BATCHES_IN_FLIGHT = 2
+"""With asynchronous scheduling (`VllmConfig.max_concurrent_batches`): a window keeps the tokens of both."""
+BYTE_CACHE_BYTES = 32 * MIB
+"""What an 8-bit cache holds beside the weights, whatever its size: measured once (8B, 0.26.0), cause not found."""
+_HOPPER = ("h100", "h200", "h800", "h20", "gh200")
 
 
 @dataclass(frozen=True)
@@ -72,13 +40,19 @@ class Setting:
     data_parallel_size: int = 1
     """Of vLLM's own data parallelism: experts are split over it."""
     utilization: float | None = None
-    """`gpu_memory_utilization`; None: the planner's choice, 0.92 less `ERROR_SHARE` for the estimate's error."""
+    """`gpu_memory_utilization`; None: the planner's choice, 0.92 less the release's `error_share`."""
     kv_value_bytes: int | None = None
     """None: the model's own type."""
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     graphs: bool = True
     """False with `enforce_eager`, or for a vLLM before 0.21, which did not count them."""
+    async_scheduling: bool = True
+    """False with `async_scheduling = false`; on by default since 0.14."""
+    version: str | None = None
+    """Of the vLLM that will run; None: unknown, and no less is planned than any release takes."""
+    memory_reserved_bytes: int | None = None
+    """Part of the total that the driver keeps from CUDA; None: NVML does not say."""
     kv_cache_bytes: int | None = None
     """`kv_cache_memory_bytes`: vLLM then takes this and looks at no utilisation."""
     measured: Measured | None = None
@@ -142,62 +116,99 @@ def weights_per_gpu(facts: ModelFacts, tensor_parallel_size: int, data_parallel_
     return max(0, whole - weights.offloaded_bytes)
 
 
-def activation_peak(facts: ModelFacts, batch: Batch, memory_total_bytes: int, gpu_name: str) -> int:
-    """The transient peak of vLLM's profiling run, CUDA graphs left out."""
-    if facts.architecture in MEASURED_PEAK_BYTES:
-        return MEASURED_PEAK_BYTES[facts.architecture]
-    sampler = int(SAMPLER_BYTES * batch.sequences * facts.vocab_size)
-    # Hidden states, their normed copy and residual, and the widest intermediate with its gate.
-    forward = batch.tokens * facts.dtype_bytes * (4 * facts.hidden_size + 3 * facts.intermediate_size)
-    large = default_batch(memory_total_bytes, gpu_name).tokens > 2048
-    floor = (MOE_FLOOR_BYTES if facts.experts else DENSE_FLOOR_BYTES) if large else SMALL_FLOOR_BYTES
-    return max(sampler, forward, floor) + (MULTIMODAL_BYTES if facts.multimodal else 0)
+def _weights(facts: ModelFacts, setting: Setting, release: Release) -> int:
+    found = weights_per_gpu(facts, setting.tensor_parallel_size, setting.data_parallel_size)
+    if not release.reserve_apart:
+        return found
+    weights, tp = facts.weights, setting.tensor_parallel_size
+    unpadded = any(name in setting.gpu_name.lower() for name in _HOPPER)
+    padding = weights.padding_bytes // (tp * setting.data_parallel_size) if unpadded else 0
+    scales = BYTE_CACHE_BYTES if setting.kv_value_bytes == 1 else 0
+    return found - padding + scales + weights.beside_bytes + weights.copied_bytes // tp + rounding(weights, tp)
+
+
+def cuda_bytes(setting: Setting, release: Release) -> int:
+    """What CUDA sees of the card: `gpu_memory_utilization` is a share of this."""
+    total, reserved = setting.memory_total_bytes, setting.memory_reserved_bytes
+    if not release.reserve_apart:
+        return total  # the release's error holds the reserve
+    if reserved is None:
+        reserved = max(RESERVED_LEAST_BYTES, int(RESERVED_SHARE * total))
+    return max(0, total - reserved)
 
 
 def card(facts: ModelFacts, setting: Setting) -> Card:
     """The memory card of one GPU."""
+    release = release_of(setting.version)
     default = default_batch(setting.memory_total_bytes, setting.gpu_name)
     batch = Batch(setting.max_num_seqs or default.sequences, setting.max_num_batched_tokens or default.tokens)
-    total, tp = setting.memory_total_bytes, setting.tensor_parallel_size
-    shape = KvShape(tp, setting.kv_value_bytes or facts.dtype_bytes, batch.tokens)
-    utilization = DEFAULT_UTILIZATION if setting.utilization is None else setting.utilization
-    budget = int(total * utilization)
-    if setting.measured is not None:
-        return _measured_card(facts, setting, shape, budget, setting.measured)
-    weights = weights_per_gpu(facts, tp, setting.data_parallel_size)
-    activation = activation_peak(facts, batch, total, setting.gpu_name)
-    world = tp * setting.data_parallel_size
-    non_torch = NON_TORCH_BYTES if world == 1 else NON_TORCH_PARALLEL_BYTES
-    graphs = (GRAPH_BYTES if default.tokens > 2048 else GRAPH_SMALL_BYTES) if setting.graphs else 0
-    error = max(0, int(ERROR_SHARE * total) - graphs)
-    if setting.kv_cache_bytes is not None:
-        return _fixed_card(facts, setting, shape, (weights, activation, graphs, non_torch))
+    tp = setting.tensor_parallel_size
+    in_flight = batch.tokens * (BATCHES_IN_FLIGHT if setting.async_scheduling else 1)
+    shape = KvShape(tp, setting.kv_value_bytes or facts.dtype_bytes, in_flight)
     chosen = setting.utilization is None  # then the error has room of its own; else the verdict must keep it
-    room = budget - weights - activation - non_torch - graphs - (error if chosen else 0)
-    before = (
-        int(total * LOADING_SHARE) - facts.weights.loading_bytes // tp
-    )  # it is all there before it shrinks
+    utilization = DEFAULT_UTILIZATION if setting.utilization is None else setting.utilization
+    if setting.measured is not None:
+        budget = int(setting.memory_total_bytes * utilization)
+        return _measured_card(facts, setting, shape, budget, setting.measured)
+    large = default.tokens > 2048
+    split = Split(tp, setting.data_parallel_size, setting.graphs)
+    items = Items(
+        weights=_weights(facts, setting, release),
+        activation=activation_peak(facts, batch, split, release, large=large),
+        graphs=_graphs(facts, batch, release, large=large) if setting.graphs else 0,
+        non_torch=release.non_torch_bytes if tp * setting.data_parallel_size == 1 else release.non_torch_parallel_bytes,
+    )  # fmt: skip
+    if setting.kv_cache_bytes is not None:
+        return _fixed_card(facts, setting, shape, items)
+    total, budget = setting.memory_total_bytes, int(cuda_bytes(setting, release) * utilization)
+    held = 0 if release.reserve_apart else items.graphs
+    error = max(0, int(release.error_share * total) - held)
+    room = budget - items.sum - (error if chosen else 0)
+    # It is all there before it shrinks.
+    before = int(total * LOADING_SHARE) - facts.weights.loading_bytes // tp
     room = room if before >= 0 else min(room, before)
     return Card(
-        total_bytes=total, utilization=utilization, weights_bytes=weights, activation_bytes=activation, graph_bytes=graphs,
-        non_torch_bytes=non_torch, kv_cache_bytes=room, headroom_bytes=total - budget + (error if chosen else 0),
-        margin_bytes=0 if chosen else error, kv_cache_tokens=kv.tokens(facts, shape, max(0, room)), shape=shape,
-        source="estimated",
+        total_bytes=total, utilization=utilization, weights_bytes=items.weights, activation_bytes=items.activation,
+        graph_bytes=items.graphs, non_torch_bytes=items.non_torch, kv_cache_bytes=room,
+        headroom_bytes=total - items.sum - room, margin_bytes=0 if chosen else error,
+        kv_cache_tokens=kv.tokens(facts, shape, max(0, room)), shape=shape, source="estimated",
     )  # fmt: skip
 
 
-def _fixed_card(
-    facts: ModelFacts, setting: Setting, shape: KvShape, items: tuple[int, int, int, int]
-) -> Card:
+@dataclass(frozen=True)
+class Items:
+    """What is not KV cache, in bytes."""
+
+    weights: int
+    activation: int
+    graphs: int
+    non_torch: int
+
+    @property
+    def sum(self) -> int:
+        """All of it."""
+        return self.weights + self.activation + self.graphs + self.non_torch
+
+
+def _graphs(facts: ModelFacts, batch: Batch, release: Release, *, large: bool) -> int:
+    """CUDA graphs, where they are taken from the KV cache. Their number follows `max_num_seqs`, up to 512 tokens."""
+    if release.runs_second(facts) and not release.counts_second_graphs:
+        return 0
+    many = batch.sequences > 256 if release.reserve_apart else large
+    return release.graph_bytes if many else release.graph_small_bytes
+
+
+def _fixed_card(facts: ModelFacts, setting: Setting, shape: KvShape, items: Items) -> Card:
     """A cache of a fixed size: it fits where everything together leaves the estimate's error free."""
-    weights, activation, graphs, non_torch = items
+    release = release_of(setting.version)
     total, room = setting.memory_total_bytes, setting.kv_cache_bytes or 0
     share = setting.utilization if setting.utilization is not None else 1.0
-    over = int(total * share) - sum(items) - room - int(ERROR_SHARE * total)
+    over = int(cuda_bytes(setting, release) * share) - items.sum - room - int(release.error_share * total)
     room = room if over >= 0 else over  # what is missing
     return Card(
-        total_bytes=total, utilization=share, weights_bytes=weights, activation_bytes=activation, graph_bytes=graphs,
-        non_torch_bytes=non_torch, kv_cache_bytes=room, headroom_bytes=total - sum(items) - room, margin_bytes=0,
+        total_bytes=total, utilization=share, weights_bytes=items.weights, activation_bytes=items.activation,
+        graph_bytes=items.graphs, non_torch_bytes=items.non_torch, kv_cache_bytes=room,
+        headroom_bytes=total - items.sum - room, margin_bytes=0,
         kv_cache_tokens=kv.tokens(facts, shape, max(0, room)), shape=shape, source="estimated",
     )  # fmt: skip
 
@@ -213,7 +224,8 @@ def _measured_card(facts: ModelFacts, setting: Setting, shape: KvShape, budget: 
     )
     graphs = found.graph_bytes or 0
     rest = budget - room - weights - graphs
-    non_torch = NON_TORCH_BYTES if setting.tensor_parallel_size == 1 else NON_TORCH_PARALLEL_BYTES
+    release = release_of(found.version)
+    non_torch = release.non_torch_bytes if setting.tensor_parallel_size == 1 else release.non_torch_parallel_bytes
     if found.activation_bytes is not None:
         non_torch = rest - max(0, found.activation_bytes - graphs)
     return Card(

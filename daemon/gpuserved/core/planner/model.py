@@ -46,6 +46,14 @@ class Weights:
     """Part of the total that vLLM's own data parallelism splits over all its GPUs too."""
     loading_bytes: int = 0
     """What must be there for a moment while it is quantised; 0: no more than in the end."""
+    padding_bytes: int = 0
+    """Part of `expert_bytes` that some kernels pad; the ones that a Hopper card gets since 0.26 do not."""
+    beside_bytes: int = 0
+    """What every GPU holds beside the checkpoint: rotary tables."""
+    copied_bytes: int = 0
+    """What a tensor-parallel group holds twice: MLA's up-projections, once more as decoding wants them."""
+    matrices: tuple[tuple[int, int], ...] = ()
+    """(bytes, how many) of the large matrices, each of which the allocator rounds up."""
     offloaded_bytes: int = 0
     """Of each GPU's part, that `cpu_offload_gb` keeps in host memory."""
     source: str = "index"
@@ -69,7 +77,13 @@ class ModelFacts:
     divisible: tuple[tuple[str, int], ...] = ()
     """Sizes beside the heads that a tensor-parallel size must divide, with their names in the configuration."""
     intermediate_size: int = 0
+    hidden_held: int = 5
+    """Hidden states of a step that are kept beside its widest intermediate: residual, input and output; more with more norms."""
     experts: int = 0
+    experts_per_token: int = 0
+    """0: the configuration does not say."""
+    expert_width: int = 0
+    """Intermediate size of one expert."""
     max_length: int | None = None
     """Longest context by the configuration; None: it names none."""
     dtype_bytes: int = 2

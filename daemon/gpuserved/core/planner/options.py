@@ -71,6 +71,8 @@ class Asked:
     free: tuple[Gpu, ...]
     keep: Mapping[str, Sequence[str]]
     lookup: Lookup
+    version: str | None = None
+    """Of the vLLM that will run; None: unknown."""
 
     @property
     def limit(self) -> int:
@@ -86,6 +88,8 @@ class Asked:
             utilization=chosen_utilization(self.profile, gpu), kv_value_bytes=kv_value_bytes(flags),
             max_num_seqs=_whole(flags.get("max_num_seqs")), max_num_batched_tokens=_whole(flags.get("max_num_batched_tokens")),
             kv_cache_bytes=_whole(flags.get("kv_cache_memory_bytes")), graphs=flags.get("enforce_eager") is not True,
+            async_scheduling=flags.get("async_scheduling") is not False, version=self.version,
+            memory_reserved_bytes=gpu.memory_reserved_bytes,
         )  # fmt: skip
         return bare.with_measured(self.lookup(bare))
 
