@@ -39,6 +39,8 @@ def test_a_start_is_measured_and_the_next_plan_says_so(
     profile = text(model, vllm_stand_in, "max_model_len = 8192\nreplicas = 1\n")
     first = plan(box, box.write("m", profile))["placements"][0]  # without a daemon, on the GPUs it would see
     assert (first["memory_source"], first["gpu_memory_utilization"]) == ("estimated", 0.92)
+    assert first["memory_release"] == "0.27 and later", "the vLLM that would run"
+    assert first["kv_cache_tokens"] > 422_512, "which is what is planned where no vLLM can be asked"
     box.up({"m": profile})
     assert argument(box, "m-0", "--max-model-len") == "8192"
     assert argument(box, "m-0", "--gpu-memory-utilization") == "0.92"
@@ -46,6 +48,7 @@ def test_a_start_is_measured_and_the_next_plan_says_so(
     second = plan(box, box.write("m2", profile))
     placed = second["placements"][0]
     assert (placed["memory_source"], placed["kv_cache_bytes"]) == ("measured", 8 * configs.GIB)
+    assert placed["memory_release"] is None
     assert placed["gpus"] == [1], "the first GPU is taken"
     assert "memory as vLLM measured it at an earlier start" in second["why"]
     other = plan(box, box.write("m3", profile + "[vllm]\nmax_num_seqs = 16\n"))["placements"][0]

@@ -65,7 +65,8 @@ def test_every_refusal_names_a_change_that_would_be_accepted(facts: Any) -> None
 
 def test_adapters_take_room() -> None:
     each = adapter_bytes(LLAMA, 16, 1)
-    assert each == 32 * (2 * 8192 + 2 * 5120 + 3 * 18_432) * 16 * 2
+    layers = 32 * (2 * 8192 + 2 * 5120 + 3 * 18_432)
+    assert each == (layers + 2 * (4096 + 128_256)) * 16 * 2, "with the embedding's and the output layer's"
     assert card({"enable_lora": True, "max_lora_rank": 64, "max_loras": 4}).kv_cache_bytes == card({}).kv_cache_bytes - 16 * each  # fmt: skip
     assert card({"enable_lora": True}, 2).kv_cache_bytes == card({}, 2).kv_cache_bytes - each, "on every GPU"
 

@@ -70,3 +70,13 @@ def test_a_measurement_beats_the_estimate_and_moves_with_the_utilisation() -> No
             + card.kv_cache_bytes + card.headroom_bytes
         )  # fmt: skip
         assert parts == H100
+
+
+def test_graphs_that_a_release_captures_from_what_is_left_over_are_not_in_the_budget() -> None:
+    """0.26 logs 0.98 GiB of graphs for this model and takes none of it from the KV cache: 56.51 GiB are what it says."""
+    found = Measured(int(56.51 * GIB), 0.92, int(15.0 * GIB), graph_bytes=int(0.98 * GIB), version="0.26.0")
+    card = memory.card(FACTS, Setting(H100, "H100", measured=found))
+    assert card.graph_bytes == 0
+    assert card.activation_bytes > GIB
+    later = Measured(int(55.5 * GIB), 0.92, int(15.0 * GIB), graph_bytes=int(0.98 * GIB), version="0.32.0")
+    assert memory.card(FACTS, Setting(H100, "H100", measured=later)).graph_bytes == int(0.98 * GIB)

@@ -27,6 +27,7 @@ models = st.sampled_from(MODELS)
 cards = st.sampled_from([24, 48, 80, 141])
 lengths = st.integers(1, 200_000)
 sizes = st.none() | st.sampled_from([1, 2, 3, 4, 8])
+versions = st.sampled_from([None, "0.26.0", "0.32.0"])
 utilizations = st.none() | st.sampled_from([0.5, 0.8, 0.9, 0.95])
 
 
@@ -35,23 +36,30 @@ def asked(length: int | None, size: int | None, utilization: float | None, **mor
     return configs.profile(max_model_len=length, tensor_parallel_size=size, flags=flags, **more)
 
 
-def fits(profile: Profile, gpus: list[Gpu], facts: ModelFacts) -> bool:
-    return isinstance(place(profile, gpus, facts=facts), Placements)
+def fits(profile: Profile, gpus: list[Gpu], facts: ModelFacts, version: str | None) -> bool:
+    return isinstance(place(profile, gpus, facts=facts, version=version), Placements)
 
 
 @settings(max_examples=150, deadline=None)
-@given(facts=models, card=cards, count=st.integers(1, 8), length=lengths, size=sizes, used=utilizations, linked=st.booleans())  # fmt: skip
+@given(facts=models, card=cards, count=st.integers(1, 8), length=lengths, size=sizes, used=utilizations, linked=st.booleans(), version=versions)  # fmt: skip
 def test_a_larger_length_never_fits_where_a_smaller_does_not(
-    facts: ModelFacts, card: int, count: int, length: int, size: int | None, used: float | None, linked: bool
+    facts: ModelFacts,
+    card: int,
+    count: int,
+    length: int,
+    size: int | None,
+    used: float | None,
+    linked: bool,
+    version: str | None,
 ) -> None:
     gpus = configs.host(count, card, linked=linked)
-    if not fits(asked(length, size, used), gpus, facts):
+    if not fits(asked(length, size, used), gpus, facts, version):
         for longer in (length + 1, length * 2, length + 50_000):
-            assert not fits(asked(longer, size, used), gpus, facts)
+            assert not fits(asked(longer, size, used), gpus, facts, version)
 
 
 @settings(max_examples=150, deadline=None)
-@given(facts=models, card=cards, count=st.integers(1, 7), length=st.none() | lengths, size=sizes, used=utilizations, replicas=st.none() | st.integers(1, 4))  # fmt: skip
+@given(facts=models, card=cards, count=st.integers(1, 7), length=st.none() | lengths, size=sizes, used=utilizations, replicas=st.none() | st.integers(1, 4), version=versions)  # fmt: skip
 def test_one_gpu_more_never_reduces_what_fits(
     facts: ModelFacts,
     card: int,
@@ -60,10 +68,11 @@ def test_one_gpu_more_never_reduces_what_fits(
     size: int | None,
     used: float | None,
     replicas: int | None,
+    version: str | None,
 ) -> None:
     profile = asked(length, size, used, replicas=replicas, max_model_len_auto=True)
-    few = place(profile, configs.host(count, card), facts=facts)
-    many = place(profile, configs.host(count + 1, card), facts=facts)
+    few = place(profile, configs.host(count, card), facts=facts, version=version)
+    many = place(profile, configs.host(count + 1, card), facts=facts, version=version)
     if isinstance(few, NoFit):
         return
     assert isinstance(many, Placements), many

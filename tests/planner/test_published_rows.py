@@ -1,7 +1,7 @@
 """KV cache that vLLM reported, measured and published by others, against the plan for the same flags.
 
 The source is llm-d-planner's table (docs/empirical-vllm-memory-results.md): an H100 with 79.18 GiB by CUDA, vLLM 0.11, before
-CUDA graphs were counted.
+CUDA graphs were counted. Its figures are planned for that release, and without a version, which no plan of another host has.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ ROWS: list[tuple[str, dict[str, Any], int, bool, int, float, float]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("version", ["0.11.0", None])
 @pytest.mark.parametrize(("name", "config", "size", "head", "gpus", "utilization", "reported"), ROWS)
 def test_kv_bytes_are_within_a_twentieth_and_not_above(
     name: str,
@@ -38,18 +39,20 @@ def test_kv_bytes_are_within_a_twentieth_and_not_above(
     gpus: int,
     utilization: float,
     reported: float,
+    version: str | None,
 ) -> None:
     facts = configs.facts(config, size, head=head)
-    setting = Setting(H100, "NVIDIA H100", gpus, utilization=utilization, graphs=False)
+    setting = Setting(H100, "NVIDIA H100", gpus, utilization=utilization, graphs=False, version=version)
     planned = memory.card(facts, setting).kv_cache_bytes / GIB
     assert 0.95 * reported <= planned <= reported
 
 
-def test_a_row_that_nothing_was_fitted_to_stays_on_the_safe_side() -> None:
-    """gpt-oss-120b left 3.33 GiB, which is less than a fourth of the error allowed for a card."""
+@pytest.mark.parametrize(("version", "least"), [("0.11.0", 3.06), (None, 2.9)])
+def test_a_known_miss_stays_on_the_safe_side(version: str | None, least: float) -> None:
+    """gpt-oss-120b left 3.33 GiB of a full card: 0.25 GiB less is planned, 0.3 % of the card, and 8 % of so little."""
     facts = configs.facts(configs.GPT_OSS_120B, 65_248_815_744)
-    card = memory.card(facts, Setting(H100, "NVIDIA H100", utilization=0.95, graphs=False))
-    assert 2.0 < card.kv_cache_bytes / GIB <= 3.33
+    card = memory.card(facts, Setting(H100, "NVIDIA H100", utilization=0.95, graphs=False, version=version))
+    assert least < card.kv_cache_bytes / GIB <= 3.33
     assert abs(card.weights_bytes / GIB - 64.38) < 0.5, "mxfp4 experts are padded when they are loaded"
 
 

@@ -57,8 +57,10 @@ class Driver(ModuleType):
         self._alive(handle)
         return b"NVIDIA H100\x1b[31m"
 
-    def nvmlDeviceGetMemoryInfo(self, handle: Any) -> SimpleNamespace:  # noqa: N802 - NVML's name
+    def nvmlDeviceGetMemoryInfo(self, handle: Any, version: int = 1) -> SimpleNamespace:  # noqa: N802 - NVML's name
         self._alive(handle)
+        if version != 1:
+            return SimpleNamespace(used=2 * GIB, reserved=GIB, total=80 * GIB)
         return SimpleNamespace(used=3 * GIB, total=80 * GIB)
 
     def nvmlDeviceGetComputeRunningProcesses(self, handle: Any) -> list[SimpleNamespace]:  # noqa: N802 - NVML's name
@@ -103,6 +105,7 @@ def test_figures_and_what_the_driver_does_not_know(driver: Driver) -> None:
     assert first.nvlink == (1,)
     assert provider.inventory()[2].nvlink == ()
     assert first.compute_capability is None
+    assert first.memory_reserved_bytes is None, "the binding knows the first form of the answer alone"
     sample = provider.sample()[0]
     assert sample.memory_used_bytes == 3 * GIB
     assert sample.power_w == pytest.approx(123.456)
@@ -110,6 +113,12 @@ def test_figures_and_what_the_driver_does_not_know(driver: Driver) -> None:
     assert sample.temperature_c is None
     assert sample.processes is not None
     assert [(p.pid, p.memory_bytes) for p in sample.processes] == [(40, None), (41, 2 * GIB)]
+
+
+def test_what_the_driver_keeps_for_itself_is_told_by_newer_bindings(driver: Driver) -> None:
+    driver.nvmlMemory_v2 = 2  # type: ignore[attr-defined]
+    first = NvmlProvider().inventory()[0]
+    assert (first.memory_total_bytes, first.memory_reserved_bytes) == (80 * GIB, GIB)
 
 
 @pytest.mark.fault(15)

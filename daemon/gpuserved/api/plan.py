@@ -31,6 +31,8 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
     """Left to nobody; with the other five it makes up the card."""
     memory_source: str | None = None
     """estimated, or measured: vLLM's own figures of an earlier start."""
+    memory_release: str | None = None
+    """The releases of vLLM by whose rules it is estimated; None: measured, or no version is known and the most is taken."""
     command: list[str] = []
     environment: dict[str, str] = {}
 

@@ -83,10 +83,16 @@ def _cards(placements: list[Placement]) -> Iterator[str]:
             continue
         seen.add(figures)
         yield ""
-        yield f"memory of each GPU of {one.replica} in GiB, {one.memory_source}:"
+        yield f"memory of each GPU of {one.replica} in GiB, {_basis(one)}:"
         rows = [[f"  {name}", _exact(getattr(one, key))] for name, key in _ITEMS]
         rows.append(["  total", _exact(sum(value for value in figures if isinstance(value, int)))])
         yield from table(["", ""], rows, frozenset({1}))[1:]
+
+
+def _basis(one: Placement) -> str:
+    if one.memory_source == "measured":
+        return "measured"
+    return f"estimated for {f'vLLM {one.memory_release}' if one.memory_release else 'any vLLM'}"
 
 
 def _exact(value: int) -> str:

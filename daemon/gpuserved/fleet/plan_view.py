@@ -66,6 +66,7 @@ def placement_view(assignment: Assignment, placed: Placed, made: Launch | None) 
         non_torch_bytes=card.non_torch_bytes,
         headroom_bytes=card.headroom_bytes,
         memory_source=card.source,
+        memory_release=card.release,
     )
 
 

@@ -33,9 +33,18 @@ _PADDED_HIDDEN = 256
 """mxfp4 kernels pad the hidden size to a multiple: gpt-oss-20b's 12.8 GiB of files load as 13.5 (llm-d-planner)."""
 _UNPADDED = 1.012
 """What Triton's mxfp4 kernels make of the files' experts on a Hopper card: 13.03 and 61.43 GiB measured (0.26.0)."""
-_HIDDEN_HELD = {"llama": 3, "mistral": 3, "mixtral": 3, "qwen2": 3, "qwen3": 4}
-_HIDDEN_HELD_ELSE = 5
-"""Hidden states kept beside a step's widest intermediate, measured (0.26.0); five with Gemma's norms, the most there are."""
+_HIDDEN_HELD = {
+    "llama": 3,
+    "mistral": 3,
+    "mixtral": 3,
+    "qwen2": 3,
+    "phi3": 3,
+    "qwen3": 4,
+    "granite": 4,
+    "gemma3_text": 5,
+}
+_HIDDEN_HELD_ELSE = 7
+"""Hidden states kept beside a step's widest intermediate, measured (0.26.0); seven with OLMo 2's norms, the most there are."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +136,7 @@ def _facts(
         weights=Weights(0), divisible=tuple(divisible), intermediate_size=wide, experts=experts,
         experts_per_token=integer(text, "num_experts_per_tok", "experts_per_token", "moe_topk", "top_k_experts", default=0),
         expert_width=narrow or wide, hidden_held=_HIDDEN_HELD.get(kind_of(text), _HIDDEN_HELD_ELSE),
+        logits_held=2 if text.get("final_logit_softcapping") else 1,
         max_length=_stretched(text, limit if isinstance(limit, int) else min(lengths, default=None)),
         dtype_bytes=4 if dtype in {"float32", "float"} else 2, quantization=_quantization(config, text),
         multimodal=any(key in config for key in ("vision_config", "audio_config", "thinker_config")), notes=notes,
@@ -183,7 +193,9 @@ def _weights(
         padded = -(-facts.hidden_size // _PADDED_HIDDEN) * _PADDED_HIDDEN
         loaded = experts * padded // facts.hidden_size
         spare = max(0, loaded - int(experts * _UNPADDED))
-        return Weights(plain + loaded, 2 * counted.replicated, loaded, padding_bytes=spare, source=files.source)
+        return Weights(
+            plain + loaded, 2 * counted.replicated, loaded, padding_bytes=spare, source=files.source
+        )
     replicated = counted.replicated * 2 if counted.replicated * 2 < total else 0
     return Weights(total, replicated, int(total * share), source=files.source)
 

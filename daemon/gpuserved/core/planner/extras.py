@@ -63,7 +63,8 @@ def quantised(facts: ModelFacts, left: float) -> ModelFacts:
 
 def adapter_bytes(facts: ModelFacts, rank: int, slots: int) -> int:
     """What vLLM reserves for `slots` LoRA adapters: two matrices beside each of a layer's seven, the
-    embedding and the output layer. Not divided by tensor parallel."""
+    embedding and the output layer. Not divided by tensor parallel.
+    """
     hidden = facts.hidden_size
     total = 2 * (hidden + facts.vocab_size)  # the embedding and the output layer
     for group in facts.layers:

@@ -11,6 +11,7 @@ from gpuserved.core.planner.extras import quantised
 from gpuserved.core.planner.memory import Card, Setting
 from gpuserved.core.planner.model import ModelFacts
 from gpuserved.core.planner.options import VLLM_DEFAULT_LENGTH, Asked, divides
+from gpuserved.core.planner.peak import default_batch
 
 HIGHEST_UTILIZATION = 0.95
 """Above it too little is left for what vLLM does not count: cuBLAS workspaces, fragmentation."""
@@ -53,7 +54,7 @@ def _changes(
         yield 'quantization = "fp8"', base, quantised(facts, 0.5)
         small = replace(quantised(facts, 0.5).weights, loading_bytes=0)
         yield "a checkpoint in fp8", base, replace(facts, weights=small)
-    default = memory.default_batch(setting.memory_total_bytes, setting.gpu_name)
+    default = default_batch(setting.memory_total_bytes, setting.gpu_name)
     if (setting.max_num_seqs or default.sequences) > FEWER_SEQUENCES:
         yield (
             f"max_num_seqs = {FEWER_SEQUENCES} and max_num_batched_tokens = 2048",
@@ -86,7 +87,10 @@ def smallest_change(asked: Asked, card: Card | None, found: tuple[Lever, ...], s
     for more in range(size + 1, 65):
         if divides(facts, more) is None:
             setting = Setting(
-                card.total_bytes, tensor_parallel_size=more, kv_value_bytes=card.shape.value_bytes, version=asked.version
+                card.total_bytes,
+                tensor_parallel_size=more,
+                kv_value_bytes=card.shape.value_bytes,
+                version=asked.version,
             )
             length = min(asked.limit, wanted or VLLM_DEFAULT_LENGTH)
             if memory.card(facts, setting).longest(facts, length) >= length:

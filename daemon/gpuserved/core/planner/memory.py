@@ -14,7 +14,7 @@ from gpuserved.core.planner.beside import rounding
 from gpuserved.core.planner.kv import KvShape
 from gpuserved.core.planner.model import ModelFacts
 from gpuserved.core.planner.peak import Batch, Split, activation_peak, default_batch
-from gpuserved.core.planner.releases import GIB, MIB, Release, release_of
+from gpuserved.core.planner.releases import MIB, UNKNOWN, Release, release_of
 
 DEFAULT_UTILIZATION = 0.92
 """vLLM's own since it counts CUDA graphs; 0.90 before, which left graphs out."""
@@ -95,6 +95,8 @@ class Card:
     shape: KvShape
     source: str
     """measured or estimated."""
+    release: str | None = None
+    """The releases of vLLM by whose rules it is estimated; None: it is measured, or no version is known."""
 
     def longest(self, facts: ModelFacts, limit: int) -> int:
         """The longest request up to `limit` that surely fits; 0: none."""
@@ -124,7 +126,9 @@ def _weights(facts: ModelFacts, setting: Setting, release: Release) -> int:
     unpadded = any(name in setting.gpu_name.lower() for name in _HOPPER)
     padding = weights.padding_bytes // (tp * setting.data_parallel_size) if unpadded else 0
     scales = BYTE_CACHE_BYTES if setting.kv_value_bytes == 1 else 0
-    return found - padding + scales + weights.beside_bytes + weights.copied_bytes // tp + rounding(weights, tp)
+    return (
+        found - padding + scales + weights.beside_bytes + weights.copied_bytes // tp + rounding(weights, tp)
+    )
 
 
 def cuda_bytes(setting: Setting, release: Release) -> int:
@@ -172,6 +176,7 @@ def card(facts: ModelFacts, setting: Setting) -> Card:
         graph_bytes=items.graphs, non_torch_bytes=items.non_torch, kv_cache_bytes=room,
         headroom_bytes=total - items.sum - room, margin_bytes=0 if chosen else error,
         kv_cache_tokens=kv.tokens(facts, shape, max(0, room)), shape=shape, source="estimated",
+        release=None if release is UNKNOWN else release.name,
     )  # fmt: skip
 
 
@@ -210,6 +215,7 @@ def _fixed_card(facts: ModelFacts, setting: Setting, shape: KvShape, items: Item
         graph_bytes=items.graphs, non_torch_bytes=items.non_torch, kv_cache_bytes=room,
         headroom_bytes=total - items.sum - room, margin_bytes=0,
         kv_cache_tokens=kv.tokens(facts, shape, max(0, room)), shape=shape, source="estimated",
+        release=None if release is UNKNOWN else release.name,
     )  # fmt: skip
 
 
@@ -222,10 +228,13 @@ def _measured_card(facts: ModelFacts, setting: Setting, shape: KvShape, budget: 
     weights = found.weights_bytes or weights_per_gpu(
         facts, setting.tensor_parallel_size, setting.data_parallel_size
     )
-    graphs = found.graph_bytes or 0
-    rest = budget - room - weights - graphs
     release = release_of(found.version)
-    non_torch = release.non_torch_bytes if setting.tensor_parallel_size == 1 else release.non_torch_parallel_bytes
+    apart = release.runs_second(facts) and not release.counts_second_graphs  # captured from what is left over
+    graphs = 0 if apart else found.graph_bytes or 0
+    rest = budget - room - weights - graphs
+    non_torch = (
+        release.non_torch_bytes if setting.tensor_parallel_size == 1 else release.non_torch_parallel_bytes
+    )
     if found.activation_bytes is not None:
         non_torch = rest - max(0, found.activation_bytes - graphs)
     return Card(

@@ -77,8 +77,10 @@ class ModelFacts:
     divisible: tuple[tuple[str, int], ...] = ()
     """Sizes beside the heads that a tensor-parallel size must divide, with their names in the configuration."""
     intermediate_size: int = 0
-    hidden_held: int = 5
+    hidden_held: int = 7
     """Hidden states of a step that are kept beside its widest intermediate: residual, input and output; more with more norms."""
+    logits_held: int = 1
+    """Copies of the logits at once: two where they are capped."""
     experts: int = 0
     experts_per_token: int = 0
     """0: the configuration does not say."""

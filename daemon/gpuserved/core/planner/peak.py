@@ -1,6 +1,6 @@
 """The transient peak of vLLM's profiling run: one step of `max_num_batched_tokens` tokens, then the sampler on `max_num_seqs` rows.
 
-What a step holds at its widest follows from shapes; measured on an H100 with 0.26.0 the sums below are met to 0.06 GiB.
+What a step holds at its widest follows from shapes; measured on an H100 with 0.26.0 the sums below are met to 0.13 GiB, those with experts to 0.6, and never exceeded.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from gpuserved.core.planner.releases import GIB, MIB, Release
 LARGE_CARD_BYTES = 70 * GIB
 HUGE_CARD_BYTES = 160 * GIB
 """Where vLLM raises its batch defaults (`arg_utils`): 8192 tokens and 1024 sequences, from 160 GiB on 16384 tokens."""
-BASE_BYTES = 64 * MIB
-"""cuBLAS' workspace (32 MiB) and small buffers: 32 to 52 MiB measured."""
+BASE_BYTES = 96 * MIB
+"""cuBLAS' workspace (32 MiB) and small buffers: 32 to 71 MiB measured."""
 MOE_BASE_BYTES = 128 * MIB
-"""The same with experts: 45 to 102 MiB measured."""
+"""The same with experts: 52 to 102 MiB measured."""
 STATE_BYTES = 4.25
 """Per sequence and vocabulary entry, held by the second runner: counts of sampled tokens (4 B), two bit masks."""
 SECOND_SAMPLER_BYTES = 2
@@ -69,15 +69,20 @@ def activation_peak(facts: ModelFacts, batch: Batch, split: Split, release: Rele
     :param large: the card has a large card's batch defaults; only the floors of an unknown release look at it.
     """
     more = MULTIMODAL_BYTES if facts.multimodal else 0
+    known = _MEASURED_PEAK_BYTES.get(facts.architecture)
+    if known is not None and not release.reserve_apart:
+        return known
     if not release.exact:
         return _floored(facts, batch, release, large=large) + more
-    if release.sampler_fixed_bytes:
-        measured = _MEASURED_PEAK_BYTES.get(facts.architecture)
-        sorting = int(release.sampler_bytes * batch.sequences * facts.vocab_size) + release.sampler_fixed_bytes
-        return (max(sorting, _step(facts, batch, split)) if measured is None else measured) + more
     entries = batch.sequences * facts.vocab_size
-    first = max(int(release.sampler_bytes * entries), _step(facts, batch, split))
-    second = max(SECOND_SAMPLER_BYTES * entries, _step(facts, batch, split))
+    tp = split.tensor_parallel_size
+    gathered = 2 * entries // tp if tp > 1 else 0  # each GPU's part of the logits, beside all of them
+    step = _step(facts, batch, split)
+    first = max(int(release.sampler_bytes * entries) + release.sampler_fixed_bytes + gathered, step)
+    if not release.reserve_apart:
+        return first + more
+    first += (facts.logits_held - 1) * SECOND_SAMPLER_BYTES * entries
+    second = max(facts.logits_held * SECOND_SAMPLER_BYTES * entries + gathered, step)
     if release.counts_state:
         second += int(STATE_BYTES * entries) + (MLA_BYTES if facts.mla else 0)
     if not release.runs_second(facts):
@@ -93,8 +98,6 @@ def _may_be_first(facts: ModelFacts) -> bool:
 
 
 def _floored(facts: ModelFacts, batch: Batch, release: Release, *, large: bool) -> int:
-    if facts.architecture in _MEASURED_PEAK_BYTES:
-        return _MEASURED_PEAK_BYTES[facts.architecture]
     sampler = int(release.sampler_bytes * batch.sequences * facts.vocab_size)
     # Hidden states, their normed copy and residual, and the widest intermediate with its gate.
     forward = batch.tokens * facts.dtype_bytes * (4 * facts.hidden_size + 3 * facts.intermediate_size)
@@ -110,7 +113,10 @@ def _step(facts: ModelFacts, batch: Batch, split: Split) -> int:
     """
     size, tokens, hidden = facts.dtype_bytes, batch.tokens, facts.hidden_size
     attention = max(
-        (2 * facts.attention_heads * g.head_dim + g.kv_heads * (g.head_dim + g.value_dim) for g in facts.layers),
+        (
+            2 * facts.attention_heads * g.head_dim + g.kv_heads * (g.head_dim + g.value_dim)
+            for g in facts.layers
+        ),
         default=0,
     )
     wide = max(3 * facts.intermediate_size, attention) // split.tensor_parallel_size
@@ -125,7 +131,8 @@ def _step(facts: ModelFacts, batch: Batch, split: Split) -> int:
 
 def _workspace(facts: ModelFacts, batch: Batch, split: Split) -> int:
     """Buffers that the experts' kernels keep (`TritonExperts.workspace_shapes`): of each token's experts, the widest input of
-    either matrix, and the output. The mxfp4 kernels keep four hidden states of a token."""
+    either matrix, and the output. The mxfp4 kernels keep four hidden states of a token.
+    """
     if not facts.experts or not facts.experts_per_token:
         return 0
     tokens = batch.tokens * split.data_parallel_size

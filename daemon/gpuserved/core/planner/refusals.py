@@ -5,8 +5,9 @@ from __future__ import annotations
 from gpuserved.core.placement import NoFit, Warned
 from gpuserved.core.planner import kv
 from gpuserved.core.planner.levers import levers, smallest_change
-from gpuserved.core.planner.memory import GIB, Card
+from gpuserved.core.planner.memory import Card
 from gpuserved.core.planner.options import VLLM_DEFAULT_LENGTH, Asked, Option, sizes
+from gpuserved.core.planner.releases import GIB
 from gpuserved.core.planner.room import Room
 from gpuserved.core.profile import Profile
 
