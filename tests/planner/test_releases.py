@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from tests.planner import configs
 
 from gpuserved.core.planner import beside, memory
+from gpuserved.core.planner.decide import unmeasured
 from gpuserved.core.planner.memory import Setting
+from gpuserved.core.planner.options import Asked
 from gpuserved.core.planner.releases import UNKNOWN, release_of
 
 GIB = configs.GIB
@@ -56,6 +59,27 @@ def test_later_releases_count_graphs_and_the_samplers_state() -> None:
     eager = memory.card(LLAMA, Setting(H100, "NVIDIA H100", version="0.32.0", graphs=False))
     assert eager.graph_bytes == 0
     assert eager.activation_bytes < new.activation_bytes, "nothing is compiled, so nothing is tuned"
+
+
+def test_a_flag_that_the_second_runner_does_not_know_is_planned_for_the_first() -> None:
+    """It samples on 32-bit copies, and takes its graphs from the KV cache: 14 B for each of 1024 sequences and 128256 entries."""
+
+    def room(**more: Any) -> memory.Card:
+        asked = Asked(configs.profile(**more), LLAMA, tuple(configs.host(1)), {}, unmeasured, "0.26.0")
+        return memory.card(LLAMA, asked.setting(asked.free[0], 1))
+
+    plain, drafted = room(), room(flags={"speculative_config": {"method": "ngram"}})
+    told = room(env={"VLLM_USE_V2_MODEL_RUNNER": "0"})
+    assert drafted.activation_bytes == told.activation_bytes >= 14 * 1024 * 128_256 > plain.activation_bytes
+    assert drafted.graph_bytes == told.graph_bytes > plain.graph_bytes == 0
+
+
+def test_a_large_embedding_is_planned_for_on_any_release() -> None:
+    """Tuning its kernel on a copy takes more than the floor of a small card."""
+    large = configs.facts(configs.llama(vocab_size=262_208, hidden_size=5376, num_attention_heads=42))
+    card = memory.card(large, Setting(int(configs.TOTALS_GIB[24] * GIB), "NVIDIA GeForce RTX 4090", 2))
+    whole = memory.card(large, Setting(int(configs.TOTALS_GIB[48] * GIB), "NVIDIA L40S"))
+    assert whole.activation_bytes > 262_208 * 5376 * 2 > card.activation_bytes
 
 
 def test_mxfp4_is_padded_but_on_a_hopper_card_of_a_release_that_does_not() -> None:

@@ -47,6 +47,8 @@ class Setting:
     max_num_batched_tokens: int | None = None
     graphs: bool = True
     """False with `enforce_eager`, or for a vLLM before 0.21, which did not count them."""
+    first_runner: bool = False
+    """True where a flag may keep the engine on vLLM's first model runner."""
     async_scheduling: bool = True
     """False with `async_scheduling = false`; on by default since 0.14."""
     version: str | None = None
@@ -155,11 +157,11 @@ def card(facts: ModelFacts, setting: Setting) -> Card:
         budget = int(setting.memory_total_bytes * utilization)
         return _measured_card(facts, setting, shape, budget, setting.measured)
     large = default.tokens > 2048
-    split = Split(tp, setting.data_parallel_size, setting.graphs)
+    split = Split(tp, setting.data_parallel_size, setting.graphs, setting.first_runner)
     items = Items(
         weights=_weights(facts, setting, release),
         activation=activation_peak(facts, batch, split, release, large=large),
-        graphs=_graphs(facts, batch, release, large=large) if setting.graphs else 0,
+        graphs=_graphs(facts, batch, split, release, large=large) if setting.graphs else 0,
         non_torch=release.non_torch_bytes if tp * setting.data_parallel_size == 1 else release.non_torch_parallel_bytes,
     )  # fmt: skip
     if setting.kv_cache_bytes is not None:
@@ -195,9 +197,10 @@ class Items:
         return self.weights + self.activation + self.graphs + self.non_torch
 
 
-def _graphs(facts: ModelFacts, batch: Batch, release: Release, *, large: bool) -> int:
+def _graphs(facts: ModelFacts, batch: Batch, split: Split, release: Release, *, large: bool) -> int:
     """CUDA graphs, where they are taken from the KV cache. Their number follows `max_num_seqs`, up to 512 tokens."""
-    if release.runs_second(facts) and not release.counts_second_graphs:
+    first, _ = release.runners(facts, first_runner=split.first_runner)
+    if not first and not release.counts_second_graphs:
         return 0
     many = batch.sequences > 256 if release.reserve_apart else large
     return release.graph_bytes if many else release.graph_small_bytes
@@ -229,7 +232,8 @@ def _measured_card(facts: ModelFacts, setting: Setting, shape: KvShape, budget: 
         facts, setting.tensor_parallel_size, setting.data_parallel_size
     )
     release = release_of(found.version)
-    apart = release.runs_second(facts) and not release.counts_second_graphs  # captured from what is left over
+    first, _ = release.runners(facts, first_runner=setting.first_runner)
+    apart = not first and not release.counts_second_graphs  # captured from what is left over
     graphs = 0 if apart else found.graph_bytes or 0
     rest = budget - room - weights - graphs
     non_torch = (

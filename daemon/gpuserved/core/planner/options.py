@@ -89,9 +89,23 @@ class Asked:
             max_num_seqs=_whole(flags.get("max_num_seqs")), max_num_batched_tokens=_whole(flags.get("max_num_batched_tokens")),
             kv_cache_bytes=_whole(flags.get("kv_cache_memory_bytes")), graphs=flags.get("enforce_eager") is not True,
             async_scheduling=flags.get("async_scheduling") is not False, version=self.version,
-            memory_reserved_bytes=gpu.memory_reserved_bytes,
+            first_runner=first_runner(self.profile), memory_reserved_bytes=gpu.memory_reserved_bytes,
         )  # fmt: skip
         return bare.with_measured(self.lookup(bare))
+
+
+_FIRST_RUNNER_FLAGS = frozenset({
+    "enable_dbo", "enable_elastic_ep", "enable_return_routed_experts", "logits_processors", "prefill_context_parallel_size",
+    "speculative_config",
+})  # fmt: skip
+"""What the second model runner does not know, or not in every form (`_get_v2_model_runner_unsupported_features`)."""
+
+
+def first_runner(profile: Profile) -> bool:
+    """True where vLLM may fall back to its first model runner, or is told to."""
+    return profile.env.get("VLLM_USE_V2_MODEL_RUNNER") == "0" or not _FIRST_RUNNER_FLAGS.isdisjoint(
+        profile.flags
+    )
 
 
 def kv_value_bytes(flags: Mapping[str, FlagValue]) -> int | None:

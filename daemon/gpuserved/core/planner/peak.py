@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gpuserved.core.planner.model import LayerKind, ModelFacts
-from gpuserved.core.planner.releases import GIB, MIB, Release
+from gpuserved.core.planner.model import ModelFacts
+from gpuserved.core.planner.releases import GIB, LATEST, MIB, Release
 
 LARGE_CARD_BYTES = 70 * GIB
 HUGE_CARD_BYTES = 160 * GIB
@@ -52,6 +52,8 @@ class Split:
     tensor_parallel_size: int = 1
     data_parallel_size: int = 1
     compiled: bool = True
+    first_runner: bool = False
+    """True where a flag may keep the engine on the first model runner."""
 
 
 def default_batch(memory_total_bytes: int, gpu_name: str) -> Batch:
@@ -69,40 +71,43 @@ def activation_peak(facts: ModelFacts, batch: Batch, split: Split, release: Rele
     :param large: the card has a large card's batch defaults; only the floors of an unknown release look at it.
     """
     more = MULTIMODAL_BYTES if facts.multimodal else 0
+    if release.reserve_apart:
+        return _by_runner(facts, batch, split, release) + more
     known = _MEASURED_PEAK_BYTES.get(facts.architecture)
-    if known is not None and not release.reserve_apart:
+    if known is not None:
         return known
-    if not release.exact:
-        return _floored(facts, batch, release, large=large) + more
-    entries = batch.sequences * facts.vocab_size
-    tp = split.tensor_parallel_size
-    gathered = 2 * entries // tp if tp > 1 else 0  # each GPU's part of the logits, beside all of them
-    step = _step(facts, batch, split)
-    first = max(int(release.sampler_bytes * entries) + release.sampler_fixed_bytes + gathered, step)
-    if not release.reserve_apart:
-        return first + more
-    first += (facts.logits_held - 1) * SECOND_SAMPLER_BYTES * entries
-    second = max(facts.logits_held * SECOND_SAMPLER_BYTES * entries + gathered, step)
-    if release.counts_state:
-        second += int(STATE_BYTES * entries) + (MLA_BYTES if facts.mla else 0)
-    if not release.runs_second(facts):
-        peak = first
-    else:  # where every model may be run by either, experts and states are not told apart
-        peak = max(first, second) if release.counts_state and _may_be_first(facts) else second
+    if release.exact:
+        return max(_sampler(facts, batch, split, release), _step(facts, batch, split)) + more
+    floors = (_MOE_FLOOR_BYTES if facts.experts else _DENSE_FLOOR_BYTES) if large else _SMALL_FLOOR_BYTES
+    latest = _by_runner(facts, batch, split, LATEST)
+    return max(_sampler(facts, batch, split, release), floors, latest) + more
+
+
+def _by_runner(facts: ModelFacts, batch: Batch, split: Split, release: Release) -> int:
+    """What the model's runner takes; the larger figure where either may run it."""
+    first, second = release.runners(facts, first_runner=split.first_runner)
+    step, entries = _step(facts, batch, split), batch.sequences * facts.vocab_size
+    peaks = []
+    if first:
+        capped = (facts.logits_held - 1) * SECOND_SAMPLER_BYTES * entries
+        peaks.append(max(_sampler(facts, batch, split, release), step) + capped)
+    if second:
+        sampler = facts.logits_held * SECOND_SAMPLER_BYTES * entries + _gathered(entries, split)
+        state = int(STATE_BYTES * entries) + (MLA_BYTES if facts.mla else 0) if release.counts_state else 0
+        peaks.append(max(sampler, step) + state)
     base = MOE_BASE_BYTES if facts.experts else BASE_BYTES
-    return base + _workspace(facts, batch, split) + peak + more
+    return base + _workspace(facts, batch, split) + max(peaks)
 
 
-def _may_be_first(facts: ModelFacts) -> bool:
-    return bool(facts.experts) or any(group.kind is LayerKind.STATE for group in facts.layers)
+def _sampler(facts: ModelFacts, batch: Batch, split: Split, release: Release) -> int:
+    """The first runner's."""
+    entries = batch.sequences * facts.vocab_size
+    return int(release.sampler_bytes * entries) + release.sampler_fixed_bytes + _gathered(entries, split)
 
 
-def _floored(facts: ModelFacts, batch: Batch, release: Release, *, large: bool) -> int:
-    sampler = int(release.sampler_bytes * batch.sequences * facts.vocab_size)
-    # Hidden states, their normed copy and residual, and the widest intermediate with its gate.
-    forward = batch.tokens * facts.dtype_bytes * (4 * facts.hidden_size + 3 * facts.intermediate_size)
-    floor = (_MOE_FLOOR_BYTES if facts.experts else _DENSE_FLOOR_BYTES) if large else _SMALL_FLOOR_BYTES
-    return max(sampler, forward, floor)
+def _gathered(entries: int, split: Split) -> int:
+    """Each GPU's part of the 16-bit logits, beside all of them."""
+    return 2 * entries // split.tensor_parallel_size if split.tensor_parallel_size > 1 else 0
 
 
 def _step(facts: ModelFacts, batch: Batch, split: Split) -> int:

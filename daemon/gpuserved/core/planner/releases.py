@@ -23,7 +23,7 @@ class SecondRunner(Enum):
     DENSE = "dense"
     """Models without experts and states, and a few with experts."""
     ANY = "any"
-    """All that it can run; the larger figure of both runners is taken."""
+    """All that it can run; with experts or states the larger figure of both runners is taken."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,18 @@ class Release:
     reserve_apart: bool = True
     """True where the driver's reserve and what lies beside the checkpoint are counted by themselves, not held by the error."""
 
-    def runs_second(self, facts: ModelFacts) -> bool:
-        """True where the second runner runs this model, as `VllmConfig.use_v2_model_runner` decides."""
-        if any(group.kind is LayerKind.STATE for group in facts.layers):
-            return self.second_runner is SecondRunner.ANY
-        if self.second_runner is SecondRunner.DENSE:
-            return not facts.experts or facts.architecture in _SECOND_WITH_EXPERTS
-        return self.second_runner is SecondRunner.ANY
+    def runners(self, facts: ModelFacts, *, first_runner: bool = False) -> tuple[bool, bool]:
+        """Whether the first, and the second, may run this model (`VllmConfig.use_v2_model_runner`).
+
+        :param first_runner: a flag asks for what the second may not know.
+        """
+        plain = not facts.experts and all(group.kind is not LayerKind.STATE for group in facts.layers)
+        if self.second_runner is SecondRunner.NONE:
+            return True, False
+        if self.second_runner is SecondRunner.ANY:
+            return first_runner or not plain, True
+        second = plain or facts.architecture in _SECOND_WITH_EXPERTS
+        return first_runner or not second, second
 
 
 _SECOND_WITH_EXPERTS = frozenset({"DeepseekV2ForCausalLM", "GraniteMoeForCausalLM", "Qwen2MoeForCausalLM"})
@@ -99,6 +104,7 @@ _V0_27 = Release(
 """By the code of 0.32: all memory that is gone counts, and graphs as they are captured (0.26 captures 0.37 to 1.04 GiB).
 Whether a release runs experts on the first runner or the second, the larger figure is taken."""
 
+LATEST = _V0_27
 _SINCE: tuple[tuple[tuple[int, int], Release], ...] = (
     ((0, 27), _V0_27),
     ((0, 26), _V0_26),
