@@ -66,6 +66,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Why these sizes, a sentence each."""
     levers: list[LeverView] = []
     """Where room is short: what makes more of it, the largest first."""
+    sampling: dict[str, float] = {}
+    """What a request gets that sets none of these: the model's generation_config.json with the profile's flags."""
+    answer_cap_tokens: int | None = None
+    """No answer is longer, whatever a request asks for."""
 
 
 class PlanRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -33,6 +33,7 @@ def _lines(found: Plan) -> Iterator[str]:
         yield from _placements(found.placements)
     for sentence in found.why:
         yield f"why: {clean(sentence)}"
+    yield from _sampling(found)
     yield from _cards(found.placements)
     if found.levers:
         yield ""
@@ -53,6 +54,14 @@ def _lines(found: Plan) -> Iterator[str]:
         for key, value in first.environment.items():
             yield f"  {key}={shlex.quote(clean(value))} \\"
         yield f"  {shlex.join(clean(word) for word in first.command)}"
+
+
+def _sampling(found: Plan) -> Iterator[str]:
+    if found.sampling:
+        words = ", ".join(f"{name} {value:g}" for name, value in sorted(found.sampling.items()))
+        yield f"sampling of requests that set nothing: {words} (the model's generation_config.json and the profile)"
+    if found.answer_cap_tokens is not None:
+        yield f"no answer is longer than {found.answer_cap_tokens} tokens: override_generation_config sets max_new_tokens"
 
 
 def _placements(placements: list[Placement]) -> list[str]:

@@ -19,6 +19,7 @@ from gpuserved.fleet.desired import Known
 from gpuserved.fleet.measured import MeasuredStore, key_of
 from gpuserved.models.facts import ModelReader
 from gpuserved.models.hub import Hub
+from gpuserved.models.sampling import Sampling
 from gpuserved.supervisor.surroundings import Assignment
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,10 @@ class Knowledge:
             return Known(facts)
         version = self._version(profile)
         return Known(facts, self._lookup(profile, facts, version), version)
+
+    def sampling(self, profile: Profile) -> Sampling:
+        """What a request gets that says nothing of sampling."""
+        return self._models.sampling(profile)
 
     def _lookup(self, profile: Profile, facts: ModelFacts, version: str | None) -> Lookup:
         def find(setting: Setting) -> Measured | None:

@@ -33,7 +33,8 @@ def plan_profile(
     :param on_paper: the inventory is another host's: what the engine here says of the profile is a warning, not an error.
     :raises Invalid: the profile cannot start on this host (bad flag, missing model, engine not installed).
     """
-    known = Knowledge(state_dir, cache_dir).of(profile)
+    knowledge = Knowledge(state_dir, cache_dir)
+    known = knowledge.of(profile)
     gpus = with_simulated(inventory, [profile])
     answer = place(profile, gpus, leases, facts=known.facts, lookup=known.lookup, version=known.version)
     if isinstance(answer, NoFit):
@@ -61,4 +62,4 @@ def plan_profile(
         for n, (one, placed) in enumerate(zip(assignments, answer.replicas, strict=True))
     ]
     warnings = [PlanWarning(code=one.code, message=one.message) for one in answer.warnings]
-    return plan_view(answer, views, warnings, said)
+    return plan_view(answer, views, warnings, said, knowledge.sampling(profile))

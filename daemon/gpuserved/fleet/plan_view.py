@@ -11,6 +11,7 @@ from gpuserved.api.plan import LeverView, Placement, Plan, Refusal
 from gpuserved.api.types import PlanWarning
 from gpuserved.core.placement import Lever, NoFit, Placed, Placements
 from gpuserved.engines.base import Engine, Launch, LaunchContext
+from gpuserved.models.sampling import Sampling
 from gpuserved.supervisor.surroundings import Assignment
 
 EXAMPLE_PORT = 0
@@ -93,7 +94,11 @@ def refusal_view(answer: NoFit) -> Plan:
 
 
 def plan_view(
-    placements: Placements, views: list[Placement], warnings: Sequence[PlanWarning], said: Sequence[str]
+    placements: Placements,
+    views: list[Placement],
+    warnings: Sequence[PlanWarning],
+    said: Sequence[str],
+    sampling: Sampling,
 ) -> Plan:
     """A plan that fits.
 
@@ -105,4 +110,6 @@ def plan_view(
         warnings=[*warnings, *(PlanWarning(code="engine", message=text) for text in said)],
         why=list(placements.why),
         levers=levers_view(placements.levers),
+        sampling=dict(sampling.defaults),
+        answer_cap_tokens=sampling.cap_tokens,
     )

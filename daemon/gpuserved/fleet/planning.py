@@ -14,6 +14,7 @@ from gpuserved.fleet import apply as applying
 from gpuserved.fleet.desired import Arranged, Wanted, arrange
 from gpuserved.fleet.gpus import gpu_of
 from gpuserved.fleet.plan_view import command_of, placement_view, plan_view
+from gpuserved.models.sampling import Sampling
 from gpuserved.telemetry.file import parse
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ async def plan(fleet: Fleet, request: PlanRequest) -> Plan:
             )
     except Refused as error:
         return _refused(error)
-    return _shown(fleet, arranged, request.name, wanted)
+    sampling = await asyncio.to_thread(fleet.knowledge.sampling, profile)
+    return _shown(fleet, arranged, request.name, wanted, sampling)
 
 
 def _refused(error: Refused) -> Plan:
@@ -63,7 +65,7 @@ def _refused(error: Refused) -> Plan:
     )
 
 
-def _shown(fleet: Fleet, arranged: Arranged, name: str, wanted: Wanted) -> Plan:
+def _shown(fleet: Fleet, arranged: Arranged, name: str, wanted: Wanted, sampling: Sampling) -> Plan:
     engine, cache_dir = fleet.engine(wanted.profile), Path(fleet.roots.cache)
     try:
         said = engine.check(wanted.profile)
@@ -75,4 +77,4 @@ def _shown(fleet: Fleet, arranged: Arranged, name: str, wanted: Wanted) -> Plan:
         placement_view(mine[one.replica], one, command_of(mine[one.replica], engine, cache_dir))
         for one in placements.replicas
     ]
-    return plan_view(placements, views, arranged.warnings, said)
+    return plan_view(placements, views, arranged.warnings, said, sampling)

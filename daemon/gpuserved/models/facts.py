@@ -11,6 +11,7 @@ from gpuserved.core.planner.model import ModelFacts, Unknown
 from gpuserved.core.profile import EngineName, Profile
 from gpuserved.models import cache, folder
 from gpuserved.models.hub import Hub, Wish
+from gpuserved.models.sampling import Sampling, sampling
 
 _KEPT = 64
 
@@ -43,6 +44,12 @@ class ModelReader:
         if where.folder is None:
             return _missing(profile, where, reason)
         return self._read(profile, where.folder)
+
+    def sampling(self, profile: Profile) -> Sampling:
+        """What a request of this profile gets that says nothing of sampling."""
+        if profile.engine is not EngineName.VLLM:
+            return Sampling()
+        return sampling(profile, self._find(profile).folder)
 
     def _find(self, profile: Profile) -> cache.Found:
         return cache.find(
