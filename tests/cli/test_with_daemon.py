@@ -94,7 +94,15 @@ def test_events_show_what_an_operator_does(served: Any) -> None:
         watching.send_signal(signal.SIGINT)
         watching.communicate(timeout=20)
     assert watching.returncode == 0
-    assert len(served("events").stdout.splitlines()) == 2
+    past = served("events").stdout
+    assert re.search(r"^\d\d-\d\d \d\d:\d\d:\d\d  demo-1  READY -> DRAINING", past, re.MULTILINE)
+    assert "gpuserved PID" in past
+    last = json.loads(served("events", "-n", "1", "--json").stdout)
+    assert (last["replica"]["id"], last["previous_state"]) == ("demo-1", "DRAINING")
+    # Unix seconds: what was written before the last event is left out.
+    assert len(served("events", "--since", str(last["at"])).stdout.splitlines()) == 1
+    none = served("events", "--since", "2999-01-01")
+    assert (none.returncode, none.stdout, none.stderr) == (0, "", "nothing has happened since then\n")
 
 
 def test_verbs_on_nobody_change_nothing(served: Any) -> None:

@@ -18,6 +18,7 @@ SIM = 'model = "sim/demo"\nengine = "sim"\nreplicas = 2\nmax_model_len = 4096\n'
         (["down", "--yes"], 3, "no daemon"),
         (["gpus"], 3, "no daemon"),
         (["events"], 3, "no daemon"),
+        (["events", "--since", "yesterday"], 2, "'yesterday' is no time: 10m"),
         (["stop", "demo-0"], 3, "no daemon"),
         (["chat", "hello"], 3, "no daemon"),
         (["logs", "demo-0"], 3, "no daemon"),

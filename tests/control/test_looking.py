@@ -37,6 +37,17 @@ def test_who_attaches_late_is_told_what_happened(daemon: Any) -> None:
     assert (told[0].replica.id, told[0].replica.state) == ("demo-1", "STOPPED")
 
 
+def test_recent_events_can_be_narrowed(daemon: Any) -> None:
+    for number in range(5):
+        daemon.do(daemon.fleet.bus.publish, "notice", message=str(number))
+    told = daemon.client.recent_events().events
+    assert [event.message for event in daemon.client.recent_events(newest=2).events] == ["3", "4"]
+    assert daemon.client.recent_events(newest=0).events == []
+    assert [e.message for e in daemon.client.recent_events(since=told[1].at).events] == ["1", "2", "3", "4"]
+    with pytest.raises(Invalid, match="expected a number, not negative"):
+        daemon.client.recent_events(since=-1.0)
+
+
 def test_profiles_are_listed_compared_and_applied(daemon: Any) -> None:
     assert [each.name for each in daemon.client.profiles().profiles] == ["demo"]
     assert daemon.client.profile_diff("demo").changes[0].action == "keep"

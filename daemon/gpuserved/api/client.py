@@ -130,9 +130,15 @@ class ControlClient(Transport):
             "GET", f"/replicas/{quote(replica, safe='')}/crash?previous={int(previous)}", CrashCard
         )
 
-    def recent_events(self) -> EventsView:
-        """What the daemon has reported of late, oldest first."""
-        return self._call("GET", "/events/recent", EventsView)
+    def recent_events(self, *, newest: int | None = None, since: float | None = None) -> EventsView:
+        """What has been reported of late, also by earlier daemons, oldest first.
+
+        :param newest: at most so many, the newest.
+        :param since: Unix seconds; nothing older.
+        """
+        known = {"n": newest, "since": since}
+        query = urlencode({key: value for key, value in known.items() if value is not None})
+        return self._call("GET", f"/events/recent?{query}", EventsView)
 
     def detail(self, replica: str) -> ReplicaDetail:
         """One replica with command line, environment and past."""

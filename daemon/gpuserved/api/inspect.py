@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from gpuserved.api.crash import CrashCard
 from gpuserved.api.types import FleetEvent, ReplicaView
 
 MASK = "********"
@@ -11,7 +12,7 @@ MASK = "********"
 
 
 class EventsView(msgspec.Struct, frozen=True, kw_only=True):
-    """What this daemon has reported of late, oldest first."""
+    """What has been reported of late, oldest first; what earlier daemons reported as well."""
 
     events: list[FleetEvent] = []
 
@@ -36,9 +37,11 @@ class ReplicaDetail(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
     log_files: list[str] = []
     history: list[Transition] = []
-    """As far back as this daemon has been running, oldest first."""
+    """Changes of state as far back as they are kept, also of earlier daemons, oldest first."""
     last_lines: list[str] = []
-    """Of the present start's log, or of the one that failed; without control bytes."""
+    """Of the present start's log, or of the one that failed; without control bytes and blank lines."""
+    crash: CrashCard | None = None
+    """Of the last start that ended by itself; None: none did, or its card is gone with its log."""
 
 
 class ProfileView(msgspec.Struct, frozen=True, kw_only=True):

@@ -64,6 +64,7 @@ async def serve(roots: Roots, config: DaemonConfig, args: argparse.Namespace, pa
     _wire(fleet, args, path, end)
     control = ControlServer(fleet, roots.control_socket)
     try:
+        fleet.inspection.history.begin(roots.log)
         await take_up(fleet)
         fleet.router.begin()
         fleet.gpus.begin(fleet.owners, fleet.telemetry)
@@ -71,13 +72,14 @@ async def serve(roots: Roots, config: DaemonConfig, args: argparse.Namespace, pa
         await control.start()
         reach("serve.listening")
         sdnotify.notify(notify, "READY=1")
-        log.info("gpuserved PID %s serves %s", os.getpid(), fleet.endpoint)
+        _say(fleet, f"gpuserved PID {os.getpid()} serves {fleet.endpoint}")
         if args.profiles:
             await _apply_folder(fleet, Path(args.profiles))
         watchdog = asyncio.ensure_future(_feed_watchdog(notify, watchdog_s))
         how = await end
         watchdog.cancel()
         sdnotify.notify(notify, "STOPPING=1")
+        _say(fleet, _farewell(how))
         if how is not None:
             await _stop_everything(fleet, how)
     finally:
@@ -89,8 +91,21 @@ async def serve(roots: Roots, config: DaemonConfig, args: argparse.Namespace, pa
         await fleet.webhook.close()
         await fleet.environments.close()
         fleet.gpus.close()
+        fleet.inspection.history.close()
         lock.release()
     return 0
+
+
+def _say(fleet: Fleet, what: str) -> None:
+    """To the log and to whoever reads events, also later: that a daemon ended explains what happened after."""
+    log.info("%s", what)
+    fleet.bus.publish("notice", message=what)
+
+
+def _farewell(how: Stop | None) -> str:
+    if how is None:
+        return "the daemon ends; replicas and router go on"
+    return "stopping everything" if how.drain else "stopping everything at once"
 
 
 async def _assemble(roots: Roots, config: DaemonConfig, args: argparse.Namespace) -> Fleet:
@@ -227,7 +242,6 @@ async def _apply_folder(fleet: Fleet, folder: Path) -> None:
 
 async def _stop_everything(fleet: Fleet, how: Stop) -> None:
     """Stop all replicas, then the router. What was wanted is forgotten only where the operator said `down`."""
-    log.info("stopping everything%s", "" if how.drain else " at once")
     fleet.leaving = {} if how.forget else dict(fleet.wanted)
     fleet.wanted = {}
     fleet.rolls.of.clear()

@@ -53,7 +53,7 @@ def card_lines(card: CrashCard, columns: int) -> list[str]:
         lines += ["", f"first traceback of {traceback.process or 'the API process'}:"]
         lines += [f"  {clean(line)}" for line in traceback.lines]
     if not card.tracebacks and card.last_lines:
-        lines += ["", "last lines:", *(f"  {clean(line)}" for line in card.last_lines)]
+        lines += ["", "last lines:", *(f"  {clean(line)}" for line in card.last_lines if line.strip())]
     lines += ["", f"log      {card.log}"]
     if card.evidence is not None:
         lines.append(f"evidence {card.evidence}")

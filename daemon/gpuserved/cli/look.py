@@ -1,4 +1,4 @@
-"""status, top, gpus, events, logs."""
+"""status, top, gpus, logs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from collections.abc import Callable
 import msgspec
 
 from gpuserved.api.errors import Conflict, Invalid, TimedOut, Unavailable
-from gpuserved.api.types import FleetEvent, ReplicaView, Status
+from gpuserved.api.types import Status
 from gpuserved.cli.crash import head_of_crash
-from gpuserved.cli.session import client_of, notice, print_json, warn, width
+from gpuserved.cli.session import client_of, notice, print_json, width
 from gpuserved.cli.text import gpu_lines, last_state, status_lines
 from gpuserved.cli.toptext import top_lines
-from gpuserved.host.logtail import clean
 
 _WATCH_S = 1.0
 _CLEAR = "\x1b[H\x1b[J"
@@ -107,42 +106,6 @@ def gpus(options: argparse.Namespace) -> int:
     else:
         print("no GPUs on this host, or none that the daemon may see")
     return 0
-
-
-def events(options: argparse.Namespace) -> int:
-    """`gpuserve events`."""
-    stream = client_of(options).events()
-    try:
-        for event in stream:
-            if options.json:
-                print_json(event)
-            else:
-                for line in event_lines(event):
-                    print(line, flush=True)
-            if not options.follow:
-                return 0
-    except KeyboardInterrupt:
-        return 0
-    finally:
-        stream.close()  # type: ignore[attr-defined]  # every Iterator here is a generator
-    warn("the daemon has gone")
-    return Unavailable.exit_code
-
-
-def event_lines(event: FleetEvent) -> list[str]:
-    """What a person wants to read of an event; telemetry is for screens."""
-    at = time.strftime("%H:%M:%S", time.localtime(event.at))
-    if event.kind == "snapshot" and event.status is not None:
-        return [f"{at}  {_state(replica)}" for replica in event.status.replicas] or [f"{at}  no replicas"]
-    if event.replica is not None:
-        return [f"{at}  {_state(event.replica, event.previous_state)}"]
-    return [f"{at}  {clean(event.message)}"] if event.message else []
-
-
-def _state(replica: ReplicaView, previous: str | None = None) -> str:
-    came = f"{previous} -> " if previous and previous != replica.state else ""
-    why = f"  {clean(replica.reason)}" if replica.reason else ""
-    return f"{clean(replica.id)}  {came}{replica.state}{why}"
 
 
 def logs(options: argparse.Namespace) -> int:

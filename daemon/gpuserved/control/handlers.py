@@ -11,6 +11,7 @@ from aiohttp import web
 import gpuserved
 from gpuserved.api.errors import Invalid
 from gpuserved.api.gpus import GpusRequest
+from gpuserved.api.inspect import EventsView
 from gpuserved.api.plan import PlanRequest
 from gpuserved.api.types import (
     PROTOCOL_VERSION,
@@ -96,8 +97,13 @@ class Handlers:
         return answer(await self._fleet.release_gpus(await _body(request, GpusRequest)))
 
     async def _recent_events(self, request: web.Request) -> web.Response:
-        del request
-        return answer(self._fleet.inspection.events())
+        since, newest = number(request, "since"), number(request, "n")
+        found = self._fleet.inspection.events().events
+        if since is not None:
+            found = [event for event in found if event.at >= since]
+        if newest is not None:
+            found = found[max(0, len(found) - int(newest)) :]
+        return answer(EventsView(events=found))
 
     async def _profiles(self, request: web.Request) -> web.Response:
         del request
@@ -153,6 +159,20 @@ async def _body(request: web.Request, kind: type[T]) -> T:
         raise Invalid(
             f"the request is not understood: {error}", "client and daemon may be of different releases"
         ) from None
+
+
+def number(request: web.Request, name: str) -> float | None:
+    """A query parameter that is a number, not negative; None: it is not there."""
+    text = request.query.get(name)
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise Invalid(f"{name}={text[:20]!r}: expected a number, not negative")
+    return value
 
 
 def flag(request: web.Request, name: str, *, default: bool) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from types import TracebackType
 from typing import final
 
@@ -13,7 +13,7 @@ from gpuserved.api.types import FleetEvent, ReplicaView, Status
 
 QUEUE_MAX = 256
 """Events kept for one reader: some minutes of a calm fleet, and a bounded few hundred KiB for a reader that is stuck."""
-RECENT_MAX = 500
+RECENT_MAX = 1_000
 """Events that are kept for who attaches later: changes of state and notices, never telemetry."""
 
 
@@ -40,6 +40,8 @@ class Bus:
         self._seq = 0
         self._readers: set[Subscription] = set()
         self._recent: deque[FleetEvent] = deque(maxlen=RECENT_MAX)
+        self.keep: Callable[[FleetEvent], None] = lambda _event: None
+        """Called with every event that is worth keeping; must not block."""
 
     @property
     def readers(self) -> int:
@@ -73,8 +75,13 @@ class Bus:
         )
         if kind == "notice" or (replica is not None and replica.state != previous_state):
             self._recent.append(event)
+            self.keep(event)
         for reader in self._readers:
             reader.offer(event)
+
+    def recall(self, events: Iterable[FleetEvent]) -> None:
+        """Events of before this bus, oldest first: they come first in `recent()`, and no reader is told."""
+        self._recent = deque([*events, *self._recent], maxlen=RECENT_MAX)
 
     def recent(self) -> list[FleetEvent]:
         """What has been reported of late, oldest first."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
-from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +10,7 @@ import msgspec
 
 from gpuserved.api.crash import CrashCard
 from gpuserved.api.errors import GpuserveError, NotFound
-from gpuserved.api.inspect import MASK, EventsView, ProfilesView, ProfileView, ReplicaDetail, Transition
+from gpuserved.api.inspect import MASK, EventsView, ProfilesView, ProfileView, ReplicaDetail
 from gpuserved.api.types import ApplyRequest, ApplyResult, GpuView
 from gpuserved.config.document import is_secret
 from gpuserved.config.profile import load_profile
@@ -20,6 +18,7 @@ from gpuserved.core.profile import Profile
 from gpuserved.engines.base import Launch, LaunchContext
 from gpuserved.fleet import views
 from gpuserved.fleet.desired import Wanted
+from gpuserved.fleet.history import History
 from gpuserved.host.logtail import last_lines, segments
 from gpuserved.supervisor import start
 from gpuserved.supervisor.owner import Owner
@@ -27,8 +26,6 @@ from gpuserved.supervisor.owner import Owner
 if TYPE_CHECKING:
     from gpuserved.fleet.fleet import Fleet
 
-HISTORY_MAX = 50
-"""Transitions kept of one replica: a crash loop of the default budget is some twenty."""
 LAST_LINES = 40
 _KEY = re.compile(r"\s*([\w\"'.-]+)\s*=")
 _HEADER = re.compile(r"\s*\[+\s*[\"']?([^\]\"'.]+)")
@@ -40,26 +37,17 @@ class Inspection:
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
-        self._history: dict[str, deque[Transition]] = {}
+        self.history = History(fleet.bus)
         self._gpu_states: dict[str, str] = {}
 
     def note(self, owner: Owner, previous_state: str) -> None:
-        """Remember one change of a replica; what changes nothing of its state is none."""
-        if owner.r.state.value != previous_state:
-            self._history.setdefault(owner.id, deque(maxlen=HISTORY_MAX)).append(
-                Transition(
-                    at=time.time(),
-                    generation=owner.r.generation,
-                    previous_state=previous_state,
-                    state=owner.r.state.value,
-                    reason=owner.r.reason or None,
-                )
-            )
+        """Remember one change of a replica."""
+        self.history.note(owner, previous_state)
 
     def since(self, replica: str) -> float | None:
         """Unix seconds of a replica's last change of state."""
-        history = self._history.get(replica)
-        return history[-1].at if history else None
+        owner = self._fleet.owners.get(replica)
+        return self.history.since(replica, owner.r.state.value) if owner is not None else None
 
     def watch_gpus(self, gpus: list[GpuView]) -> None:
         """Report GPUs that were lost, set aside or came back."""
@@ -92,8 +80,9 @@ class Inspection:
             environment={} if made is None else {k: _masked(k, v) for k, v in sorted(made.env.items())},
             error=error,
             log_files=[str(path) for path in segments(log)],
-            history=list(self._history.get(replica, ())),
-            last_lines=last_lines(log, LAST_LINES),
+            history=self.history.of(replica),
+            last_lines=[line for line in last_lines(log, LAST_LINES) if line.strip()],
+            crash=self._last_crash(replica),
         )
 
     def profiles(self) -> ProfilesView:
@@ -127,6 +116,12 @@ class Inspection:
             except (OSError, msgspec.DecodeError):
                 continue
         raise NotFound(f"no crash of {replica} is known", "see `gpuserve status` for its state")
+
+    def _last_crash(self, replica: str) -> CrashCard | None:
+        try:
+            return self.crash(replica, previous=False)
+        except NotFound:
+            return None
 
     def all_logs(self, replica: str) -> list[Path]:
         """See `InspectionPort`."""

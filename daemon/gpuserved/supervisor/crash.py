@@ -88,7 +88,7 @@ def record(
             for gpu in around.gpu_views(owner.assignment.gpu_uuids)
         ],
         tracebacks=[Traceback(process=name, lines=each) for name, each in tracebacks.items()],
-        last_lines=lines[-SHOWN_LINES:],
+        last_lines=[line for line in lines if line.strip()][-SHOWN_LINES:],
         log=str(log_path),
         evidence=str(evidence) if evidence.exists() else None,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gpuserved.cli.moment import moment
 from gpuserved.cli.verbs.base import Verbs, count
 
 
@@ -19,13 +20,28 @@ def add(verbs: Verbs) -> None:
     )
     top.add_argument("--once", action="store_true", help="show it once instead of every second")
     verbs.add("gpus", "look:gpus", "show the GPUs and who uses them", "gpus\ngpus --json")
-    events = verbs.add(
+    past = verbs.add(
         "events",
-        "look:events",
-        "show the state of every replica, and with -f each change",
-        "events -f\nevents -f --json",
+        "events:events",
+        "show what has happened, also under earlier daemons, and with -f each change as it happens",
+        "events\nevents -n 200\nevents --since 2h\nevents --since 21:50 --json\nevents -f",
     )
-    events.add_argument("--follow", "-f", action="store_true", help="go on until interrupted")
+    past.add_argument(
+        "--follow",
+        "-f",
+        action="store_true",
+        help="the state of every replica, then each change until interrupted",
+    )
+    past.add_argument(
+        "--newest", "-n", type=count, metavar="N",
+        help="at most N of the past, the newest ones (50; with --since all, with -f none)",
+    )  # fmt: skip
+    past.add_argument(
+        "--since",
+        type=moment,
+        metavar="TIME",
+        help="not before TIME: 10m, 2h, 1d (ago), 21:50, or 2026-11-24T21:50",
+    )
     crash = verbs.add(
         "crash",
         "crash:crash",
