@@ -1,4 +1,4 @@
-"""What all tests share: the fault table's marker and report (see tests/faults/table.py)."""
+"""What all tests share: whole daemons in folders of their own, the fault table's marker and report (see tests/faults/table.py)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ import pytest
 # Test files share modules; under --import-mode=importlib the repository is not on the path by itself.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tests.e2e.box import Box
 from tests.faults.table import Measured
 
 _MEASURED = pytest.StashKey[Measured]()
@@ -24,6 +25,26 @@ def measured(request: pytest.FixtureRequest) -> Measured:
     """What a test of the fault table fills in."""
     node: pytest.Item = request.node
     return node.stash.setdefault(_MEASURED, Measured())
+
+
+@pytest.fixture
+def box() -> Iterator[Box]:
+    """A box of the test's own; `up` is up to the test."""
+    made = Box()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture(scope="module")
+def shared_box() -> Iterator[Box]:
+    """A box that a module's tests share."""
+    made = Box()
+    try:
+        yield made
+    finally:
+        made.close()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -30,26 +30,6 @@ def fleet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture
-def box() -> Iterator[Box]:
-    """A box of the test's own; `up` is up to the test."""
-    made = Box()
-    try:
-        yield made
-    finally:
-        made.close()
-
-
-@pytest.fixture(scope="module")
-def shared_box() -> Iterator[Box]:
-    """A box that a module's tests share."""
-    made = Box()
-    try:
-        yield made
-    finally:
-        made.close()
-
-
-@pytest.fixture
 def boxes() -> Iterator[Callable[[Path | None], Box]]:
     """Makes boxes, for a test that needs a special root or more than one."""
     made: list[Box] = []

@@ -24,15 +24,6 @@ pytestmark = pytest.mark.xdist_group("faults-2")
 PROFILE = sim("tiny", replicas=2, flags={"load_s": 0.2}, tables={"restart": RESTART})
 
 
-@pytest.fixture
-def box() -> Iterator[Box]:
-    made = Box()
-    try:
-        yield made
-    finally:
-        made.close()
-
-
 def pids(box: Box) -> dict[str, int]:
     return {row["id"]: row["pid"] for row in box.look()["replicas"]}
 
