@@ -19,6 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.tui.fleets import normal
 
+from gpuserve_tui import standing
+from gpuserved.api.crash import CrashCard
 from gpuserved.api.errors import GpuserveError, Unavailable
 from gpuserved.api.gpus import GpusRequest, GpusResult
 from gpuserved.api.inspect import (
@@ -59,6 +61,8 @@ class ScriptedDaemon:
         """Raised by the next changes."""
         self.may_operate = True
         self.pages: list[LogPage] = []
+        self.files: dict[str, list[str]] = {}
+        """Whole logs, for tests that go back a long way."""
         self.page_questions: list[tuple[str, str | None, str | None]] = []
         self.found = [ProfileView(name="qwen", source="/etc/qwen.toml", model="Qwen/Qwen3-8B", engine="vllm",
                                   replicas=8, applied_text="replicas = 8\n", source_text="replicas = 6\n", differs=True)]  # fmt: skip
@@ -68,6 +72,7 @@ class ScriptedDaemon:
         self.log: queue.Queue[LogBatch] = queue.Queue()
         self.followed: list[list[str]] = []
         self.told = EventsView()
+        self.card: CrashCard | None = None
         self.hold = threading.Event()
         """Cleared: changes do not come back."""
         self.hold.set()
@@ -98,6 +103,7 @@ class ScriptedDaemon:
     def detail(self, replica: str) -> ReplicaDetail:
         view = next(r for r in self.status().replicas if r.id == replica)
         return ReplicaDetail(
+            crash=self.card,
             replica=view, command=["vllm", "serve", "Qwen/Qwen3-8B", "--uds", "/run/x sock"],
             environment={"HF_TOKEN": "********"}, last_lines=["[/] RuntimeError: CUDA error"],
             history=[Transition(at=0.0, generation=3, previous_state="READY", state="BACKOFF", reason="killed by SIGKILL")],
@@ -142,8 +148,12 @@ class ScriptedDaemon:
     def log_page(
         self, source: str, *, before: str | None = None, lines: int = 500, match: str | None = None
     ) -> LogPage:
-        del lines
         self.page_questions.append((source, before, match))
+        if source in self.files:  # a cursor is the number of lines before it
+            text = self.files[source]
+            end = len(text) if before is None else int(before)
+            start = max(0, end - lines)
+            return LogPage(lines=text[start:end], before=str(start) if start else None)
         return self.pages.pop(0) if self.pages else LogPage(lines=[])
 
     def follow_logs(
@@ -196,6 +206,12 @@ class ScriptedDaemon:
         self._queue.put(item)
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scripted daemon sends figures once: on a busy machine they must not grow old while keys are pressed."""
+    monkeypatch.setattr(standing, "SILENT_S", 600.0)
+
+
 @pytest.fixture
 def daemon() -> Iterator[ScriptedDaemon]:
     scripted = ScriptedDaemon()
@@ -215,7 +231,7 @@ def until() -> Callable[[Pilot[int], Callable[[], object]], Awaitable[None]]:
     """Wait for a condition on the screen, with a deadline."""
 
     async def wait(pilot: Pilot[int], condition: Callable[[], object]) -> None:
-        deadline = time.monotonic() + 12
+        deadline = time.monotonic() + 40
         while not condition():
             assert time.monotonic() < deadline, "the screen never came to show it"
             await pilot.pause(0.02)

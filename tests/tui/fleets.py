@@ -12,6 +12,7 @@ from gpuserved.api.types import (
     LoadView,
     ModelView,
     ReplicaView,
+    RolloutView,
     RouterView,
     Status,
     SupervisorView,
@@ -134,6 +135,34 @@ def many(count: int) -> Status:
     return status([gpu(i, 100.0 + i % 30, f"qwen-{i}") for i in range(count)], [replica(i, gpus=[i]) for i in range(count)])  # fmt: skip
 
 
+def rolling() -> Status:
+    """Two models: the requests of one queue, the other is in the middle of a rolling change; an earlier change was turned back."""
+    names = [f"qwen-{i}" for i in range(4)] + ["llama-0", "llama-0", "llama-1", "llama-1"]
+    qwen = [replica(i, waiting=9 + i) for i in range(4)]
+    big = {"profile": "llama", "model": "llama-70b"}
+    llama = [
+        replica(0, id="llama-0", gpus=[4, 5], **big),
+        replica(1, id="llama-1", gpus=[6, 7], state="STARTING", rotation="out", phase="canary", state_since=NOW - 97, load=None,
+                running=None, waiting=None, kv_cache_pct=None, in_flight=0, **big),
+    ]  # fmt: skip
+    models = [
+        ModelView(
+            name="llama-70b", replicas=2, ready=1, queued=0, in_flight=50, running=48, waiting=3, load=LOAD
+        ),
+        ModelView(
+            name="qwen3-8b", replicas=4, ready=4, queued=37, in_flight=194, running=186, waiting=42, load=LOAD
+        ),
+    ]
+    rollouts = [
+        RolloutView(profile="llama", direction="forward", current="llama-1", done=0, total=2, began_at=NOW - 212),
+        RolloutView(profile="qwen", direction="back", outcome="rolled_back", done=4, total=4, began_at=NOW - 4000,
+                    reason="qwen-0: canary: /v1/chat/completions answered 500"),
+    ]  # fmt: skip
+    found = status([gpu(i, 120.0, name) for i, name in enumerate(names)], [*qwen, *llama])
+    router = msgspec.structs.replace(found.router, queued=37)
+    return msgspec.structs.replace(found, models=models, rollouts=rollouts, router=router)
+
+
 SCENES = {
     "normal": normal,
     "empty": empty,
@@ -141,5 +170,6 @@ SCENES = {
     "gpu-lost": gpu_lost,
     "disconnected": normal,
     "long-names": long_names,
+    "rolling": rolling,
     "wide-characters": wide_characters,
 }

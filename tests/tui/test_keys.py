@@ -52,7 +52,7 @@ async def disconnected(app: FleetApp, pilot: Pilot[int], daemon: Daemon, fleet: 
 
 async def stale(app: FleetApp, pilot: Pilot[int], daemon: Daemon, fleet: Status, until: Until) -> None:
     await ready(app, pilot, daemon, fleet, until)
-    app.heard_at -= 60
+    app.heard_at -= 6000
     app.draw()
 
 

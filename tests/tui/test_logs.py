@@ -138,6 +138,59 @@ async def test_sources(daemon: Daemon, fleet: Status, until: Until) -> None:
         assert app.logs.view.text.split() == ["qwen-0", "hello"]
 
 
+async def test_all_logs_go_back_as_one_in_the_order_of_their_times(
+    daemon: Daemon, fleet: Status, until: Until
+) -> None:
+    """One log is busy, another nearly silent: what the second said long ago stands where it was said."""
+    busy = [f"INFO 11-24 {n // 3600:02}:{n // 60 % 60:02}:{n % 60:02} [a.py:1] busy {n}" for n in range(2000)]
+    rare = [f"INFO 11-24 00:{minute:02}:00 [b.py:1] rare {minute}" for minute in range(0, 33, 3)]
+    daemon.files = {"qwen-0": busy, "qwen-1": rare}
+    app = FleetApp(daemon)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await at_the_log(app, pilot, daemon, fleet, until)
+        await pilot.press("less_than_sign", "less_than_sign")
+        await until(pilot, lambda: len(daemon.followed[-1]) == 8)
+        for name in daemon.followed[-1]:
+            text = daemon.files.get(name, [])
+            first = LogBatch(
+                source=name,
+                at=time.time(),
+                lines=text[-30:],
+                before=str(len(text) - 30) if len(text) > 30 else None,
+            )
+            daemon.log.put(first)
+        # The last thirty lines of the busy log are half a minute of it: more is fetched to fill the screen.
+        await until(pilot, lambda: len(app.desk.buffer) >= 300)
+        while not app.desk._trail.past.done:
+            have = len(app.desk.buffer)
+            await pilot.press("g", "g")
+            await until(pilot, lambda: len(app.desk.buffer) > have)  # noqa: B023 - awaited at once
+        lines = [app.desk.buffer.line(number).text for number in app.desk.buffer.shown]
+        assert [line for line in lines if "busy" in line] == busy
+        assert [line for line in lines if "rare" in line] == rare
+        assert [line[5:19] for line in lines] == sorted(line[5:19] for line in lines)
+
+
+async def test_what_one_reads_is_never_pulled_away(daemon: Daemon, fleet: Status, until: Until) -> None:
+    """However much is written meanwhile. It is counted, memory stays bounded, and G shows the end again."""
+    app = FleetApp(daemon)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await at_the_log(app, pilot, daemon, fleet, until)
+        await feed(app, pilot, daemon, until, batch([f"line {n}" for n in range(100)]))
+        await pilot.press("k", "k")
+        top = app.logs.view.text.splitlines()[0]
+        await feed(app, pilot, daemon, until, *(batch(["x" * 50] * 500) for _ in range(60)))
+        assert app.logs.view.text.splitlines()[0] == top
+        assert len(app.desk.buffer) <= 20_500
+        await until(pilot, lambda: "30000 new (G)" in title(app))
+        before = len(daemon.followed)
+        await pilot.press("G")
+        await until(pilot, lambda: len(daemon.followed) == before + 1 and len(app.desk.buffer) == 0)
+        await feed(app, pilot, daemon, until, batch(["the end"]))
+        await until(pilot, lambda: "FOLLOW" in title(app))
+        assert app.logs.view.text.splitlines()[-1].strip() == "the end"
+
+
 async def test_wide_characters_and_wrapping(daemon: Daemon, fleet: Status, until: Until) -> None:
     app = FleetApp(daemon)
     async with app.run_test(size=(40, 20)) as pilot:

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 import pytest
-from tests.tui.fleets import SCENES, many, replica
+from tests.tui.fleets import NOW, SCENES, many, replica
 from textual.pilot import Pilot
 from textual.widget import Widget
 from textual.widgets import Static
@@ -17,6 +17,7 @@ from gpuserve_tui import standing
 from gpuserve_tui.actions import PANES
 from gpuserve_tui.app import FleetApp
 from gpuserve_tui.screens.panes import EventsPane, GpusPane, ReplicasPane
+from gpuserved.api.crash import CrashCard, CrashGpu
 from gpuserved.api.errors import Unavailable
 from gpuserved.api.inspect import EventsView
 from gpuserved.api.types import FleetEvent, Status
@@ -147,16 +148,18 @@ async def test_events_of_before_and_of_now_once_each(daemon: Daemon, fleet: Stat
     async with app.run_test(size=(100, 30)) as pilot:
         await show(app, pilot, daemon, fleet, until)
         daemon.replica(replica(1, state="BACKOFF", reason="killed by SIGKILL"), previous="READY")
-        await until(pilot, lambda: app.board.unread == 2)
-        await until(pilot, lambda: "5 Events 2" in line(app, "#tabs"))
+        await until(pilot, lambda: app.board.unread == 1)
+        await until(pilot, lambda: "5 Events 1" in line(app, "#tabs"))
         daemon.cut()
         await until(pilot, lambda: app.lost is not None)
+        missed = FleetEvent(seq=2, at=time.time() + 1, kind="notice", message="told while nobody listened")
+        daemon.told = EventsView(events=[*daemon.told.events, missed])
         daemon.snapshot(fleet)
-        await until(pilot, lambda: app.lost is None)
+        await until(pilot, lambda: app.lost is None and app.board.unread == 2)
         await pilot.press("5")
         pane = app.panes["events"]
         assert isinstance(pane, EventsPane)
-        await until(pilot, lambda: len(pane.table.rows) == 2)
+        await until(pilot, lambda: len(pane.table.rows) == 3)
         assert "READY -> BACKOFF: killed by SIGKILL" in pane.table.text
         assert "GPU 7: OK -> LOST" in pane.table.text
         assert "5 Events " in line(app, "#tabs")
@@ -189,6 +192,50 @@ async def test_everything_about_a_replica(daemon: Daemon, fleet: Status, until: 
             "[/] RuntimeError: CUDA error", "44% of looked-up tokens",
         ):  # fmt: skip
             assert part in text
+
+
+async def test_why_the_last_start_failed_and_what_helps(daemon: Daemon, fleet: Status, until: Until) -> None:
+    daemon.card = CrashCard(
+        replica="qwen-7", profile="qwen", model="qwen3-8b", engine="vllm", generation=3, at=NOW - 3, started_at=NOW - 63,
+        signal=9, oom_killed=True, cause="out_of_memory", message="CUDA [/] out of memory", lever="lower gpu_memory_utilization",
+        state="BACKOFF", gpus=[CrashGpu(index=7, uuid="GPU-7", state="OK", memory_used_bytes=1024**3, memory_total_bytes=1024**4)],
+        last_lines=["INFO starting", "", "   ", "ERROR boom"], log="/log/3.log",
+    )  # fmt: skip
+    app = FleetApp(daemon)
+    async with app.run_test(size=(120, 60)) as pilot:
+        await show(app, pilot, daemon, fleet, until)
+        await pilot.press("G", "enter")
+        await until(pilot, lambda: len(app.screen_stack) > 1)
+        text = app.screen.query_one("TextLines").text  # type: ignore[attr-defined]
+        for part in (
+            "Last crash: start 3", "after 1m00s", "killed by SIGKILL, the kernel killed for memory", "CUDA [/] out of memory",
+            "helps      lower gpu_memory_utilization", "GPU 7      OK, 1.0/1024.0 GiB",
+            "last lines:\n    INFO starting\n    ERROR boom\n  log        /log/3.log",
+        ):  # fmt: skip
+            assert part in text
+
+
+async def test_a_rolling_change_and_the_queue_of_each_model_are_in_sight(
+    daemon: Daemon, until: Until
+) -> None:
+    rolling = SCENES["rolling"]()
+    app = FleetApp(daemon, clock=lambda: NOW)
+    async with app.run_test(size=(120, 36)) as pilot:
+        await show(app, pilot, daemon, rolling, until)
+        said = str(app.overview.rollout.visual)
+        assert "llama: rolling change 1 of 2 (3m32s)  llama-1: canary asked, no answer yet" in said
+        assert "qwen: rolled back to what ran before: qwen-0: canary" in line(app, "#alerts")
+        totals = app.overview.replicas.text.splitlines()[-3:]
+        assert [" ".join(each.split()[:7]) for each in totals] == [
+            "all llama-70b queue 0 50 48 3", "all qwen3-8b queue 37 194 186 42", "ALL queue 37 341 234 45 2.8k",
+        ]  # fmt: skip
+        await pilot.resize_terminal(80, 20)
+        await pilot.pause()
+        await until(pilot, lambda: len(app.overview.replicas.text.splitlines()) == 1 + 6 + 2)
+        assert "all qwen3-8b" in app.overview.replicas.text, "where there is no room, what queues stays"
+        done = msgspec.structs.replace(rolling, rollouts=rolling.rollouts[1:])
+        daemon.snapshot(done)
+        await until(pilot, lambda: not app.overview.rollout.display)
 
 
 @pytest.mark.parametrize("scene", SCENES)

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from tests.e2e.box import Box, until
@@ -37,22 +37,9 @@ Attach = Callable[..., Terminal]
 
 
 @pytest.fixture(scope="module")
-def served() -> Iterator[Box]:
-    box = Box()
-    try:
-        box.up({"demo": PROFILE})
-        yield box
-    finally:
-        box.close()
-
-
-@pytest.fixture
-def box() -> Iterator[Box]:
-    made = Box()
-    try:
-        yield made
-    finally:
-        made.close()
+def served(shared_box: Box) -> Box:
+    shared_box.up({"demo": PROFILE})
+    return shared_box
 
 
 @pytest.fixture
@@ -61,9 +48,9 @@ def attach(served: Box) -> Iterator[Attach]:
     opened: list[Terminal] = []
 
     def start(
-        *flags: str, size: tuple[int, int] = (100, 30), term: str = "tmux-256color", **env: str
-    ) -> Terminal:
-        opened.append(Terminal([*TUI, *flags], served.env | {"LANG": "C.UTF-8"} | env, size, term))
+        *flags: str, command: Sequence[str] = TUI, size: tuple[int, int] = (100, 30), term: str = "tmux-256color", **env: str,
+    ) -> Terminal:  # fmt: skip
+        opened.append(Terminal([*command, *flags], served.env | {"LANG": "C.UTF-8"} | env, size, term))
         return opened[-1]
 
     yield start
@@ -95,6 +82,13 @@ def test_a_killed_daemon_is_announced_and_its_successor_is_found(served: Box, at
     terminal.shows("DISCONNECTED", absent=True)
     terminal.shows("2/2 ready")
     assert served.status()["supervisor"]["pid"] != before
+    # What happened under the daemon that was killed is still told.
+    terminal.press("5")
+    terminal.shows(f"gpuserved PID {before} serves")
+    assert "STARTING -> READY" in terminal.text
+    assert f"gpuserved PID {before}" in served.ok("events")
+    history = ControlClient(served.roots.control_socket).detail("demo-0").history
+    assert [change.state for change in history][:2] == ["STARTING", "READY"]
     terminal.press("q")
     restored(terminal)
 
@@ -134,6 +128,18 @@ def test_a_signal_leaves_the_terminal_as_it_was(attach: Attach, number: signal.S
     os.kill(terminal.program(), number)
     terminal.shows(f"rc={128 + number}")
     restored(terminal)
+
+
+def test_a_crash_leaves_the_terminal_as_it_was_and_the_daemon_alone(served: Box, attach: Attach) -> None:
+    """A mistake in the handler of a key. What went wrong is told on the shell's screen."""
+    mistake = "from gpuserve_tui import desktop, main; desktop.Desktop.theme = lambda desk: {}['no such theme']; main.main()"
+    terminal = attach(command=(sys.executable, "-c", mistake))
+    terminal.shows("2/2 ready")
+    assert terminal.flag("alternate_on") == "1"
+    terminal.press("T")
+    terminal.shows("KeyError: 'no such theme'")
+    restored(terminal)
+    assert {row["state"] for row in served.look()["replicas"]} == {"READY"}
 
 
 @pytest.mark.parametrize(
@@ -193,7 +199,6 @@ def test_the_daemon_refuses_what_was_decided_on_another_start(served: Box) -> No
     with pytest.raises(Conflict, match="nothing was done"):
         client.act("drain", stale)
     assert {served.replica(name)["state"] for name in ("demo-0", "demo-1")} == {"READY"}
-    # The past begins with the present daemon, which may have found its replicas READY.
     served.ok("drain", "demo-0")
     served.wait_state("demo-0", "DRAINING")
     served.ok("undrain", "demo-0")

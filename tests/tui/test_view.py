@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -19,9 +20,12 @@ from gpuserve_tui.view.columns import choose, header_cells, row_cells
 from gpuserve_tui.view.filters import BadFilter, parse
 from gpuserve_tui.view.layout import share
 from gpuserve_tui.view.logbuffer import LogBuffer, LogLine, compact, log_line
+from gpuserve_tui.view.rollouts import rollout_line
 from gpuserve_tui.view.rows import GPU_NARROW, REPLICA_NARROW, REPLICA_WIDE, gpu_rows, replica_rows
+from gpuserve_tui.view.totals import busiest, queueing
 from gpuserve_tui.view.wishes import question, scale_wish, wish
 from gpuserved.api.errors import Invalid
+from gpuserved.api.types import ModelView, RolloutView
 
 anything = st.text(max_size=60)
 
@@ -109,6 +113,36 @@ def test_no_line_is_given_away_twice(height: int, width: int, gpus: int, replica
     lines = share(height, width, gpus, replicas)
     assert min(lines) >= 0
     assert sum(lines) <= max(height, 1)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"current": "qwen-4"}, "change 1 of 8 (10s)  qwen-4: loading weights 38%, then canary"),
+        ({"current": "qwen-6", "done": 3}, "change 4 of 8 (10s)  qwen-6: drains, 3 in flight"),
+        ({"done": 3, "reason": "waits: qwen-4 is DRAINING"}, "change 3 of 8 (10s)  waits: qwen-4 is DRAINING"),
+        ({"current": "qwen-9"}, "change 1 of 8 (10s)"),
+        ({"current": "qwen-0", "direction": "back", "reason": "boom"}, "rolling back 1 of 8 (10s)  qwen-0: ready  boom"),
+        ({"outcome": "done"}, ""),
+    ],
+)  # fmt: skip
+def test_the_steps_of_a_rolling_change(more: dict[str, Any], says: str) -> None:
+    values: dict[str, Any] = {"direction": "forward", "done": 0, "total": 8, "began_at": 90.0}
+    roll = RolloutView(profile="qwen", **values | more)
+    line = rollout_line(msgspec.structs.replace(normal(), rollouts=[roll]), 100.0)
+    text = "".join(cell.text for cell in line)
+    assert text.endswith(says)
+    assert bool(text) == bool(says)
+
+
+def test_the_models_with_the_longest_queues_have_rows() -> None:
+    models = [
+        ModelView(name=f"m{n}", replicas=1, ready=1, queued=queued)
+        for n, queued in enumerate((0, 5, None, 7))
+    ]
+    assert [model.name for model in busiest(models, 2)] == ["m1", "m3"]
+    assert busiest(models[:1], 5) == []
+    assert queueing(models) == 2
 
 
 def test_what_goes_first() -> None:

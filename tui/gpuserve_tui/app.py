@@ -16,14 +16,15 @@ from textual.binding import Binding, BindingType
 from textual.containers import Container
 from textual.message import Message
 from textual.screen import Screen
-from textual.widgets import Input, Static
+from textual.widgets import Input
 
 from gpuserve_tui import theme as look
 from gpuserve_tui.acting import Acting
 from gpuserve_tui.actions import ACTIONS, BY_ID, PANES, Situation, unavailable
 from gpuserve_tui.desktop import Desktop
 from gpuserve_tui.drawing import EVENT_DRAW_S, Drawing
-from gpuserve_tui.link import Arrived, Attached, Feed, Lost, Source
+from gpuserve_tui.intake import Intake, News
+from gpuserve_tui.link import Feed, Lost, Source
 from gpuserve_tui.logdesk import ALL, LogDesk
 from gpuserve_tui.moving import Moving
 from gpuserve_tui.palette import FleetCommands
@@ -35,6 +36,8 @@ from gpuserve_tui.standing import situation_of
 from gpuserve_tui.threads import Called, calling
 from gpuserve_tui.view import cells
 from gpuserve_tui.view.board import Board
+from gpuserve_tui.widgets.lines import Line
+from gpuserve_tui.widgets.logview import LogView
 from gpuserve_tui.widgets.table import RowTable
 from gpuserved.api.inspect import ProfilesView
 from gpuserved.api.types import Status
@@ -68,8 +71,12 @@ class FleetApp(App[int]):
         settings: Settings | None = None,
         host: str | None = None,
         clock: Callable[[], float] = time.time,
+        feed: Feed | None = None,
     ) -> None:
+        """:param feed: reads `source` already, so that the first frame has data."""
         super().__init__()
+        for each in look.THEMES.values():
+            self.register_theme(each)
         self.source = source
         self.settings = settings or Settings()
         self.board = Board()
@@ -79,8 +86,10 @@ class FleetApp(App[int]):
         self.monotonic = time.monotonic
         self.clock = clock
         self.glyphs = cells.ASCII if self.settings.ascii else cells.UNICODE
-        self.roles: Mapping[str, Style] = look.styles(look.DARK)
+        self.roles: Mapping[str, Style] = look.styles_of(look.DARK.name, live=True)
+        self.lines = {name: Line(id=name) for name in ("head", "tabs", "alerts", "banner", "foot")}
         self.drawing = Drawing(self)
+        self.intake = Intake(self, feed or Feed(source))
         self.outlook = Outlook()
         self.host = host if host is not None else socket.gethostname().split(".")[0]
         self.remote = "SSH_CONNECTION" in os.environ
@@ -97,32 +106,33 @@ class FleetApp(App[int]):
             **self.acting.commands, **self.desk.commands, **self.moving.commands, **self.desktop.commands,
             **{pane: partial(self.show_pane, pane) for pane in PANES},
         }  # fmt: skip
-        self._feed = Feed(source, self.post_message)
         self.overview = Overview(self.desk.buffer)
         self.logs = LogsPane(self.desk.buffer)
         self.profiles = ProfilesPane()
         panes = (self.overview, ReplicasPane(), GpusPane(), self.logs, EventsPane(), self.profiles)
         self.panes: dict[str, Pane] = dict(zip(PANES, panes, strict=True))
+        # Before the style sheet is parsed: another theme later parses it a second time.
+        self.set_reactive(App.theme, look.THEMES[self.settings.theme].name)
+        self.stylesheet.set_variables(self.get_css_variables())
         self.set_keymap({name: ",".join(keys) for name, keys in self.settings.keys.items()})
 
     def compose(self) -> ComposeResult:
         """Head, screens, alerts, banner, the pane, the prompt, the keys."""
-        for name in ("head", "tabs", "alerts", "banner"):
-            yield Static(id=name, markup=False)
+        *above, below = self.lines.values()
+        yield from above
         with Container(id="panes"):
-            yield from self.panes.values()
+            for name, pane in self.panes.items():
+                pane.display = name == self.first_pane
+                yield pane
         yield Input(id="prompt", compact=True)
-        yield Static(id="foot", markup=False)
+        yield below
 
     def on_mount(self) -> None:
         """Start listening."""
-        for each in look.THEMES.values():
-            self.register_theme(each)
-        # Under NO_COLOR Textual turns colours into greys; a theme of terminal colours would become black on black.
-        self.drawing.set_theme(self.settings.theme)
+        self.drawing.begin()
         self.query_one("#prompt", Input).can_focus = False  # until it is shown
         self.call_after_refresh(self.show_pane, self.first_pane)
-        self._feed.start()
+        self.intake.begin()
         self.set_interval(REMOTE_LOG_FLUSH_S if self.remote else LOG_FLUSH_S, self.desk.flush)
         self.set_interval(EVENT_DRAW_S, self.drawing.if_due)
         self.set_interval(1.0, self.drawing.tick)
@@ -131,39 +141,14 @@ class FleetApp(App[int]):
     def on_unmount(self) -> None:
         """Nothing may be posted to a screen that is gone."""
         self.closing = True
-        self._feed.close()
+        self.intake.close()
         self.desk.close()
 
     # --- what comes in
 
-    def on_attached(self, message: Attached) -> None:
-        """Connected. The daemon says whether this user may change anything."""
-        self.lost = None
-        self.connected = True
-        self.board.attached()
-        if not self.read_only and not message.version.may_operate:
-            self.read_only = "this user may only look"
-        self.fetch_profiles()
-
-    def on_arrived(self, message: Arrived) -> None:
-        """New data; it is drawn at the pace of the screen."""
-        del message
-        inbox = self._feed.take()
-        self.board.noticed(inbox.events, read=self.pane == "events")
-        if inbox.status is not None:
-            self.lost = None
-            self.heard_at = self.monotonic()
-            if inbox.fresh:
-                self.board.arrived(inbox.status)
-            else:
-                self.board.known(inbox.status)
-        self.drawing.wanted(fresh=inbox.fresh)
-
-    def on_lost(self, message: Lost) -> None:
-        """The data on the screen stays, marked as old."""
-        self.lost = message
-        self.connected = False
-        self.draw()
+    def on_news(self, message: News) -> None:
+        """From the daemon."""
+        self.intake.take(message.told)
 
     def on_called(self, message: Called) -> None:
         """A call to the daemon came back."""
@@ -177,9 +162,10 @@ class FleetApp(App[int]):
 
     def call(self, work: Callable[[], Any], then: Callable[[Any], None], failed: Callable[[], None] | None = None) -> None:  # fmt: skip
         """Ask the daemon something without holding up the screen; `then` gets the answer."""
-        calling(work, then, failed, self._post)
+        calling(work, then, failed, self.post)
 
-    def _post(self, message: Message) -> None:
+    def post(self, message: Message) -> None:
+        """From a thread, to the app as long as there is one."""
         if not self.closing:
             self.post_message(message)
 
@@ -258,6 +244,11 @@ class FleetApp(App[int]):
             self.drawing.due = True
         elif message.table.id == "profile-table":
             self.desktop.draw_diff()
+
+    def on_log_view_end_wanted(self, message: LogView.EndWanted) -> None:
+        """The newest lines had to go for the past."""
+        del message
+        self.desk.reload()
 
     # --- drawing
 

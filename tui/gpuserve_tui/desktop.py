@@ -262,7 +262,7 @@ class Desktop:
 
     def refresh(self) -> None:
         """Everything anew."""
-        self._app._feed.refresh()  # noqa: SLF001 - one program, two files
+        self._app.intake.refresh()
         self._app.fetch_profiles()
         self._app.refresh(layout=True)
 

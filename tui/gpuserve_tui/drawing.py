@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from textual.widgets import Static
+from rich.style import Style
 
 from gpuserve_tui import theme as look
 from gpuserve_tui.logdesk import ALL
@@ -12,13 +15,15 @@ from gpuserve_tui.view import cells
 from gpuserve_tui.view.board import alerts
 from gpuserve_tui.view.cells import Cell
 from gpuserve_tui.widgets.bars import alert_cells, foot, head, tabs
-from gpuserve_tui.widgets.lines import styled
 
 if TYPE_CHECKING:
     from gpuserve_tui.app import FleetApp
 
 EVENT_DRAW_S = 0.2
 """A burst of state changes is drawn together."""
+CURTAIN_S = 0.3
+"""A daemon that has not sent its state by then is not waited for any longer."""
+_PLAIN: Mapping[str, Style] = {}
 
 
 class Drawing:
@@ -29,6 +34,22 @@ class Drawing:
         self._drawn_at = 0.0
         self.due = False
         """Something has changed that is not on the screen yet."""
+        self._curtain: ExitStack | None = None
+
+    def begin(self) -> None:
+        """Show nothing until the first frame is whole: layouts without data cost as much as one with it."""
+        self._curtain = ExitStack()
+        self._curtain.enter_context(self._app.batch_update())
+        self._app.set_timer(CURTAIN_S, self._raise_curtain)
+
+    def _raise_curtain(self) -> None:
+        if self._curtain is None:
+            return
+        self._curtain.close()
+        self._curtain = None
+        if not self._app.is_headless:
+            # What was imported and built lives as long as the program: a full collection took 40 ms to find that out.
+            gc.freeze()
 
     def wanted(self, *, fresh: bool) -> None:
         """New data: figures wait for the pace of the screen, a change of state does not."""
@@ -64,7 +85,7 @@ class Drawing:
         self.due = False
         self._drawn_at = app.monotonic()
         live = app.situation.live or app.status is None
-        app.roles = (look.styles if live else look.stale)(app.current_theme)
+        app.roles = look.styles_of(app.theme, live=live)
         if app.frozen:
             self.bars()
             return
@@ -79,6 +100,8 @@ class Drawing:
             for view in app.current.views:
                 view.refresh()
         self.bars()
+        if app.current.size.height and (app.status is not None or app.lost is not None):
+            self._raise_curtain()
 
     def draw_log_title(self) -> None:
         """The log's figures alone."""
@@ -111,7 +134,7 @@ class Drawing:
 
     def _write(self, name: str, line: list[Cell], *, shown: bool = True) -> None:
         app = self._app
-        widget = app.main.query_one(f"#{name}", Static)
+        widget = app.lines[name]
         widget.display = shown
         if shown:
-            widget.update(styled(line, {} if name == "banner" else app.roles))
+            widget.say(line, _PLAIN if name == "banner" else app.roles)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,8 +12,10 @@ from gpuserve_tui.link import LogTail
 from gpuserve_tui.screens.dialogs import Reading
 from gpuserve_tui.view.filters import BadFilter, parse
 from gpuserve_tui.view.logbuffer import LEVELS, LogBuffer, LogLine, log_line
+from gpuserve_tui.view.past import Past, Trail, fetch
 from gpuserve_tui.widgets.logview import LogView
-from gpuserved.api.inspect import LogPage
+from gpuserved.api.errors import NotFound
+from gpuserved.api.inspect import LogBatch, LogPage
 
 if TYPE_CHECKING:
     from gpuserve_tui.app import FleetApp
@@ -23,6 +25,8 @@ DAEMON = ""
 FIRST_LINES = 300
 PAGE_LINES = 500
 FOUND_LINES = 200
+OPENING_S = 1.0
+"""Every log is waited for so long, so that their first lines come in order."""
 SETTLE_S = 0.3
 """The cursor must rest this long on a replica before its log is fetched."""
 
@@ -40,7 +44,10 @@ class LogDesk:
         self.searched = ""
         self._tail: LogTail | None = None
         self._names: list[str] = []
-        self._before: str | None = None
+        self._trail = Trail()
+        self._waiting: list[LogBatch] = []
+        """Batches that came before every log had sent its first."""
+        self._open_by = 0.0
         self._fetching = False
         self._timer: Timer | None = None
 
@@ -75,17 +82,30 @@ class LogDesk:
         names = self._app.replica_names if source == ALL else [source]
         if source == self.source and names == self._names:
             return
-        if self._tail is not None:
-            self._tail.close()
+        known = self._tail.places if self._tail is not None and source == self.source else {}
         if source != self.source:
-            self.buffer.clear()
-            self._before = None
+            self._forget()
+        self.close()
         self.source, self._names = source, list(names)
         lines = FIRST_LINES if source != ALL else max(5, FIRST_LINES // max(1, len(names)))
-        self._tail = LogTail(self._app.source, names, lines) if names else None
+        places = {name: place for name, place in known.items() if name in names}
+        self._tail = LogTail(self._app.source, names, lines, places) if names else None
+        self._open_by = self._app.monotonic() + OPENING_S
         for view in (self._app.logs.view, self._app.overview.log_view):
             view.sources = source == ALL
             view.changed()
+
+    def _forget(self) -> None:
+        self.buffer.clear()
+        self._trail, self._waiting = Trail(), []
+
+    def reload(self) -> None:
+        """From the end again: what is written now was left out while somebody read the past."""
+        source, self.source = self.source, None
+        if source is not None:
+            self.watch(source)
+            self.view.follow(on=True)
+            self._app.draw()
 
     def follow_selected(self) -> None:
         """The Overview's log is that of the selected replica, once the cursor rests there."""
@@ -112,16 +132,41 @@ class LogDesk:
         if self._tail is None or self._app.frozen:
             return
         batches, overflow = self._tail.take()
-        if not batches and not overflow:
-            return
-        shown, trimmed = len(self.buffer.shown), 0
-        trimmed += self.buffer.append((), overflow)
+        batches = [*self._waiting, *batches]
+        fresh: dict[str, LogBatch] = {}
         for batch in batches:
-            if batch.before is not None and self.source != ALL:
-                self._before = batch.before
+            if not self._trail.began(batch.source):
+                fresh.setdefault(batch.source, batch)
+        missing = [name for name in self._names if not self._trail.began(name) and name not in fresh]
+        if fresh and missing and self._app.monotonic() < self._open_by:
+            self._waiting = batches
+            return
+        self._waiting = []
+        if batches or overflow:
+            first = {id(batch) for batch in fresh.values()}
+            opening = sorted(fresh.values(), key=lambda batch: self._rank(batch.source))
+            self._add(opening, [batch for batch in batches if id(batch) not in first], overflow)
+
+    def _rank(self, source: str) -> int:
+        return self._names.index(source) if source in self._names else len(self._names)
+
+    def _add(self, opening: Sequence[LogBatch], batches: Sequence[LogBatch], overflow: int) -> None:
+        buffer, hold, now = self.buffer, not self.view.following, self._app.clock()
+        shown, received, trimmed, oldest = len(buffer.shown), buffer.received, 0, buffer.first
+        if opening:
+            lines = self._trail.open(buffer.end, opening, now)
+            trimmed += buffer.append(lines, sum(batch.dropped for batch in opening), hold=hold)
+        trimmed += buffer.append((), overflow, hold=hold) if overflow else 0
+        for batch in batches:
+            self._trail.add(buffer.end, batch)
             lines = [log_line(batch.source, raw, batch.at) for raw in batch.lines]
-            trimmed += self.buffer.append(lines, batch.dropped)
-        self.view.grown(trimmed, len(self.buffer.shown) - shown + trimmed)
+            trimmed += buffer.append(lines, batch.dropped, hold=hold)
+        if buffer.first != oldest:
+            self._trail.cut(buffer.first, now)
+        grown = len(buffer.shown) - shown + trimmed
+        self.view.grown(trimmed, buffer.received - received if buffer.detached else grown)
+        if opening and self.source == ALL and len(buffer) < FIRST_LINES:
+            self._fetch()
         self._app.drawing.draw_log_title()
 
     def next_level(self) -> None:
@@ -181,7 +226,13 @@ class LogDesk:
         if source is None:
             return
         text = self.searched.strip("/")
-        call = partial(self._app.source.log_page, source, before=self._before, lines=FOUND_LINES, match=text)
+        call = partial(
+            self._app.source.log_page,
+            source,
+            before=self._trail.past.cursor(source),
+            lines=FOUND_LINES,
+            match=text,
+        )
         self._app.say(f"searching {source or 'the daemon'}'s files for {text}")
         self._app.call(call, self._found)
 
@@ -195,33 +246,41 @@ class LogDesk:
 
     def _one_source(self) -> str | None:
         if self.source is None or self.source == ALL:
-            self._app.say("choose one log to look into its files: < or >", "warning")
+            self._app.say("choose one log to search its files: < or >", "warning")
             return None
         return self.source
 
     def older(self) -> None:
-        """Fetch the page before the first line."""
-        if self._fetching:
-            return
-        source = self._one_source()
-        if source is None:
-            return
-        if self._before is None:
+        """Fetch the page before the first line: of one log, or of all of them in the order of their times."""
+        if self._trail.past.done:
             self._app.say("this is the beginning of what is kept")
+        else:
+            self._fetch()
+
+    def _fetch(self) -> None:
+        past = self._trail.past
+        if self._fetching or past.done:
             return
         self._fetching = True
-        call = partial(self._app.source.log_page, source, before=self._before, lines=PAGE_LINES)
-        self._app.call(call, partial(self._got_older, source), self._fetched)
+        self._app.call(
+            partial(fetch, past, PAGE_LINES, self._page), partial(self._got_older, past), self._fetched
+        )
+
+    def _page(self, source: str, before: str, lines: int) -> LogPage:
+        try:
+            return self._app.source.log_page(source, before=before, lines=lines)
+        except NotFound:  # removed meanwhile, and its past with it
+            return LogPage(lines=[])
 
     def _fetched(self) -> None:
         self._fetching = False
 
-    def _got_older(self, source: str, page: LogPage) -> None:
+    def _got_older(self, past: Past, lines: Sequence[LogLine]) -> None:
         self._fetching = False
-        if source != self.source:
-            return
-        self._before = page.before
-        added = self.buffer.prepend([log_line(source, raw, None) for raw in page.lines])
+        if past is not self._trail.past:
+            return  # another log by now, or another place in it
+        added = self.buffer.prepend(lines)
+        self._trail.page(self.buffer.first)
         self.view.prepended(added)
         self._app.drawing.draw_log_title()
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpuserve_tui.actions import PANES
+from gpuserve_tui.link import Feed
 from gpuserve_tui.settings import FILE_NAME, Settings, load
 from gpuserved.api.client import ControlClient, find_socket
 from gpuserved.api.errors import GpuserveError, Invalid
@@ -89,13 +90,16 @@ def attach(args: argparse.Namespace) -> int:
         )
     settings = settings_of(args)
     client = ControlClient(find_socket(os.environ, args.socket), read_only=args.read_only)
-    client.status()
-    # Textual takes 0.3 s to import: not for an error message.
+    client.version()
+    feed = Feed(client)
+    feed.start()
+    # Textual takes 0.3 s to import: not for an error message, and time enough to read the first state.
     from gpuserve_tui.app import FleetApp
     from gpuserve_tui.picture import take
     from gpuserve_tui.standing import host_of
 
-    app = FleetApp(client, read_only=args.read_only, settings=settings, host=host_of(client.socket_path))
+    host = host_of(client.socket_path)
+    app = FleetApp(client, read_only=args.read_only, settings=settings, host=host, feed=feed)
     if args.screenshot:
         return take(app, args.screenshot, args.screen, args.size)
     app.first_pane = args.screen

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import lru_cache
+
 from rich.style import Style
 from textual.theme import Theme
 
+# Under NO_COLOR Textual turns colours into greys; a theme of terminal colours would become black on black.
 DARK = Theme(
     name="gpuserve-dark", primary="#58a6ff", secondary="#8b949e", accent="#58a6ff", foreground="#e6edf3",
     background="#0d1117", surface="#161b22", panel="#21262d", success="#7ee787", warning="#e3b341", error="#ff7b72",
@@ -32,6 +36,16 @@ ROLES = (
     "match",
     "off",
 )
+
+
+@lru_cache(maxsize=8)
+def styles_of(name: str, *, live: bool) -> Mapping[str, Style]:
+    """A style for each role in one of `THEMES`; the same object each time, so that who compares is quick.
+
+    :param live: False: for data that is old.
+    """
+    theme = next((each for each in THEMES.values() if each.name == name), DARK)
+    return styles(theme) if live else stale(theme)
 
 
 def styles(theme: Theme) -> dict[str, Style]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from textual.app import ComposeResult
 from textual.widget import Widget
-from textual.widgets import Static
 
 from gpuserve_tui.screens.pane import Outlook, Pane, log_title
 from gpuserve_tui.view.board import Board, imbalanced
-from gpuserve_tui.view.layout import share
+from gpuserve_tui.view.layout import Lines, share
 from gpuserve_tui.view.logbuffer import LogBuffer
+from gpuserve_tui.view.rollouts import rollout_line
 from gpuserve_tui.view.rows import (
     GPU_NARROW,
     GPU_WIDE,
@@ -17,12 +17,20 @@ from gpuserve_tui.view.rows import (
     REPLICA_WIDE,
     gpu_rows,
     replica_rows,
-    total_row,
 )
+from gpuserve_tui.view.totals import queueing, total_rows
 from gpuserve_tui.widgets.bars import ruler, trends
-from gpuserve_tui.widgets.lines import LineView
+from gpuserve_tui.widgets.lines import Line, LineView
 from gpuserve_tui.widgets.logview import LogView
 from gpuserve_tui.widgets.table import RowTable
+from gpuserved.api.types import Status
+
+MODELS_MAX = 6
+"""Models with a row of their own where every replica has one."""
+MODELS_MIN = 2
+"""Models that queue keep a row where replicas scroll already."""
+ROLLOUT_HEIGHT = 8
+"""In fewer lines there is no room for anything but replicas."""
 
 
 class Overview(Pane):
@@ -34,13 +42,14 @@ class Overview(Pane):
         self.gpus = RowTable(id="over-gpus", empty="no GPU is visible to the daemon")
         self.replicas = RowTable(id="over-replicas", empty="no replicas: gpuserve apply PROFILE adds some")
         self.log_view = LogView(buffer, id="over-log", small=True)
-        self.rules = [Static(markup=False, classes="ruler") for _ in range(4)]
+        self.rollout = Line(classes="ruler")
+        self.rules = [Line(classes="ruler") for _ in range(4)]
         self._lines: dict[Widget, int] = {}
-        self.trends = [Static(markup=False, classes="trend") for _ in range(2)]
+        self.trends = [Line(classes="trend") for _ in range(2)]
 
     def compose(self) -> ComposeResult:
         """From top to bottom."""
-        yield from (self.rules[0], self.gpus, self.rules[1], self.replicas)
+        yield from (self.rules[0], self.gpus, self.rollout, self.rules[1], self.replicas)
         yield from (self.rules[2], *self.trends, self.rules[3], self.log_view)
 
     @property
@@ -58,7 +67,8 @@ class Overview(Pane):
         status, wide = board.status, self.wide
         replicas = board.replicas(outlook.filter, outlook.sort, descending=outlook.descending)
         gpus = status.gpus if status else []
-        lines = share(self.size.height, self.size.width, len(gpus), len(replicas))
+        self._draw_rollout(status, outlook.now)
+        lines, models = self._share(status, len(replicas))
         rule = int(wide)
         self._give(self.gpus, lines.gpus - rule)
         self._give(self.replicas, lines.replicas - rule)
@@ -74,10 +84,28 @@ class Overview(Pane):
             replicas, glyphs, wide=wide, marked=outlook.marked, uneven=imbalanced(every), busy=outlook.busy, now=outlook.now,
         )  # fmt: skip
         self.replicas.show(
-            REPLICA_WIDE if wide else REPLICA_NARROW, rows, pinned=total_row(status, wide=wide), sort=outlook.sort,
+            REPLICA_WIDE if wide else REPLICA_NARROW, rows, pinned=total_rows(status, wide=wide, models=models), sort=outlook.sort,
             descending=outlook.descending,
         )  # fmt: skip
         self._draw_lines(board, outlook, len(replicas), len(every))
+
+    def _share(self, status: Status | None, replicas: int) -> tuple[Lines, int]:
+        """Lines for each part, and how many models have a row. Where rows scroll, only what queues has one."""
+        if status is None:
+            return share(self.size.height, self.size.width, 0, replicas), 0
+        height = self.size.height - int(self.rollout.display)
+        models = min(MODELS_MAX, len(status.models)) if len(status.models) > 1 else 0
+        lines = share(height, self.size.width, len(status.gpus), replicas, 1 + models)
+        if lines.replicas >= replicas + 2 + models + int(self.wide):
+            return lines, models
+        models = min(MODELS_MIN, queueing(status.models)) if models else 0
+        return share(height, self.size.width, len(status.gpus), replicas, 1 + models), models
+
+    def _draw_rollout(self, status: Status | None, now: float) -> None:
+        line = rollout_line(status, now) if status is not None else []
+        self.rollout.display = bool(line) and self.size.height >= ROLLOUT_HEIGHT
+        if self.rollout.display:
+            self.write(self.rollout, line)
 
     def _draw_lines(self, board: Board, outlook: Outlook, shown: int, every: int) -> None:
         width, glyphs = self.size.width, self.gpus.glyphs

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from textual.containers import Vertical
-from textual.widgets import Static
 
 from gpuserve_tui.view.board import Board
 from gpuserve_tui.view.cells import Cell
 from gpuserve_tui.view.filters import Filter
 from gpuserve_tui.view.layout import WIDE
 from gpuserve_tui.view.logbuffer import LEVELS, LogBuffer
-from gpuserve_tui.widgets.lines import LineView, styled
+from gpuserve_tui.widgets.lines import Line, LineView
 from gpuserve_tui.widgets.logview import LogView
 
 
@@ -59,9 +58,9 @@ class Pane(Vertical):
     def draw(self, board: Board, outlook: Outlook) -> None:
         """Show the board."""
 
-    def write(self, widget: Static, cells: list[Cell]) -> None:
-        """Write one line into a Static."""
-        widget.update(styled(cells, getattr(self.app, "roles", {})))
+    def write(self, widget: Line, cells: list[Cell]) -> None:
+        """Write one line."""
+        widget.say(cells, getattr(self.app, "roles", {}))
 
 
 def log_title(buffer: LogBuffer, view: LogView, outlook: Outlook) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from textual.app import ComposeResult
 from textual.containers import Horizontal
-from textual.widgets import Static
 
 from gpuserve_tui.screens.pane import Outlook, Pane, log_title
 from gpuserve_tui.view.board import Board, imbalanced
@@ -23,10 +22,10 @@ from gpuserve_tui.view.rows import (
     REPLICA_WIDE,
     explanation,
     replica_rows,
-    total_row,
 )
+from gpuserve_tui.view.totals import total_rows
 from gpuserve_tui.widgets.bars import ruler
-from gpuserve_tui.widgets.lines import LineView, TextLines
+from gpuserve_tui.widgets.lines import Line, LineView, TextLines
 from gpuserve_tui.widgets.logview import LogView
 from gpuserve_tui.widgets.table import RowTable
 from gpuserved.api.inspect import ProfileView
@@ -66,7 +65,7 @@ class ReplicasPane(Pane):
         )  # fmt: skip
         self.side.display = self.size.height >= 18
         self.table.show(
-            REPLICA_WIDE if wide else REPLICA_NARROW, rows, pinned=total_row(board.status, wide=wide), sort=outlook.sort,
+            REPLICA_WIDE if wide else REPLICA_NARROW, rows, pinned=total_rows(board.status, wide=wide, models=self.size.height // 4), sort=outlook.sort,
             descending=outlook.descending,
         )  # fmt: skip
         replica = board.replica(self.selected_replica)
@@ -116,7 +115,7 @@ class LogsPane(Pane):
 
     def __init__(self, buffer: LogBuffer) -> None:
         super().__init__(id="logs")
-        self.title = Static(id="log-title", markup=False)
+        self.title = Line(id="log-title")
         self.view = LogView(buffer, id="log-view")
 
     def compose(self) -> ComposeResult:
@@ -138,7 +137,7 @@ class EventsPane(Pane):
 
     def __init__(self) -> None:
         super().__init__(id="events")
-        self.table = RowTable(id="event-table", empty="nothing has happened since the daemon began")
+        self.table = RowTable(id="event-table", empty="nothing has happened yet")
 
     def compose(self) -> ComposeResult:
         """One table."""
@@ -152,7 +151,7 @@ class EventsPane(Pane):
 
     def draw(self, board: Board, outlook: Outlook) -> None:
         """All that pass the filter. A cursor on the last row stays on the last row."""
-        rows = [event_row(event, n) for n, event in enumerate(board.events)]
+        rows = [event_row(event, n, outlook.now) for n, event in enumerate(board.events)]
         rows = [
             r
             for r in rows

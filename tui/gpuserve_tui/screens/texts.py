@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import shlex
-import time
+import signal
 from collections.abc import Sequence
 
 from gpuserve_tui.actions import ACTIONS, GROUPS, Situation, key_name, unavailable
@@ -12,6 +12,7 @@ from gpuserve_tui.settings import Settings
 from gpuserve_tui.view import cells as c
 from gpuserve_tui.view.cells import Cell
 from gpuserve_tui.view.rows import STATE_ROLES
+from gpuserved.api.crash import CrashCard
 from gpuserved.api.inspect import ProfileView, ReplicaDetail
 from gpuserved.api.types import LoadView
 
@@ -47,9 +48,10 @@ def replica(found: ReplicaDetail, now: float) -> Lines:
         f"Processes    API {r.pid or '-'}, shim {r.shim_pid or '-'}, up {c.age(now - r.started_at) if r.started_at else '-'}",
         f"Requests     in flight {c.count(r.in_flight)}, running {c.count(r.running)}, waiting {c.count(r.waiting)}, KV {c.count(r.kv_cache_pct)}%",
         *_load(r.load),
+        *(crash(found.crash, now) if found.crash is not None else []),
         "",
-        [Cell("History (since the daemon began)", "head")],
-        *_history(found),
+        [Cell("History", "head")],
+        *_history(found, now),
         "",
         [Cell("Last lines of its log", "head")],
         *(f"  {line}" for line in found.last_lines or ["nothing yet"]),
@@ -63,6 +65,43 @@ def replica(found: ReplicaDetail, now: float) -> Lines:
     return lines
 
 
+def crash(card: CrashCard, now: float) -> Lines:
+    """Why the last start that ended by itself did, and what helps."""
+    lived = f" after {c.age(card.at - card.started_at)}" if card.started_at is not None else ""
+    figures = card.figures
+    lines: Lines = [
+        "",
+        [Cell(f"Last crash: start {card.generation}, {c.moment(card.at, now)}{lived}", "head")],
+        [Cell("  ended      "), Cell(_exit(card), "err")],
+        f"  reason     {card.message}",
+    ]
+    if card.lever is not None:
+        lines.append([Cell("  helps      "), Cell(c.plain(card.lever), "info")])
+    lines.append(
+        f"  engine     running {c.count(figures.running)}, waiting {c.count(figures.waiting)}, KV {c.count(figures.kv_cache_pct)}%"
+    )
+    lines += [
+        f"  GPU {gpu.index:<6} {gpu.state}, {c.gib(gpu.memory_used_bytes)}/{c.gib(gpu.memory_total_bytes)} GiB, {c.count(gpu.temperature_c)} °C"
+        for gpu in card.gpus
+    ]
+    for traceback in card.tracebacks:
+        lines.append(f"  first traceback of {traceback.process or 'the API process'}:")
+        lines += [f"    {line}" for line in traceback.lines if line.strip()]
+    if not card.tracebacks:
+        lines += ["  last lines:", *(f"    {line}" for line in card.last_lines if line.strip())]
+    lines.append(f"  log        {card.log}")
+    return [*lines, f"  evidence   {card.evidence}"] if card.evidence is not None else lines
+
+
+def _exit(card: CrashCard) -> str:
+    if card.signal is not None:
+        known = {each.value: each.name for each in signal.Signals}
+        said = f"killed by {known.get(card.signal, f'signal {card.signal}')}"
+    else:
+        said = "exit status unknown" if card.exit_code is None else f"exit code {card.exit_code}"
+    return said + (", the kernel killed for memory in that moment" if card.oom_killed else "")
+
+
 def _load(load: LoadView | None) -> list[str]:
     if load is None:
         return ["Figures      not known yet"]
@@ -74,13 +113,13 @@ def _load(load: LoadView | None) -> list[str]:
     ]
 
 
-def _history(found: ReplicaDetail) -> Lines:
+def _history(found: ReplicaDetail, now: float) -> Lines:
     lines: Lines = []
     for change in reversed(found.history):
-        at = time.strftime("%H:%M:%S", time.localtime(change.at))
+        at = c.moment(change.at, now)
         why = f"  {c.plain(change.reason)}" if change.reason else ""
         lines.append(
-            [Cell(f"  {at}  start {change.generation:<3} {change.previous_state} -> "), Cell(change.state, STATE_ROLES.get(change.state, "")), Cell(why)]
+            [Cell(f"  {at:>14}  start {change.generation:<3} {change.previous_state} -> "), Cell(change.state, STATE_ROLES.get(change.state, "")), Cell(why)]
         )  # fmt: skip
     return lines or ["  nothing"]
 

@@ -11,6 +11,7 @@ import msgspec
 
 from gpuserve_tui.view.cells import gib
 from gpuserve_tui.view.filters import Filter
+from gpuserve_tui.view.rollouts import outcome
 from gpuserved.api.types import FleetEvent, GpuOwner, GpuView, ReplicaView, Status
 
 HISTORY_SAMPLES = 300
@@ -233,6 +234,8 @@ def alerts(status: Status) -> list[Alert]:
         found.append(Alert("error", f"{', '.join(down[:2])}{more} down"))
     found += [Alert("error", text) for text in map(_alien, status.gpus) if text]
     found += [Alert("warning", text) for text in map(_pressed, status.replicas) if text]
+    ended = [(roll.outcome, outcome(roll)) for roll in status.rollouts]
+    found += [Alert("error" if how == "stopped" else "warning", text) for how, text in ended if text]
     waiting = [replica.id for replica in status.replicas if replica.state == "BACKOFF"]
     if waiting:
         found.append(

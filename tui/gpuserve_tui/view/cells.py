@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import NamedTuple
 
 from rich.cells import cell_len, set_cell_size
@@ -113,6 +114,12 @@ def age(seconds: float) -> str:
     if whole < 86400:
         return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
     return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
+
+
+def moment(at: float, now: float) -> str:
+    """The time of day; with the date where it is another day's. At most 14 characters."""
+    then, today = time.localtime(at), time.localtime(now)
+    return time.strftime("%H:%M:%S" if then[:3] == today[:3] else "%m-%d %H:%M:%S", then)
 
 
 def bar(share: float | None, width: int, glyphs: Glyphs) -> str:

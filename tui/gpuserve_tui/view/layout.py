@@ -19,15 +19,16 @@ class Lines(NamedTuple):
     log: int
 
 
-def share(height: int, width: int, gpus: int, replicas: int) -> Lines:
+def share(height: int, width: int, gpus: int, replicas: int, totals: int = 1) -> Lines:
     """Share `height` lines. What has no room goes in this order: trends, log, GPUs; tables scroll before that.
 
-    :param gpus: how many there are; the same for `replicas`. A table takes a header, the replicas a line for their total.
+    :param gpus: how many there are; the same for `replicas`. A table takes a header.
+    :param totals: lines under the replicas: one for everything, and one for each model that is shown.
     """
     wide = width >= WIDE
     rule = int(wide)
     gpu_full = gpus + 1 + rule if gpus else 0
-    replica_full = replicas + 2 + rule
+    replica_full = replicas + 1 + totals + rule
     trends = (3 if wide else 1) if height >= (26 if wide else 20) else 0
     log = (3 if wide else 1) if height >= 18 else 0
     if height < 15:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 from gpuserve_tui.view import cells as c
@@ -14,7 +13,7 @@ from gpuserved.api.types import FleetEvent, GpuOwner, GpuView, ReplicaView
 
 SEVERITY_ROLES = {"error": "err", "warning": "warn", "info": ""}
 EVENT_COLUMNS: Sequence[Column] = (
-    Column("time", "Time", 8),
+    Column("time", "Time", 14, right=True),
     Column("severity", "Severity", 8, rank=1),
     Column("subject", "Subject", 14, grow=10),
     Column("text", "What happened", 30, grow=400),
@@ -36,8 +35,8 @@ TREE_COLUMNS: Sequence[Column] = (
 )
 
 
-def event_row(event: FleetEvent, number: int) -> Row:
-    """One event. Its state words carry the meaning; the colour repeats it."""
+def event_row(event: FleetEvent, number: int, now: float) -> Row:
+    """One event; `now`: Unix seconds. Its state words carry the meaning; the colour repeats it."""
     replica = event.replica
     subject = replica.id if replica else "daemon"
     text = event.message or ""
@@ -48,7 +47,7 @@ def event_row(event: FleetEvent, number: int) -> Row:
     return Row(
         f"{number}",
         {
-            "time": (Cell(time.strftime("%H:%M:%S", time.localtime(event.at))),),
+            "time": (Cell(c.moment(event.at, now)),),
             "severity": (Cell(event.severity, role),),
             "subject": (Cell(c.plain(subject)),),
             "text": (Cell(c.plain(text), role),),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ KEPT_LINES = 10_000
 """Some 3 MB of vLLM's lines."""
 _TRIM = 2_000
 """Lines are dropped in blocks: one at a time would move the whole list."""
+_PAGED = 2
+"""With pages of the past so many times the usual number of lines; then the newest go."""
 LINE_MAX_CHARS = 4_096
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 _LEVEL = re.compile(r"\b(DEBUG|INFO|WARN(?:ING)?|ERROR|CRITICAL|FATAL)\b")
@@ -70,9 +73,23 @@ class LogBuffer:
         self.dropped = 0
         """Lines that were written and never came here."""
         self.received = 0
+        self.detached = False
+        """What is written now comes no longer here: somebody reads the past, and there is no room for both."""
+        self._blocks: deque[int] = deque()
+        """Ids of the first lines of what came together. The oldest lines go by whole blocks: each has a place in a file."""
 
     def __len__(self) -> int:
         return len(self._lines)
+
+    @property
+    def first(self) -> int:
+        """The id of the oldest line."""
+        return self._first
+
+    @property
+    def end(self) -> int:
+        """The id of the next line."""
+        return self._first + len(self._lines)
 
     def line(self, number: int) -> LogLine:
         """The line of an id in `shown`."""
@@ -82,13 +99,21 @@ class LogBuffer:
         """Begin anew, with the same filter."""
         self._lines.clear()
         self.shown.clear()
+        self._blocks.clear()
         self._first = self.dropped = self.received = 0
+        self.detached = False
 
-    def append(self, lines: Iterable[LogLine], dropped: int = 0) -> int:
-        """Add what was written; a gap is marked where it is.
+    def append(self, lines: Iterable[LogLine], dropped: int = 0, *, hold: bool = False) -> int:
+        """Add what was written together; a gap is marked where it is.
 
+        :param hold: somebody reads: rather than that the oldest lines go, nothing more is added.
         :returns: how many shown lines fell off the beginning.
         """
+        if self.detached:
+            self.received += sum(1 for _ in lines)
+            self.dropped += dropped
+            return 0
+        self._blocks.append(self.end)
         if dropped:
             self.dropped += dropped
             self._add(
@@ -103,7 +128,7 @@ class LogBuffer:
         for line in lines:
             self.received += 1
             self._add(line)
-        return self._trim()
+        return self._trim(hold=hold)
 
     def _add(self, line: LogLine) -> None:
         self._lines.append(line)
@@ -111,12 +136,17 @@ class LogBuffer:
             self.shown.append(self._first + len(self._lines) - 1)
 
     def prepend(self, lines: Sequence[LogLine]) -> int:
-        """Add a page of the past.
+        """Add a page of the past. Where that is too much, the newest lines go: they are in the file.
 
         :returns: how many shown lines were added before the others.
         """
         self._lines[:0] = lines
         self._first -= len(lines)
+        self._blocks.appendleft(self._first)
+        if len(self._lines) > self._kept * _PAGED + _TRIM:
+            del self._lines[self._kept * _PAGED :]
+            del self.shown[bisect_left(self.shown, self.end) :]
+            self.detached = True
         test = self._test
         fresh = [self._first + n for n, line in enumerate(lines) if test is None or test(line)]
         self.shown[:0] = fresh
@@ -130,12 +160,20 @@ class LogBuffer:
             n for n, line in zip(numbers, self._lines, strict=True) if test is None or line.gap or test(line)
         ]
 
-    def _trim(self) -> int:
+    def _trim(self, *, hold: bool) -> int:
         if len(self._lines) < self._kept + _TRIM:
             return 0
-        surplus = len(self._lines) - self._kept
-        del self._lines[:surplus]
-        self._first += surplus
+        if hold:
+            self.detached = len(self._lines) >= self._kept * _PAGED
+            return 0
+        least = self.end - self._kept
+        while self._blocks and self._blocks[0] < least:
+            self._blocks.popleft()
+        first = (
+            self._blocks[0] if self._blocks else least
+        )  # all of it came together: there is no better place
+        del self._lines[: first - self._first]
+        self._first = first
         gone = bisect_left(self.shown, self._first)
         del self.shown[:gone]
         return gone

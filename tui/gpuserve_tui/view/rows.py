@@ -9,7 +9,7 @@ from gpuserve_tui.view import cells as c
 from gpuserve_tui.view.board import KV_FULL_PCT, PREEMPTIONS_HIGH, foreign, foreign_bytes
 from gpuserve_tui.view.cells import Cell, Glyphs
 from gpuserve_tui.view.columns import Column, Row
-from gpuserved.api.types import GpuView, LoadView, ReplicaView, Status
+from gpuserved.api.types import GpuView, LoadView, ReplicaView
 
 STATE_ROLES = {
     "READY": "ok", "STARTING": "info", "DRAINING": "warn", "STOPPING": "warn", "UNHEALTHY": "err", "BACKOFF": "warn",
@@ -234,27 +234,3 @@ def explanation(r: ReplicaView, now: float) -> str:
     if r.state == "STARTING":
         return ", ".join(filter(None, (c.plain(r.phase or "starting"), since)))
     return c.plain(r.reason) if r.reason else ""
-
-
-def total_row(status: Status | None, *, wide: bool) -> Row:
-    """Everything together; percentiles come merged from the daemon."""
-    replicas = status.replicas if status else []
-
-    def summed(name: str) -> str:
-        known = [value for value in (getattr(r, name) for r in replicas) if value is not None]
-        return c.count(sum(known)) if known else c.UNKNOWN
-
-    queued = status.router.queued if status else None
-    queue = f"queue {c.count(queued)}"
-    return Row(
-        "ALL",
-        {
-            "id": (Cell("ALL", "bold"),),
-            "state": (Cell(queue, "warn" if queued else "dim"),),
-            "in_flight": (Cell(c.count(status.router.in_flight if status else None), "bold"),),
-            "running": (Cell(summed("running"), "bold"),),
-            "waiting": (Cell(summed("waiting"), "bold"),),
-            "restarts": (Cell(str(sum(r.restarts for r in replicas)), "bold"),),
-            **load_cells(status.load if status else None, wide=wide),
-        },
-    )

@@ -12,6 +12,7 @@ from rich.text import Text
 from textual.geometry import Size
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
+from textual.widgets import Static
 
 from gpuserve_tui.view.cells import UNICODE, Cell, Glyphs, plain
 
@@ -65,6 +66,21 @@ def styled(cells: Iterable[Cell], roles: Mapping[str, Style]) -> Text:
     for text, role in cells:
         line.append(text, style=roles.get(role, ""))
     return line
+
+
+class Line(Static):
+    """One line of cells. The same again costs nothing, and another text moves no widget."""
+
+    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002 - Textual's name
+        super().__init__(id=id, classes=classes, markup=False)
+        self._said: tuple[list[Cell], Mapping[str, Style]] | None = None
+
+    def say(self, cells: Sequence[Cell], roles: Mapping[str, Style]) -> None:
+        """Show `cells`, and nothing else."""
+        said = list(cells), roles
+        if said != self._said:
+            self._said = said
+            self.update(styled(cells, roles), layout=False)
 
 
 def pack(pieces: Sequence[tuple[Cell, int]], width: int, gap: int = 2) -> list[Cell]:

@@ -9,6 +9,7 @@ from rich.cells import cell_len, chop_cells
 from rich.style import Style
 from textual import events
 from textual.geometry import Size
+from textual.message import Message
 from textual.strip import Strip
 
 from gpuserve_tui.view.cells import Cell, fit
@@ -21,6 +22,9 @@ _SIDE_STEP = 16
 
 class LogView(LineView):
     """Shows a buffer. At its end it follows; anywhere else it stays where the reader is."""
+
+    class EndWanted(Message):
+        """To the end, which is not in the buffer any more."""
 
     def __init__(self, buffer: LogBuffer, *, id: str, small: bool = False) -> None:  # noqa: A002 - Textual's name
         """:param small: vLLM's prefixes shortened, no cursor."""
@@ -111,6 +115,9 @@ class LogView(LineView):
 
     def follow(self, *, on: bool) -> None:
         """Follow the end, or stay."""
+        if on and self.buffer.detached:
+            self.post_message(self.EndWanted())
+            return
         top = self._top
         self.following = on
         if on:
@@ -131,9 +138,10 @@ class LogView(LineView):
         """Put the cursor on a row; the last one follows again. True: there is no such row before the first."""
         if self.count == 0:
             return row < 0
-        if row >= self.count - 1:
+        if row >= self.count - 1 and not self.buffer.detached:
             self.follow(on=True)
             return False
+        row = min(row, self.count - 1)
         if self.following:
             self.follow(on=False)
         self._cursor = max(0, row)

@@ -44,7 +44,9 @@ class RowTable(LineView):
         self._spec: Sequence[Column] = ()
         self._columns: list[Column] = []
         self._sort = ("", "")
-        self._pinned: Row | None = None
+        self._pinned: list[Row] = []
+        self._arranged = -1
+        """The width that the columns were chosen for."""
 
     @property
     def position(self) -> int:
@@ -62,22 +64,24 @@ class RowTable(LineView):
         return max(1, self.size.width - 1)
 
     def _all(self) -> list[Row]:
-        return [*self.rows, self._pinned] if self._pinned else self.rows
+        return [*self.rows, *self._pinned]
 
     def show(
         self,
         spec: Sequence[Column],
         rows: Sequence[Row],
         *,
-        pinned: Row | None = None,
+        pinned: Sequence[Row] = (),
         sort: str = "",
         descending: bool = False,
     ) -> None:
         """Show exactly `rows`. The cursor stays on its row; where that is gone, on its place."""
         arrow = (self.glyphs.down if descending else self.glyphs.up) if sort else ""
         whole = spec is not self._spec or (sort, arrow) != self._sort or len(rows) != len(self.rows)
+        whole = whole or len(pinned) != len(self._pinned)
         before, place = self.rows, self.position
-        self._spec, self._sort, self._pinned = spec, (sort, arrow), pinned
+        feet, self._pinned = self._pinned, list(pinned)
+        self._spec, self._sort = spec, (sort, arrow)
         self.rows = list(rows)
         if self.rows and self.position < 0:
             self.cursor = self.rows[min(max(place, 0), len(self.rows) - 1)].key
@@ -92,21 +96,24 @@ class RowTable(LineView):
         for number, (old, new) in enumerate(zip(before, self.rows, strict=True)):
             if old != new and 0 <= number - top < self.size.height:
                 self._redraw(number - top + 1)
-        if pinned is not None:
-            self._redraw(self.size.height - 1)
+        for up, (old, new) in enumerate(zip(reversed(feet), reversed(self._pinned), strict=True), 1):
+            if old != new:
+                self._redraw(self.size.height - up)
 
     def _redraw(self, y: int) -> None:
         self.refresh(Region(0, y, self.size.width, 1))
 
     def _arrange(self) -> None:
         self._columns = choose(self._spec, self._room)
-        height = len(self.rows) + 1 + (1 if self._pinned else 0)
+        self._arranged = self.size.width
+        height = len(self.rows) + 1 + len(self._feet)
         self.virtual_size = Size(self.size.width, height)
         self.refresh()
 
     def on_resize(self) -> None:
-        """Other columns fit now."""
-        self._arrange()
+        """Other columns fit now, if the width is another: lines that came or went are drawn anyway."""
+        if self.size.width != self._arranged:
+            self._arrange()
         self._reveal()
 
     def on_focus(self) -> None:
@@ -131,15 +138,25 @@ class RowTable(LineView):
         """Put the cursor on a row, and show it."""
         if key == self.cursor:
             return
+        before, top = self.position, self.scroll_offset.y
         self.cursor = key
         self._reveal()
-        self.refresh()
+        if self.scroll_offset.y == top:
+            for row in {before, self.position} - {-1}:
+                self._redraw(row - top + 1)
+        else:
+            self.refresh()
         self.post_message(self.Highlighted(self, key))
 
     @property
     def page(self) -> int:
         """Rows that are visible at once."""
-        return max(1, self.size.height - 1 - (1 if self._pinned else 0))
+        return max(1, self.size.height - 1 - len(self._feet))
+
+    @property
+    def _feet(self) -> list[Row]:
+        """The rows that never scroll away; the last of them where there is room for no more."""
+        return self._pinned[-max(1, self.size.height - 2) :]
 
     def _reveal(self) -> None:
         position, top = self.position, self.scroll_offset.y
@@ -155,8 +172,10 @@ class RowTable(LineView):
         width = self.size.width
         if y == 0:
             return self.strip([Cell(" "), *header_cells(self._columns, *self._sort)], width)
-        if self._pinned is not None and y == self.size.height - 1:
-            return self.strip([Cell(" "), *row_cells(self._pinned, self._columns, self._room)], width)
+        feet = self._feet
+        foot = y - (self.size.height - len(feet))
+        if feet and foot >= 0:
+            return self.strip([Cell(" "), *row_cells(feet[foot], self._columns, self._room)], width)
         number = y - 1 + self.scroll_offset.y
         if number >= len(self.rows):
             note = self._empty if not self.rows and y == 1 else ""
@@ -179,7 +198,7 @@ class RowTable(LineView):
                 self.post_message(self.HeaderClicked(column))
             return
         number = event.y - 1 + self.scroll_offset.y
-        if number < len(self.rows) and not (self._pinned and event.y == self.size.height - 1):
+        if number < len(self.rows) and event.y < self.size.height - len(self._feet):
             self.to(self.rows[number].key)
             if event.chain == 2:
                 self.post_message(self.Opened())
