@@ -54,8 +54,9 @@ class Drawing:
     def wanted(self, *, fresh: bool) -> None:
         """New data: figures wait for the pace of the screen, a change of state does not."""
         self.due = True
-        if not fresh or self._app.monotonic() - self._drawn_at >= self._app.refresh_s - EVENT_DRAW_S:
-            self.if_due(urgent=fresh)
+        first = self._curtain is not None
+        if first or not fresh or self._app.monotonic() - self._drawn_at >= self._app.refresh_s - EVENT_DRAW_S:
+            self.if_due(urgent=fresh or first)
 
     def set_theme(self, name: str) -> None:
         """Dark or light."""

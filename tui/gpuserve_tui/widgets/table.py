@@ -137,6 +137,7 @@ class RowTable(LineView):
     def to(self, key: str) -> None:
         """Put the cursor on a row, and show it."""
         if key == self.cursor:
+            self._reveal()  # it may have been put there before there were lines to scroll
             return
         before, top = self.position, self.scroll_offset.y
         self.cursor = key
