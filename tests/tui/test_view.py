@@ -65,6 +65,9 @@ def test_rates_are_short(value: float | None, text: str) -> None:
 
 
 def test_bars_and_sparks_stay_in_their_cells() -> None:
+    assert cells.spark([-245.0, None, -1.0], 5, cells.UNICODE, 100.0) == "  ▁ ▁", (
+        "a nonsensical figure stops no screen"
+    )
     for share_of in (None, -1.0, 0.0, 0.37, 1.0, 9.0):
         assert len(cells.bar(share_of, 8, cells.UNICODE)) == 8
     assert cells.spark([None, 0.0, 5.0, 10.0], 6, cells.UNICODE) == "   ▁▅█"

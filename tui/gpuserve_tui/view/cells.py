@@ -139,6 +139,7 @@ def spark(values: list[float | None], width: int, glyphs: Glyphs, top: float | N
     most = max([*known, top or 0.0])
     last = len(glyphs.sparks) - 1
     marks = [
-        " " if value is None else glyphs.sparks[round(value / most * last) if most else 0] for value in shown
+        " " if value is None else glyphs.sparks[max(0, round(value / most * last)) if most > 0 else 0]
+        for value in shown
     ]
     return "".join(marks).rjust(width)
