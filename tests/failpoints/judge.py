@@ -149,6 +149,8 @@ def _reported(run: Run) -> list[str]:
 
 def _report(run: Run, death: Death) -> str | None:
     path = run.world.roots.log / "replicas" / death.replica / f"{death.generation}.crash.json"
+    if run.script.of_shim and not path.with_name(f"{death.generation}.log").exists():
+        return None  # every start died at the step, and the logs and cards of five starts are kept
     try:
         card: dict[str, Any] = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:

@@ -17,9 +17,12 @@ from tests.failpoints.world import A, B, World, profile
 
 from gpuserved.api.errors import GpuserveError, Internal, TimedOut, Unavailable
 from gpuserved.api.types import ApplyRequest, ReplicasRequest, ReplicaView, ScaleRequest
+from gpuserved.host.failpoint import SHIM_POINTS
 
 _NO_ANSWER = (Unavailable, TimedOut, Internal)
 KILLED = -signal.SIGKILL
+SHIMS_DIE_S = 1.5
+"""Some starts whose shims die."""
 
 
 class Run:
@@ -36,6 +39,8 @@ class Run:
         """A supervisor died at a failpoint."""
         self._chance = random.Random(script.seed + 1)
         self._armed = [script.again, script.later]
+        self._present = ""
+        """What the present life is armed with."""
         self._deaths = list(script.die_unwatched)
 
     def play(self) -> list[str]:
@@ -60,7 +65,8 @@ class Run:
         while not self.world.alive() or not self.world.answers():
             self._note_end()
             if not self.world.alive():
-                self.world.begin(self._armed.pop(0) if self._armed else "")
+                self._present = self._armed.pop(0) if self._armed else ""
+                self.world.begin(self._present)
 
     def _note_end(self) -> None:
         """A supervisor that is gone without having been killed here died at its failpoint; something may die unwatched now."""
@@ -105,7 +111,7 @@ class Run:
         while True:
             self._life()
             settled = self.world.until(lambda: _known(self.world.settled()), "all is quiet")
-            if settled and not self._armed:
+            if settled and not self._present:
                 return
             if settled:
                 self._armed.clear()
@@ -115,7 +121,8 @@ class Run:
 
     def _set_up(self) -> None:
         texts = {A: profile(A, 2, [0, 1, 3]), B: profile(B, 1, [2])}
-        self.world.begin(self.script.boot)
+        self._present = self.script.boot
+        self.world.begin(self._present)
         while True:
             self._life()
             try:
@@ -141,6 +148,10 @@ class Run:
                 self._strike(engine, "api")
         else:
             self._tell(ask)
+        if self._present.partition("@")[0] in SHIM_POINTS:
+            # Every shim of this life dies at it: what was asked is done by the next supervisor, whose shims are not armed.
+            time.sleep(SHIMS_DIE_S)
+            self._end_life()
         if ask.verb == "spoil" or self._chance.random() < 0.5:
             self.world.until(lambda: _known(self.world.settled()), f"{ask} is done")
         else:
