@@ -16,7 +16,7 @@ from gpuserved.router.edge import BadAnswer, parse_request, parse_response
 from gpuserved.router.errors import HttpError
 from gpuserved.router.framing import ChunkedDecoder, FramingError
 from gpuserved.router.headmemo import HeadMemo
-from gpuserved.router.sse import EventGate, First, death_notice, first_event
+from gpuserved.router.sse import REPLICA_DIED, ROUTER_ENDED, EventGate, First, cut_notice, first_event
 
 BAD_HEADS = {
     "cl and te": b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
@@ -208,10 +208,10 @@ def test_first_events(held: bytes, kind: First) -> None:
 
 
 def test_death_notices_are_json_both_ways() -> None:
-    openai = death_notice(Sse.OPENAI, mid_event=False).split(b"\n\n")
+    openai = cut_notice(REPLICA_DIED, Sse.OPENAI, mid_event=False).split(b"\n\n")
     assert json.loads(openai[0].removeprefix(b"data: "))["error"]["type"] == "replica_died"
     assert openai[1] == b"data: [DONE]"
-    typed = death_notice(Sse.TYPED, mid_event=True)
+    typed = cut_notice(ROUTER_ENDED, Sse.TYPED, mid_event=True)
     assert typed.startswith(b"\n\nevent: error\ndata: {")
 
 

@@ -126,3 +126,7 @@ class RouterStats(msgspec.Struct, frozen=True, kw_only=True):
     queued_by_model: dict[str, int] = {}
     replicas: list[RouteStats] = []
     keys: list[KeyStats] = []
+    version: str | None = None
+    """Of the router's code; None: from before routers said so."""
+    draining: bool = False
+    """It takes no more connections and ends after its last one."""

@@ -67,7 +67,10 @@ class Cancellable(Protocol):
     """A request being served."""
 
     def cancel(self) -> object:
-        """Its client left, or the router stops."""
+        """Its client left."""
+
+    def give_up(self) -> None:
+        """The router stops, and its time is over."""
 
 
 class Context:

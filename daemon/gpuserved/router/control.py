@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 class _Request(msgspec.Struct, frozen=True):
     op: str
     table: msgspec.Raw = msgspec.Raw()
+    limit_s: float = -1.0
+    keep_idle: bool = False
 
 
 def _uid_of(writer: asyncio.StreamWriter) -> int | None:
@@ -39,11 +41,17 @@ class Control:
     """The server."""
 
     def __init__(
-        self, path: str, *, apply: Callable[[RoutingTable], None], stats: Callable[[], RouterStats]
+        self,
+        path: str,
+        *,
+        apply: Callable[[RoutingTable], None],
+        stats: Callable[[], RouterStats],
+        drain: Callable[[float, bool], None],
     ) -> None:
         self._path = path
         self._apply = apply
         self._stats = stats
+        self._drain = drain
         self._watchers: set[asyncio.StreamWriter] = set()
         self._clients: set[asyncio.StreamWriter] = set()
         self._server: asyncio.AbstractServer | None = None
@@ -100,6 +108,9 @@ class Control:
             if request.op == "table" and bytes(request.table):
                 table = decode_table(request.table)
                 self._apply(table)
+                return b'{"ok":true}'
+            if request.op == "drain" and request.limit_s >= 0:
+                self._drain(request.limit_s, request.keep_idle)
                 return b'{"ok":true}'
             if request.op == "stats":
                 return msgspec.json.encode({"ok": True, "stats": self._stats()})

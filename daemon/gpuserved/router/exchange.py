@@ -12,6 +12,7 @@ from gpuserved.router.body import SLICE_BYTES, Body
 from gpuserved.router.edge import RequestHead, ResponseHead, upstream_request
 from gpuserved.router.large import LARGE_BYTES
 from gpuserved.router.relay import IdTap, Relay
+from gpuserved.router.sse import REPLICA_DIED, ROUTER_ENDED
 from gpuserved.router.usage import UsageTap
 
 if TYPE_CHECKING:
@@ -108,6 +109,16 @@ class Exchange:
         self._client_left = True
         if self._task is None or not self._task.cancel():
             self.over()
+
+    def give_up(self) -> None:
+        """The router ends: a stream that has begun ends with an error event, anything else as if its client had left."""
+        relay = self._relay
+        if self.attempt is None or relay is None:
+            self.cancel()
+            return
+        self.was_cut = True
+        relay.cut(ROUTER_ENDED)
+        self.over()
 
     def _try_at_once(self, asked: Asked) -> bool:
         """Send it where a replica takes it now and a connection stands ready. False: something must be waited for."""
@@ -223,7 +234,7 @@ class Exchange:
                     self.request_id.decode(),
                     lease.replica.id,
                 )
-                relay.cut()
+                relay.cut(REPLICA_DIED)
                 lease.replica.closed_early()
             else:
                 lease.replica.pool.give_back(attempt.upstream, self.loop.time())

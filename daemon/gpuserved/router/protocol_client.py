@@ -228,7 +228,7 @@ class ClientConnection(asyncio.Protocol):
         self.work = None
         if self._phase != _BUSY:
             return
-        if not keep_alive or not self._front.keeps_alive():
+        if not keep_alive:
             self._linger()
             return
         self._phase = _READING

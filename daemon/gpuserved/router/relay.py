@@ -8,7 +8,7 @@ from collections.abc import Callable
 from gpuserved.core.routes import Sse
 from gpuserved.router.edge import ResponseHead, client_response
 from gpuserved.router.protocol_client import ClientConnection
-from gpuserved.router.sse import EventGate, death_notice
+from gpuserved.router.sse import Cut, EventGate, cut_notice
 from gpuserved.router.usage import UsageTap
 
 _RESPONSE_ID = re.compile(rb"\"id\": ?\"(resp_[A-Za-z0-9_-]{1,200})\"")
@@ -130,14 +130,14 @@ class Relay:
         rest = self._gate.rest() if self._gate is not None else b""
         self._end(rest)
 
-    def cut(self) -> None:
-        """The replica is gone in the middle: a stream ends with an error event, anything else is aborted, so that
+    def cut(self, why: Cut) -> None:
+        """Nothing more comes, in the middle: a stream ends with an error event, anything else is aborted, so that
         nobody takes half an answer for a whole one.
         """
         if self._gate is None:
             self._client.abort()
         else:
-            self._end(death_notice(self._style, mid_event=self._gate.mid_event))
+            self._end(cut_notice(why, self._style, mid_event=self._gate.mid_event))
 
     def _end(self, last: bytes) -> None:
         if self._chunked:

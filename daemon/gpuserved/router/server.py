@@ -9,6 +9,7 @@ import socket
 import time
 from pathlib import Path
 
+import gpuserved
 from gpuserved.api.routing import RouterStats, RoutingTable
 from gpuserved.core import routes
 from gpuserved.core.policy.prefix_key import PrefixKey
@@ -22,6 +23,7 @@ from gpuserved.router.context import Context
 from gpuserved.router.control import Control, decode_table
 from gpuserved.router.counts import Counts
 from gpuserved.router.descriptors import enough, raise_limit
+from gpuserved.router.drain import Drain
 from gpuserved.router.edge import RequestHead
 from gpuserved.router.errors import HttpError
 from gpuserved.router.exchange import Exchange
@@ -36,7 +38,6 @@ from gpuserved.router.tunnel import Tunnel
 
 TICK_S = 0.5
 PROBE_S = 1.0
-DRAIN_S = 30.0
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,8 @@ class Router:
         self._counts = counts
         self._tasks: set[asyncio.Task[None]] = set()
         self._fds = raise_limit()
-        self.control = Control(control_path, apply=self.apply, stats=self.stats)
+        self._drain = Drain()
+        self.control = Control(control_path, apply=self.apply, stats=self.stats, drain=self._drain.set)
         fleet = Fleet(dispatch.pump, self._replica_failed, self._sent)
         fleet.counts = counts
         budget = RetryBudget(asyncio.get_running_loop().time())
@@ -168,7 +170,8 @@ class Router:
     def _apply(self, table: RoutingTable) -> None:
         self.context.accounts.update(table.keys, asyncio.get_running_loop().time())
         self.context.proxies = TrustedProxies(table.trusted_proxies)
-        if self._certificates.take(table.tls) and self._server is not None:
+        changed = self._certificates.take(table.tls)
+        if changed and self._server is not None and not self.context.draining:
             self._reopened = asyncio.get_running_loop().create_task(self._open())
         self.context.fleet.apply(table)
         log.info("table generation %d: %d models", table.generation, len(table.models))
@@ -210,12 +213,13 @@ class Router:
             rejected_total=metrics.rejected_total, connections=len(self._clients), queued_by_model=queued,
             replicas=[replica.stats() for replica in fleet.replicas()],
             keys=[account.stats() for account in self.context.accounts],
+            version=gpuserved.__version__, draining=self.context.draining,
         )  # fmt: skip
 
     # Life.
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until `stop`, then finish what is in flight, for `DRAIN_S` at most."""
+        """Serve until `stop`, then finish what is in flight, on the terms of `Drain`."""
         loop = asyncio.get_running_loop()
         self.read_table_file()
         await self.control.start()
@@ -230,10 +234,11 @@ class Router:
         self.context.draining = True
         if self._server is not None:
             self._server.close()
-        for client in [c for c in self._clients if c.idle()]:
-            client.close()
-        await self._drained(loop.time() + DRAIN_S)
-        for work in (*self.context.live, *self._tasks, *clockwork):
+        log.info("draining %d connections", len(self._clients))
+        await self._drain.wait(self._clients, lambda: len(self.context.live) + len(self._tasks))
+        for request in tuple(self.context.live):
+            request.give_up()
+        for work in (*self._tasks, *clockwork):
             work.cancel()
         await asyncio.sleep(0)
         self.control.close()
@@ -254,14 +259,6 @@ class Router:
         )  # fmt: skip
         if before is not None:
             before.close()
-
-    async def _drained(self, until: float) -> None:
-        """Let what is in flight end."""
-        live = self.context.live
-        if live or self._tasks:
-            log.info("draining %d requests", len(live) + len(self._tasks))
-        while (live or self._tasks) and asyncio.get_running_loop().time() < until:
-            await asyncio.sleep(0.02)
 
     async def _flushed(self, until: float) -> None:
         """Let the last bytes of the last answers leave."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from enum import Enum
+from typing import NamedTuple
 
 import msgspec
 
@@ -95,12 +96,27 @@ class EventGate:
         return rest
 
 
-def death_notice(style: Sse, *, mid_event: bool) -> bytes:
-    """The end of a stream whose replica died."""
-    message = "The replica that produced this answer died; what came so far is incomplete."
-    error = {"message": message, "type": "replica_died", "code": 502}
+class Cut(NamedTuple):
+    """Why a stream ends before its time."""
+
+    kind: str
+    code: int
+    message: str
+
+
+REPLICA_DIED = Cut(
+    "replica_died", 502, "The replica that produced this answer died; what came so far is incomplete."
+)
+ROUTER_ENDED = Cut(
+    "router_ended", 503, "The router that carried this answer had to end; what came so far is incomplete."
+)
+
+
+def cut_notice(why: Cut, style: Sse, *, mid_event: bool) -> bytes:
+    """The last events of a stream that is cut."""
+    error = {"message": why.message, "type": why.kind, "code": why.code}
     start = b"\n\n" if mid_event else b""
     if style is Sse.TYPED:
-        data = {"type": "error", "error": error, "code": "replica_died", "message": message}
+        data = {"type": "error", "error": error, "code": why.kind, "message": why.message}
         return start + b"event: error\ndata: " + msgspec.json.encode(data) + b"\n\n"
     return start + b"data: " + msgspec.json.encode({"error": error}) + b"\n\ndata: [DONE]\n\n"
