@@ -56,6 +56,7 @@ def test_flags_beat_the_file_and_the_file_beats_the_defaults(tmp_path: Path) -> 
         ("[router]\nrouters = true\n", 2, 'expected "auto" or a number from 1 to 64'),
         ('[router]\nrouters = "many"\n', 2, 'expected "auto" or a number from 1 to 64'),
         ("[router]\naccess_log = 1\n", 2, "expected true, false or a path"),
+        ('[router]\ndrain_s = "long"\n', 2, "router.drain_s: expected a number"),
         ('[router]\ninsecure = "no"\n', 2, "expected true or false"),
         ("[supervisor]\nhang_timeout_s = -1\n", 2, "expected a number"),
     ],

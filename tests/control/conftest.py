@@ -31,6 +31,7 @@ from gpuserved.api.types import (
     Status,
     SupervisorView,
 )
+from gpuserved.api.upgrade import UpgradeAccepted, UpgradeRequest
 from gpuserved.control.server import ControlServer
 from gpuserved.fleet.bus import Bus, Subscription
 
@@ -151,6 +152,14 @@ class MemoryFleet:
             await self.gate.wait()
         self.calls.append("reload done")
         return ApplyResult(generation=self.generation)
+
+    async def upgrade(self, request: UpgradeRequest) -> UpgradeAccepted:
+        self.calls.append(f"upgrade {request.python} {request.pythonpath}")
+        return UpgradeAccepted(version="2")
+
+    async def replace_routers(self) -> RouterView:
+        self.calls.append("replace routers")
+        return RouterView(pids=[7])
 
     async def shutdown(self, *, drain: bool, forget: bool) -> None:
         self.calls.append(f"shutdown drain={drain} forget={forget}")

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from gpuserved.api import errors
-from gpuserved.api.client import ControlClient, find_socket
+from gpuserved.api.client import ControlClient
 from gpuserved.api.plan import PlanRequest
+from gpuserved.api.roots import find_socket
 from gpuserved.api.types import ApplyRequest, ReplicasRequest, ScaleRequest
+from gpuserved.api.upgrade import UpgradeRequest
 from gpuserved.control.peer import Peer, identify, may_operate
 
 
@@ -32,9 +34,11 @@ def test_mutations_reach_the_fleet(daemon: Any) -> None:
     client.reload()
     client.shutdown(drain=False)
     client.shutdown(forget=False)
+    assert client.upgrade(UpgradeRequest(python="/opt/python", pythonpath="/new")).version == "2"
+    assert client.replace_routers().pids == [7]
     assert daemon.fleet.calls == [
         "apply ['demo'] prune=True", "stop ['demo-0']", "reload done", "shutdown drain=False forget=True",
-        "shutdown drain=True forget=False",
+        "shutdown drain=True forget=False", "upgrade /opt/python /new", "replace routers",
     ]  # fmt: skip
     assert client.plan(PlanRequest(name="demo", text="")).fits
 

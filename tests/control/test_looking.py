@@ -9,6 +9,7 @@ import pytest
 from gpuserved.api.client import ControlClient
 from gpuserved.api.errors import Conflict, Denied, Invalid, NotFound
 from gpuserved.api.types import ApplyProfileRequest, ReplicasRequest
+from gpuserved.api.upgrade import UpgradeRequest
 
 
 def test_a_read_only_client_is_refused_by_the_daemon(daemon: Any) -> None:
@@ -20,6 +21,8 @@ def test_a_read_only_client_is_refused_by_the_daemon(daemon: Any) -> None:
         lambda: client.apply_profile("demo", ApplyProfileRequest()),
         client.reload,
         client.shutdown,
+        client.replace_routers,
+        lambda: client.upgrade(UpgradeRequest(python="/opt/python")),
     ):
         with pytest.raises(Denied):
             change()

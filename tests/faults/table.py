@@ -58,6 +58,7 @@ ROWS: Mapping[int, tuple[str, str]] = {
     42: ("the engine's environment is replaced under running replicas", "they go on; the next start uses the new one"),
     43: ("a poison request among 255 neighbours", "the neighbours survive; it is blocked"),
     44: ("the host restarts with eight replicas", "all READY again"),
+    45: ("upgrade of daemon and routers, and one that fails", "no request fails, no stream is cut; same PIDs, counts kept"),
 }  # fmt: skip
 
 

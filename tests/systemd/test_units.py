@@ -127,6 +127,25 @@ def test_a_killed_daemon_comes_back_and_adopts(systemd: Container) -> None:
     assert pids(after) == pids(before)
 
 
+@pytest.mark.fault(45)
+def test_an_upgrade_names_the_new_daemon_to_systemd(systemd: Container) -> None:
+    """The daemon's successor is its child and not systemd's: MAINPID= makes it the one that is watched and restarted."""
+    before = serving(systemd)
+    with load(systemd):
+        systemd.run(GPUSERVE, "upgrade", "--force", timeout_s=120)
+        after = serving(systemd)
+    main = str(after["supervisor"]["pid"])
+    assert main != str(before["supervisor"]["pid"])
+    assert show(systemd, "gpuserved", "MainPID") == main
+    assert show(systemd, "gpuserved", "ActiveState") == "active"
+    assert pids(after) == pids(before)
+    assert not set(after["router"]["pids"]) & set(before["router"]["pids"])
+    restarts = show(systemd, "gpuserved", "NRestarts")
+    systemd.run("systemctl", "kill", "--kill-who=main", "--signal=KILL", "gpuserved")
+    until(lambda: show(systemd, "gpuserved", "NRestarts") != restarts, "systemd saw the new one die", 30)
+    assert pids(serving(systemd)) == pids(before)
+
+
 @pytest.mark.fault(38)
 def test_a_stopped_daemon_is_replaced_by_the_watchdog(systemd: Container) -> None:
     before = serving(systemd)

@@ -19,7 +19,8 @@ from tests.tui.fleets import many
 from gpuserved.api.gpus import GpusResult
 from gpuserved.api.inspect import EventsView, ProfilesView, ReplicaDetail
 from gpuserved.api.plan import Plan
-from gpuserved.api.types import ActionResult, ApplyResult, Status
+from gpuserved.api.types import ActionResult, ApplyResult, RouterView, Status
+from gpuserved.api.upgrade import UpgradeAccepted
 from gpuserved.control.server import ControlServer
 from gpuserved.fleet.bus import Bus, Subscription
 
@@ -101,6 +102,12 @@ class BenchFleet:
 
     async def reload(self) -> ApplyResult:
         return ApplyResult(generation=4)
+
+    async def upgrade(self, request: object) -> UpgradeAccepted:
+        return UpgradeAccepted(version="0")
+
+    async def replace_routers(self) -> RouterView:
+        return RouterView()
 
     async def shutdown(self, *, drain: bool, forget: bool) -> None:
         return None

@@ -11,9 +11,9 @@ from pathlib import Path
 from gpuserve_tui.actions import PANES
 from gpuserve_tui.link import Feed
 from gpuserve_tui.settings import FILE_NAME, Settings, load
-from gpuserved.api.client import ControlClient, find_socket
+from gpuserved.api.client import ControlClient
 from gpuserved.api.errors import GpuserveError, Invalid
-from gpuserved.api.roots import from_environment
+from gpuserved.api.roots import find_socket, from_environment
 
 EXAMPLE = """\
 examples:

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -17,7 +15,6 @@ from gpuserved.api.crash import CrashCard
 from gpuserved.api.gpus import GpusRequest, GpusResult
 from gpuserved.api.inspect import EventsView, LogBatch, LogPage, ProfilesView, ReplicaDetail
 from gpuserved.api.plan import Plan, PlanRequest
-from gpuserved.api.roots import candidate_sockets
 from gpuserved.api.transport import MUTATE_TIMEOUT_S, READ_TIMEOUT_S, Transport
 from gpuserved.api.types import (
     ActionResult,
@@ -26,19 +23,15 @@ from gpuserved.api.types import (
     ApplyResult,
     FleetEvent,
     ReplicasRequest,
+    RouterView,
     ScaleRequest,
     Status,
     VersionView,
 )
+from gpuserved.api.upgrade import UpgradeAccepted, UpgradeRequest
 
 STREAM_TIMEOUT_S = 60.0
 """Longest silence of an event stream: telemetry comes every second or so."""
-
-
-def find_socket(env: Mapping[str, str], explicit: str | None = None) -> Path:
-    """The first place that has a socket, in the order of `api.roots`; the first place where none has."""
-    candidates = candidate_sockets(env, uid=os.getuid(), explicit=explicit)
-    return next((path for path in candidates if path.is_socket()), candidates[0])
 
 
 class ControlClient(Transport):
@@ -82,6 +75,14 @@ class ControlClient(Transport):
     def reload(self) -> ApplyResult:
         """Read configuration, keys and profiles again."""
         return self._call("POST", "/reload", ApplyResult)
+
+    def upgrade(self, request: UpgradeRequest) -> UpgradeAccepted:
+        """Ask the daemon to hand over to another version; it begins after the answer."""
+        return self._call("POST", "/upgrade", UpgradeAccepted, request)
+
+    def replace_routers(self) -> RouterView:
+        """New routers on the same address; returns once they serve."""
+        return self._call("POST", "/routers/replace", RouterView)
 
     def shutdown(self, *, drain: bool = True, forget: bool = True) -> None:
         """Ask the daemon to stop everything and itself; it goes on after the answer."""

@@ -91,3 +91,9 @@ def candidate_sockets(env: Mapping[str, str], *, uid: int, explicit: str | None 
         return [from_environment(env, uid=uid).control_socket]
     user = from_environment(env, uid=uid or 1).control_socket
     return list(dict.fromkeys([user, Path("/run/gpuserve/control.sock")]))
+
+
+def find_socket(env: Mapping[str, str], explicit: str | None = None) -> Path:
+    """The first place that has a socket, in the order of `candidate_sockets`; the first place where none has."""
+    candidates = candidate_sockets(env, uid=os.getuid(), explicit=explicit)
+    return next((path for path in candidates if path.is_socket()), candidates[0])

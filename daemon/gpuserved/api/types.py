@@ -8,6 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from gpuserved.api.crash import CrashCard
+from gpuserved.api.processes import FailedUpgrade, RouterProcess
 from gpuserved.api.routing import KeyStats
 
 PROTOCOL_VERSION = 1
@@ -29,6 +30,12 @@ class SupervisorView(Answer, frozen=True, kw_only=True):
     uptime_s: float
     degraded: str | None = None
     """What does not work right now (state not saved, ...); None: all well."""
+    python: str | None = None
+    """Its interpreter."""
+    service: bool = False
+    """It runs under systemd."""
+    failed_upgrade: FailedUpgrade | None = None
+    """The last one, since this daemon's start; None: none has failed."""
 
 
 class LoadView(Answer, frozen=True, kw_only=True):
@@ -70,6 +77,10 @@ class RouterView(Answer, frozen=True, kw_only=True):
     requests_total: int | None = None
     keys: list[KeyStats] = []
     """What each API key has used since the router's start."""
+    processes: list[RouterProcess] = []
+    """Each router by itself: those that take connections, then those that were replaced and have not ended yet."""
+    trouble: str | None = None
+    """Why the last replacement of the routers failed; None: it did not."""
 
 
 class GpuOwner(Answer, frozen=True, kw_only=True):
@@ -132,6 +143,8 @@ class ReplicaView(Answer, frozen=True, kw_only=True):
     """Unix seconds of the present process's start."""
     phase: str | None = None
     """While STARTING: what the engine is doing, from its log."""
+    shim_version: str | None = None
+    """Of the gpuserve that started this process's shim; None: older than such notes."""
     state_since: float | None = None
     """Unix seconds of the last change of state that this daemon saw."""
     load: LoadView | None = None

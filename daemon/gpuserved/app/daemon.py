@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,10 +16,15 @@ from pathlib import Path
 from msgspec import structs
 
 from gpuserved.api.errors import Conflict, GpuserveError, Refused
+from gpuserved.api.processes import FailedUpgrade
 from gpuserved.api.roots import Roots
 from gpuserved.api.routing import Tls
 from gpuserved.api.types import ApplyRequest
+from gpuserved.api.upgrade import UpgradeAccepted, UpgradeRequest
+from gpuserved.app import succession
 from gpuserved.app.main import BACKGROUND_ORPHAN_TTL_S
+from gpuserved.app.succession import Successor
+from gpuserved.app.watchdog import feed_watchdog
 from gpuserved.config.daemon import DaemonConfig, find_config, load_daemon_config, read_hf_token
 from gpuserved.config.keys import read_keys
 from gpuserved.control.server import ControlServer
@@ -29,7 +35,7 @@ from gpuserved.fleet.take_up import take_up
 from gpuserved.host import listen, sdnotify
 from gpuserved.host.failpoint import reach
 from gpuserved.host.lock import DaemonLock
-from gpuserved.supervisor.routers import Routers
+from gpuserved.supervisor.routers import DRAIN_S, Routers
 from gpuserved.telemetry.choose import choose
 
 log = logging.getLogger(__name__)
@@ -37,8 +43,8 @@ log = logging.getLogger(__name__)
 STOP_POLL_S = 0.05
 PORT_FREED_S = 2.0
 """How long a router that an earlier daemon had begun to start may hold the port, before somebody else must be holding it."""
-LOOP_LAG_MAX_S = 1.0
-"""The watchdog is fed only while the loop answers within this."""
+ANSWER_FIRST_S = 0.1
+"""Between the answer to an upgrade and the end that it brings."""
 
 
 @dataclass(frozen=True)
@@ -50,17 +56,30 @@ class Stop:
     """Forget what was wanted: the next daemon starts empty."""
 
 
-async def serve(roots: Roots, config: DaemonConfig, args: argparse.Namespace, path: Path | None) -> int:
-    """Run the daemon.
+End = Stop | Successor | None
+"""How the daemon ends: with everything, in favour of another version, or alone."""
 
+
+async def serve(
+    roots: Roots,
+    config: DaemonConfig,
+    args: argparse.Namespace,
+    path: Path | None,
+    service: sdnotify.Service,
+    failed: FailedUpgrade | None = None,
+) -> Successor | None:
+    """Run the daemon until it is told to end.
+
+    :param failed: the upgrade whose failure this life begins with.
+    :returns: the version to hand over to; None: there is none, this was the end.
     :raises GpuserveError: it could not start; nothing was changed.
     """
-    notify = sdnotify.take_socket()
-    watchdog_s = sdnotify.watchdog_interval_s()
+    notify = service.address
     lock = DaemonLock(roots.run / "daemon.lock")
     reach("serve.locked")
-    end: asyncio.Future[Stop | None] = asyncio.get_running_loop().create_future()
+    end: asyncio.Future[End] = asyncio.get_running_loop().create_future()
     fleet = await _assemble(roots, config, args)
+    fleet.service, fleet.failed_upgrade = notify is not None, failed
     _wire(fleet, args, path, end)
     control = ControlServer(fleet, roots.control_socket)
     try:
@@ -75,9 +94,15 @@ async def serve(roots: Roots, config: DaemonConfig, args: argparse.Namespace, pa
         _say(fleet, f"gpuserved PID {os.getpid()} serves {fleet.endpoint}")
         if args.profiles:
             await _apply_folder(fleet, Path(args.profiles))
-        watchdog = asyncio.ensure_future(_feed_watchdog(notify, watchdog_s))
+        if failed is not None:
+            said = f"the upgrade to {failed.version} failed, this version goes on: {failed.reason}"
+            fleet.bus.publish("notice", message=said, severity="error")
+        watchdog = asyncio.ensure_future(feed_watchdog(notify, service.ping_s))
         how = await end
         watchdog.cancel()
+        if isinstance(how, Successor):
+            fleet.save_quietly()
+            return how
         sdnotify.notify(notify, "STOPPING=1")
         _say(fleet, _farewell(how))
         if how is not None:
@@ -93,7 +118,7 @@ async def serve(roots: Roots, config: DaemonConfig, args: argparse.Namespace, pa
         fleet.gpus.close()
         fleet.inspection.history.close()
         lock.release()
-    return 0
+    return None
 
 
 def _say(fleet: Fleet, what: str) -> None:
@@ -131,6 +156,7 @@ def _settings(fleet: Fleet, config: DaemonConfig) -> None:
     fleet.hang_timeout_s = config.hang_timeout_s
     fleet.memory_back_s = config.memory_back_s or MEMORY_BACK_S
     fleet.webhook.url = config.webhook
+    fleet.router.drain_s = DRAIN_S if config.drain_s is None else config.drain_s
 
 
 async def _open_port(fleet: Fleet, config: DaemonConfig, *, asked: bool) -> None:
@@ -181,16 +207,14 @@ async def _bind(fleet: Fleet, config: DaemonConfig) -> socket.socket:
         await asyncio.sleep(STOP_POLL_S)
 
 
-def _wire(
-    fleet: Fleet, args: argparse.Namespace, path: Path | None, end: asyncio.Future[Stop | None]
-) -> None:
-    """Signals and the control API's two wishes that concern the daemon itself."""
+def _wire(fleet: Fleet, args: argparse.Namespace, path: Path | None, end: asyncio.Future[End]) -> None:
+    """Signals and the control API's wishes that concern the daemon itself."""
     loop = asyncio.get_running_loop()
 
-    def finish(how: Stop | None) -> None:
+    def finish(how: End) -> None:
         if not end.done():
             end.set_result(how)
-        elif how is not None and not how.drain:
+        elif isinstance(how, Stop) and not how.drain:
             for owner in fleet.owners.values():
                 owner.post(EventKind.DRAIN_TIMEOUT)
 
@@ -208,6 +232,19 @@ def _wire(
         task = asyncio.ensure_future(fleet.reload())
         task.add_done_callback(_report_reload)
 
+    async def upgrade(request: UpgradeRequest) -> UpgradeAccepted:
+        if not args.background and not fleet.service:
+            raise Refused(
+                "this daemon runs in the foreground: nobody would wait for the one that takes its place",
+                "end it with SIGTERM, replicas and routers go on, and start the new version in its place",
+            )
+        if end.done():
+            raise Conflict("this daemon is about to end", "look again with gpuserve status")
+        successor = await succession.check(request, sys.argv[1:], os.environ)
+        loop.call_later(ANSWER_FIRST_S, finish, successor)
+        return UpgradeAccepted(version=successor.version)
+
+    fleet.on_upgrade = upgrade
     fleet.on_shutdown = lambda drain, forget: finish(Stop(drain=drain, forget=forget))
     fleet.on_reload = reload_settings
     loop.add_signal_handler(signal.SIGTERM, finish, None)
@@ -260,14 +297,3 @@ async def _stop_everything(fleet: Fleet, how: Stop) -> None:
     await fleet.router.stop()
     reach("down.ended")
     (fleet.roots.run / "routing.json").unlink(missing_ok=True)
-
-
-async def _feed_watchdog(notify: str | None, interval_s: float | None) -> None:
-    """Ping systemd only while this loop is on time."""
-    if interval_s is None:
-        return
-    while True:
-        before = time.monotonic()
-        await asyncio.sleep(interval_s)
-        if time.monotonic() - before - interval_s < LOOP_LAG_MAX_S:
-            sdnotify.notify(notify, "WATCHDOG=1")

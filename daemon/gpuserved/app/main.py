@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import logging
 import logging.handlers
 import os
@@ -46,6 +45,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--keys-file", metavar="FILE", help="hashed API keys")
     made.add_argument("--insecure", action="store_true", help="serve other machines without keys")
     made.add_argument("--background", action="store_true", help="started by `gpuserve up`: log to a file")
+    made.add_argument(
+        "--check",
+        action="store_true",
+        help="read configuration and state, say the version, and start nothing",
+    )
     made.add_argument("--version", action="version", version=f"gpuserved {gpuserved.__version__}")
     return made
 
@@ -83,11 +87,15 @@ def main(argv: list[str] | None = None) -> int:
         failpoint.arm_from(os.environ)
         for folder in (roots.run, roots.state, roots.log, roots.cache):
             make_private(folder)
-        set_up_logging(roots, background=args.background)
         config, path = configuration(args, roots)
-        from gpuserved.app.daemon import serve  # after the arguments: --help needs no event loop
+        from gpuserved.app.life import check, live  # after the arguments: --help needs no event loop
 
-        return asyncio.run(serve(roots, config, args, path))
+        if args.check:
+            check(roots)
+            print(f"gpuserved {gpuserved.__version__}")
+            return 0
+        set_up_logging(roots, background=args.background)
+        return live(roots, config, args, path)
     except GpuserveError as error:
         print(f"gpuserved: {error.message}", file=sys.stderr)
         if error.hint:

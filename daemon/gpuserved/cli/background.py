@@ -86,13 +86,14 @@ def _answers(client: ControlClient) -> bool:
 
 def _failure(code: int, path: Path, begun_at: int) -> GpuserveError:
     kind = next((each for each in CLASSES.values() if each.exit_code == code and code > 1), Internal)
-    lines = _written_since(path, begun_at)
+    lines = written_since(path, begun_at)
     said = "".join(f"\n  {line}" for line in lines)
     how = f"exit code {code}" if code >= 0 else f"killed by signal {-code}"
     return kind(f"the daemon did not start ({how}){':' if said else ''}{said}", f"its log: {path}")
 
 
-def _written_since(path: Path, begun_at: int) -> list[str]:
+def written_since(path: Path, begun_at: int) -> list[str]:
+    """The last lines of a log since it had `begun_at` bytes, for a terminal."""
     try:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)

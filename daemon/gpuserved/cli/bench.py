@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from gpuserved.api.client import ControlClient, find_socket
+from gpuserved.api.client import ControlClient
 from gpuserved.api.errors import Invalid, NotFound, Refused, Unavailable
+from gpuserved.api.roots import find_socket
 from gpuserved.bench import text
 from gpuserved.bench.figures import PERCENTILES, Goal, summary
 from gpuserved.bench.plan import Lengths, Shape, plan

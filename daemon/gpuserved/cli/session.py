@@ -9,7 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from gpuserved.api.client import ControlClient, find_socket
+from gpuserved.api.client import ControlClient
+from gpuserved.api.roots import find_socket
 
 
 def client_of(options: argparse.Namespace) -> ControlClient:

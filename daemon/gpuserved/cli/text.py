@@ -41,6 +41,7 @@ def status_lines(status: Status, columns: int, now: float | None = None) -> list
     lines = [f"{head}  {figures}"] if len(head) + len(figures) + 2 <= columns else [head, figures]
     if status.supervisor.degraded:
         lines += wrapped(f"! {status.supervisor.degraded}", columns, "  ")
+    lines += _change_of_version(status, columns)
     for roll in status.rollouts:
         if roll.outcome != "done":
             lines += wrapped(f"! {clean(rollout_line(roll))}", columns, "  ")
@@ -50,6 +51,28 @@ def status_lines(status: Status, columns: int, now: float | None = None) -> list
     if status.replicas:
         return lines + replica_lines(status.replicas, columns, now)
     return [*lines, "no replicas: gpuserve apply PROFILE adds some"]
+
+
+def _change_of_version(status: Status, columns: int) -> list[str]:
+    """Which releases run where they differ, routers that end, and what did not work."""
+    from gpuserved.cli.versions import differing
+
+    mixed = differing(status)
+    lines = [] if mixed is None else wrapped(f"versions: {clean(mixed)}", columns, "  ")
+    for each in status.router.processes:
+        if each.draining:
+            line = f"router {each.router} (PID {each.pid}) was replaced and ends after its last request: "
+            flying = f"{number(each.in_flight)} in flight, {number(each.connections)} connections"
+            lines += wrapped(f"! {line}{flying}", columns, "  ")
+    if status.router.trouble:
+        lines += wrapped(f"! {clean(status.router.trouble)}", columns, "  ")
+    failed = status.supervisor.failed_upgrade
+    if failed is not None:
+        line = (
+            f"! the upgrade to {clean(failed.version)} failed, this version goes on: {clean(failed.reason)}"
+        )
+        lines += wrapped(line, columns, "  ")
+    return lines
 
 
 _OUTCOMES = {

@@ -31,7 +31,7 @@ def _switch_or_path(document: Document, path: tuple[str, ...], value: object) ->
 
 _ROUTER: dict[str, Read] = {
     "listen": Text(), "keys_file": Text(), "insecure": boolean, "access_log": _switch_or_path,
-    "trusted_proxies": Words(at_least=0), "tls_cert": Text(), "tls_key": Text(),
+    "trusted_proxies": Words(at_least=0), "tls_cert": Text(), "tls_key": Text(), "drain_s": Number(0, _WEEK_S),
 }  # fmt: skip
 _SUPERVISOR: dict[str, Read] = {
     "orphan_ttl_s": Number(1, 52 * _WEEK_S),
@@ -57,6 +57,8 @@ class DaemonConfig:
     """Networks whose X-Forwarded-For counts."""
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    drain_s: float | None = None
+    """How long a router that was replaced goes on with what it has; None: an hour."""
     orphan_ttl_s: float | None = None
     """None: replicas wait for a supervisor or router for ever."""
     hang_timeout_s: float | None = None
@@ -170,6 +172,7 @@ def parse_daemon_config(text: str, path: Path) -> DaemonConfig:
         trusted_proxies=networks(document, router),
         tls_cert=_beside(folder, router.get("tls_cert")),
         tls_key=_beside(folder, router.get("tls_key")),
+        drain_s=router.get("drain_s"),
         orphan_ttl_s=supervisor.get("orphan_ttl_s"),
         hang_timeout_s=supervisor.get("hang_timeout_s"),
         hf_token_file=_beside(folder, supervisor.get("hf_token_file")),

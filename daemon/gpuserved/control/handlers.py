@@ -21,6 +21,7 @@ from gpuserved.api.types import (
     ScaleRequest,
     VersionView,
 )
+from gpuserved.api.upgrade import UpgradeRequest
 from gpuserved.api.wire import PROTOCOL_HEADER
 from gpuserved.control.port import VERBS, FleetPort
 
@@ -63,6 +64,8 @@ class Handlers:
             web.post(f"{prefix}/gpus/release", self._release),
             web.post(f"{prefix}/reload", self._reload),
             web.post(f"{prefix}/shutdown", self._shutdown),
+            web.post(f"{prefix}/upgrade", self._upgrade),
+            web.post(f"{prefix}/routers/replace", self._replace_routers),
             *(web.post(f"{prefix}/replicas/{verb}", self._act) for verb in VERBS),
         ]
 
@@ -129,6 +132,13 @@ class Handlers:
     async def _reload(self, request: web.Request) -> web.Response:
         del request
         return answer(await self._fleet.reload())
+
+    async def _upgrade(self, request: web.Request) -> web.Response:
+        return answer(await self._fleet.upgrade(await _body(request, UpgradeRequest)), status=202)
+
+    async def _replace_routers(self, request: web.Request) -> web.Response:
+        del request
+        return answer(await self._fleet.replace_routers())
 
     async def _shutdown(self, request: web.Request) -> web.Response:
         await self._fleet.shutdown(

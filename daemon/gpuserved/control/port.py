@@ -9,7 +9,16 @@ from gpuserved.api.crash import CrashCard
 from gpuserved.api.gpus import GpusRequest, GpusResult
 from gpuserved.api.inspect import EventsView, ProfilesView, ReplicaDetail
 from gpuserved.api.plan import Plan, PlanRequest
-from gpuserved.api.types import ActionResult, ApplyRequest, ApplyResult, ReplicasRequest, ScaleRequest, Status
+from gpuserved.api.types import (
+    ActionResult,
+    ApplyRequest,
+    ApplyResult,
+    ReplicasRequest,
+    RouterView,
+    ScaleRequest,
+    Status,
+)
+from gpuserved.api.upgrade import UpgradeAccepted, UpgradeRequest
 from gpuserved.fleet.bus import Subscription
 
 
@@ -103,6 +112,19 @@ class FleetPort(Protocol):
 
     async def reload(self) -> ApplyResult:
         """Read the daemon's file, the keys and the profiles again."""
+
+    async def upgrade(self, request: UpgradeRequest) -> UpgradeAccepted:
+        """Begin to hand over to the gpuserve of another interpreter; returns at once. Where that one does not come up, this daemon
+        goes on, and its status says why.
+
+        :raises Refused: it does not run, or cannot work with this configuration or state; nothing has changed.
+        """
+
+    async def replace_routers(self) -> RouterView:
+        """Another generation of routers takes the socket; those from before end after their last request. Returns once they serve.
+
+        :raises Internal: they do not; those from before go on.
+        """
 
     async def shutdown(self, *, drain: bool, forget: bool) -> None:
         """Begin to stop everything and the daemon; returns at once. The control socket goes when all is gone.

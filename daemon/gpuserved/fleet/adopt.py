@@ -143,6 +143,7 @@ async def take_over(owner: Owner, found: Found, record: ReplicaRecord | None) ->
     dying, ended = owner.callbacks(generation)
     process = ReplicaProcess(found.folder, found.note.nonce, dying, ended)
     owner.installed = found.note.installed
+    process.shim_version = found.note.version
     owner.adopt(process, found.note.address)
     alive = await process.attach()
     log.info("%s: %s generation %d", owner.id, "adopted" if alive else "found ended:", generation)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from gpuserved.api.crash import CrashCard
 from gpuserved.api.errors import Conflict, NotFound
 from gpuserved.api.gpus import GpusRequest, GpusResult
 from gpuserved.api.plan import Plan, PlanRequest
+from gpuserved.api.processes import FailedUpgrade
 from gpuserved.api.roots import Roots
 from gpuserved.api.routing import ApiKey, RoutingTable, Tls
 from gpuserved.api.types import (
@@ -18,9 +19,11 @@ from gpuserved.api.types import (
     ApplyResult,
     GpuView,
     ReplicasRequest,
+    RouterView,
     ScaleRequest,
     Status,
 )
+from gpuserved.api.upgrade import UpgradeAccepted, UpgradeRequest
 from gpuserved.core.events import EventKind
 from gpuserved.core.profile import Profile
 from gpuserved.core.state import State
@@ -88,6 +91,10 @@ class Fleet:
         self.environments = Environments(self)
         self.webhook = Webhook()
         self.on_reload: Callable[[], None] = lambda: None
+        self.on_upgrade: Callable[[UpgradeRequest], Awaitable[UpgradeAccepted]] | None = None
+        self.service = False
+        """Under systemd."""
+        self.failed_upgrade: FailedUpgrade | None = None
         self.began = time.monotonic()
         self._engines: dict[str, Engine] = {}
         self._routes: list[object] = []
@@ -264,6 +271,18 @@ class Fleet:
             known = ", ".join(sorted(self.owners, key=views.order)) or "none"
             raise NotFound(f"no replica or profile is called {name!r}", f"replicas: {known}")
         return sorted(found, key=lambda o: views.order(o.id))
+
+    async def upgrade(self, request: UpgradeRequest) -> UpgradeAccepted:
+        """See `FleetPort`."""
+        async with self.mutations:
+            if self.on_upgrade is None:
+                raise Conflict("this daemon cannot be replaced now", "try again in a moment")
+            return await self.on_upgrade(request)
+
+    async def replace_routers(self) -> RouterView:
+        """See `FleetPort`."""
+        await self.router.replace()
+        return views.router_view(self.router)
 
     async def shutdown(self, *, drain: bool, forget: bool) -> None:
         """See `FleetPort`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -21,13 +22,16 @@ def status(fleet: Fleet) -> Status:
         version=gpuserved.__version__,
         uptime_s=time.monotonic() - fleet.began,
         degraded=fleet.degraded or fleet.quarantine.problem,
+        python=sys.executable,
+        service=fleet.service,
+        failed_upgrade=fleet.failed_upgrade,
     )
     return Status(
         generation=fleet.generation,
         version=gpuserved.__version__,
         endpoint=fleet.endpoint,
         supervisor=supervisor,
-        router=views.router_view(fleet.router.pids, fleet.router.stats),
+        router=views.router_view(fleet.router),
         gpus=fleet.gpu_list(),
         replicas=[
             views.replica_view(fleet.owners[name], fleet.router.stats, fleet.inspection.since(name))

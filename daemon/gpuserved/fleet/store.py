@@ -85,6 +85,14 @@ def save(path: Path, fleet: FleetRecord) -> None:
     statefile.save(path, data, version=SCHEMA)
 
 
+def check_readable(path: Path) -> None:
+    """Change nothing, and refuse what `load` would.
+
+    :raises Invalid: a newer version wrote it.
+    """
+    statefile.check_version(path, version=SCHEMA)
+
+
 def load(path: Path) -> tuple[FleetRecord, str | None]:
     """The record, and what was wrong with the file (then an older one, or nothing, was taken)."""
     found = statefile.load(path, version=SCHEMA)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from gpuserved.api.processes import RouterProcess
 from gpuserved.api.routing import ModelRoute, ReplicaRoute, RouterStats, RouteStats
 from gpuserved.api.types import LoadView, ModelView, ReplicaView, RouterView
 from gpuserved.core.load import Growth, merged, quantile
@@ -11,6 +12,8 @@ from gpuserved.core.profile import Profile
 from gpuserved.core.state import State
 from gpuserved.engines.base import cache_metrics
 from gpuserved.supervisor.owner import Owner
+from gpuserved.supervisor.router_link import RouterLink
+from gpuserved.supervisor.routers import Routers
 
 ROUTED = frozenset({State.STARTING, State.READY, State.UNHEALTHY, State.DRAINING, State.STOPPING})
 SEVERITIES = {State.FAILED: "error", State.UNHEALTHY: "error", State.BACKOFF: "warning"}
@@ -41,6 +44,7 @@ def replica_view(owner: Owner, stats: RouterStats | None, since: float | None = 
         kv_cache_pct=figures.kv_cache_pct,
         restarts=r.history.restarts,
         started_at=process.started_at if process else None,
+        shim_version=process.shim_version if process else None,
         phase=owner.watch.phase if r.state is State.STARTING else None,
         state_since=since,
         load=load_view(owner.watch.load.growth),
@@ -124,16 +128,34 @@ def _rotation(owner: Owner, route: RouteStats | None, stats: RouterStats | None)
     return None if stats is None else "in"
 
 
-def router_view(pids: list[int], stats: RouterStats | None) -> RouterView:
+def router_view(routers: Routers) -> RouterView:
     """The data plane now."""
+    stats = routers.stats
+    processes = [_process(link) for link in routers.links]
     if stats is None:
-        return RouterView(pids=pids)
+        return RouterView(pids=routers.pids, processes=processes, trouble=routers.trouble)
     return RouterView(
-        pids=pids,
+        pids=routers.pids,
         in_flight=stats.in_flight,
         queued=stats.queued,
         requests_total=stats.requests_total,
         keys=stats.keys,
+        processes=processes,
+        trouble=routers.trouble,
+    )
+
+
+def _process(link: RouterLink) -> RouterProcess:
+    return RouterProcess(
+        router=link.place.row,
+        generation=link.place.generation,
+        pid=link.pids[0] if link.pids else None,
+        shim_pid=link.shim_pid,
+        version=link.version,
+        shim_version=link.shim_version,
+        draining=link.draining,
+        in_flight=None if link.stats is None else link.stats.in_flight,
+        connections=None if link.stats is None else link.stats.connections,
     )
 
 

@@ -4,6 +4,27 @@ from __future__ import annotations
 
 import os
 import socket
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Service:
+    """What systemd told this process. Take it once: the variables are gone then."""
+
+    address: str | None
+    """Of the notify socket; None: not under systemd."""
+    ping_s: float | None
+    """Between two pings of the watchdog; None: there is none."""
+
+    @classmethod
+    def take(cls) -> Service:
+        """From the environment."""
+        return cls(take_socket(), watchdog_interval_s())
+
+    def environment(self) -> dict[str, str]:
+        """The variables anew, for a process that becomes the service's main one."""
+        told = {} if self.address is None else {"NOTIFY_SOCKET": self.address}
+        return told if self.ping_s is None else told | {"WATCHDOG_USEC": str(round(self.ping_s * 4e6))}
 
 
 def take_socket() -> str | None:

@@ -12,6 +12,8 @@ from typing import Any
 from gpuserved.api.errors import Invalid
 from gpuserved.host.failpoint import reach
 
+_HEAD_MAX_BYTES = 4096
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -95,6 +97,28 @@ def load(path: Path, *, version: int, touch: bool = True) -> Loaded:
     return Loaded(None, problem)
 
 
+def check_version(path: Path, *, version: int) -> None:
+    """Look at the header alone; nothing is set aside.
+
+    :raises Invalid: the file was written by a newer version.
+    """
+    try:
+        with path.open("rb") as file:
+            head = json.loads(file.readline(_HEAD_MAX_BYTES))
+    except (OSError, ValueError):
+        return  # `load` knows what to do with it
+    if isinstance(head, dict) and isinstance(head.get("version"), int):
+        _refuse_newer(path, head["version"], version)
+
+
+def _refuse_newer(path: Path, found: int, known: int) -> None:
+    if found > known:
+        raise Invalid(
+            f"{path} was written by a newer gpuserve (schema {found}, this one knows {known})",
+            hint="start the newer version again, or move the file away: running replicas are found without it",
+        )
+
+
 def _parse(raw: bytes, path: Path, version: int) -> dict[str, Any]:
     first, _, rest = raw.partition(b"\n")
     body = rest.rstrip(b"\n")
@@ -103,11 +127,7 @@ def _parse(raw: bytes, path: Path, version: int) -> dict[str, Any]:
         raise ValueError("no header")  # noqa: TRY004 - a damaged file, not a caller's type error
     if head.get("crc32") != zlib.crc32(body):
         raise ValueError("checksum")
-    if head["version"] > version:
-        raise Invalid(
-            f"{path} was written by a newer gpuserve (schema {head['version']}, this one knows {version})",
-            hint="start the newer version again, or move the file away: running replicas are found without it",
-        )
+    _refuse_newer(path, head["version"], version)
     data = json.loads(body)
     if not isinstance(data, dict):
         raise ValueError("not an object")  # noqa: TRY004 - a damaged file, not a caller's type error

@@ -229,11 +229,8 @@ class Exchange:
             if attempt.lost:
                 self.was_cut = True
                 self.context.metrics.cuts[lease.model.name] += 1
-                log.warning(
-                    "request %s: replica %s ended its answer early",
-                    self.request_id.decode(),
-                    lease.replica.id,
-                )
+                identity = self.request_id.decode()
+                log.warning("request %s: replica %s ended its answer early", identity, lease.replica.id)
                 relay.cut(REPLICA_DIED)
                 lease.replica.closed_early()
             else:

@@ -48,6 +48,8 @@ class ReplicaProcess:
         self.pid: int | None = None
         self.shim_pid: int | None = None
         self.started_at: float | None = None
+        self.shim_version: str | None = None
+        """Of the gpuserve that started the shim."""
         self._on_dying = on_dying
         self._on_ended = on_ended
         self._shim: ShimConnection | None = None

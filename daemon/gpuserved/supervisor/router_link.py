@@ -5,13 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import secrets
 import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -21,19 +17,21 @@ from gpuserved.api.routing import RouterStats, RoutingTable
 from gpuserved.host.deadline import within
 from gpuserved.host.failpoint import reach
 from gpuserved.host.folderlock import FolderLock, settle
-from gpuserved.host.shimclient import ShimConnection, ShimError, launch, router_spec
-from gpuserved.supervisor.surroundings import LOG_KEEP, LOG_MAX_BYTES
+from gpuserved.host.shimclient import ShimConnection, ShimError
+from gpuserved.supervisor.router_control import LINE_MAX_BYTES, ask, say
+from gpuserved.supervisor.router_launch import launch_router
+from gpuserved.supervisor.router_place import RouterPlace
 
 log = logging.getLogger(__name__)
 
 POLL_S = 1.0
 FAST_POLL_S = 0.1
 RECONNECT_S = 0.1
-ANSWER_S = 5.0
 LOOK_S = 0.25
 """How long `status` waits for figures of this instant; older ones do where a router is slow."""
 STOP_GRACE_S = 30.0
-LINE_MAX_BYTES = 4 * 1024 * 1024
+KILL_AFTER_S = 5.0
+"""A router ends by itself at its limit; its shim waits for so much longer before it kills."""
 
 
 class RouterLink:
@@ -42,25 +40,31 @@ class RouterLink:
     def __init__(
         self,
         roots: Roots,
+        place: RouterPlace,
         on_stats: Callable[[], None],
         *,
         access_log: Path | None = None,
-        row: int = 0,
         shared: bool = False,
     ) -> None:
-        """:param row: which router this is; :param shared: others take connections from the same socket."""
+        """:param shared: others of its generation take connections from the same socket."""
+        self.place = place
         self.stats: RouterStats | None = None
+        self.last_stats: RouterStats | None = None
+        """The figures it gave last, also where it does not answer any more."""
+        self.shim_pid: int | None = None
+        self.shim_version: str | None = None
+        """Of the shim's code; None: it is from before that was noted."""
+        self.draining = False
+        """It is told to take no more connections, and to end after its last one."""
         self.listener: socket.socket | None = None
         self.pids: list[int] = []
         self.fast = False
         """Poll ten times a second: somebody drains."""
         self._roots = roots
-        self._access_log = access_log if access_log is None or not row else _numbered(access_log, row)
-        self._row = row
+        self._access_log = access_log
         self._shared = shared
-        self._folder = roots.run / (f"router-{row}" if row else "router")
-        self._control = roots.run / "router" / (f"ctl-{row}.sock" if row else "ctl.sock")
         self._on_stats = on_stats
+        self._on_gone: Callable[[RouterLink], None] = lambda _link: None
         self._table = RoutingTable()
         self._untold = False
         self._wake = asyncio.Event()
@@ -70,35 +74,24 @@ class RouterLink:
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
         self._barred: FolderLock | None = None
-        """Held between `adopt`, which found nobody, and `start`: a shim that an earlier supervisor started must not come up."""
-
-    @property
-    def was_here(self) -> bool:
-        """True where an earlier supervisor has had this router, or has begun to start it."""
-        return self._folder.is_dir()
-
-    def table_on_disk(self) -> RoutingTable | None:
-        """What the last supervisor wrote."""
-        try:
-            return msgspec.json.decode((self._roots.run / "routing.json").read_bytes(), type=RoutingTable)
-        except (OSError, msgspec.DecodeError):
-            return None
+        """Held from `adopt`, which found nobody, to `start`: a shim that an earlier supervisor started must not come up."""
 
     async def adopt(self) -> bool:
         """Take over a router shim that runs already, with its socket. False: there is none, and none will come up."""
-        if not self.was_here:
+        if not self.place.folder.is_dir():
             return False
-        self._barred = self._barred or await settle(self._folder)
+        self._barred = self._barred or await settle(self.place.folder)
         if self._barred is not None:
             return False
         try:
-            self._shim = await ShimConnection.connect(self._folder / "shim.sock")
+            self._shim = await ShimConnection.connect(self.place.shim)
             hello = await self._shim.hello("supervisor")
             self.listener = await self._shim.listen_fd()
         except ShimError:
             self._shim = None
             return False
-        self.pids = [hello.pid]
+        self.pids, self.shim_pid = [hello.pid], hello.shim_pid
+        self.shim_version = self.place.version()
         self.listener.setblocking(False)
         reach("router.found")
         log.info("adopted the router shim (PID %s, router PID %s)", hello.shim_pid, hello.pid)
@@ -110,37 +103,19 @@ class RouterLink:
         :raises ShimError: it could not be started.
         """
         self.listener = listener
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (self._folder / "shim.sock").unlink(missing_ok=True)
-        program = [sys.executable, "-m", "gpuserved.router", "--fd", "3"]
-        files = [
-            "--table",
-            str(self._roots.run / "routing.json"),
-            "--control",
-            str(self._control),
-        ]
-        if self._shared:
-            files += ["--counts", str(self._roots.run / "router" / "counts"), "--row", str(self._row)]
-        if self._access_log is not None:
-            files += ["--access-log", str(self._access_log)]
-        spec = router_spec(
-            name=f"router-{self._row}",
-            nonce=secrets.token_hex(6),
-            folder=self._folder,
-            argv=(*program, *files),
-            env=_environment(),
-            cwd="/",
-            log_path=self._roots.log / (f"router-{self._row}.log" if self._row else "router.log"),
-            log_max_bytes=LOG_MAX_BYTES,
-            log_keep=LOG_KEEP,
-            listen_fd=listener.fileno(),
-        )
+        access_log, row = self._access_log, self.place.row
+        if access_log is not None and row:  # `access.log` of router 2 is `access-2.log`
+            access_log = access_log.with_name(f"{access_log.stem}-{row}{access_log.suffix}")
+        self.place.prepare(gpuserved.__version__)
         self._unbar()
-        started = await launch(spec, pass_fds=(listener.fileno(),))
+        started = await launch_router(
+            self._roots, self.place, listener, access_log=access_log, shared=self._shared
+        )
         reach("router.answered")
-        self._shim = await ShimConnection.connect(self._folder / "shim.sock")
+        self._shim = await ShimConnection.connect(self.place.shim)
         await self._shim.hello("supervisor")
-        self.pids = [started.pid]
+        self.pids, self.shim_pid = [started.pid], started.shim_pid
+        self.shim_version = self.place.version()
 
     def _unbar(self) -> None:
         if self._barred is not None:
@@ -157,6 +132,30 @@ class RouterLink:
         self._untold = True
         self._wake.set()
 
+    @property
+    def version(self) -> str | None:
+        """Of the router's code; None: it is from before it said so, or has not answered yet."""
+        return None if self.last_stats is None else self.last_stats.version
+
+    @property
+    def serves(self) -> bool:
+        """It answers, and has the table pushed last."""
+        return self.stats is not None and self.stats.table_generation == self._table.generation
+
+    async def ended_early(self) -> str | None:
+        """How the router ended since its start, if it did: what its shim says; None: it runs its first life."""
+        if self._shim is None or self._shim.closed.done():
+            return "its shim is gone"
+        hello = await self._shim.hello("supervisor")
+        if hello.running and not hello.restarts:
+            return None
+        how = hello.exit
+        if how is None:  # its shim has started it again by now
+            return "it ended right after its start"
+        return (
+            f"it was killed by signal {how.signal}" if how.signal else f"it ended with exit code {how.code}"
+        )
+
     async def look(self) -> None:
         """Ask for figures now, and wait for them for a moment."""
         if self.stats is None:
@@ -168,7 +167,7 @@ class RouterLink:
     def in_flight(self, replica: str, generation: int) -> int | None:
         """Requests of one start, as of the table pushed last; None until the router has said so."""
         stats = self.stats
-        if stats is None or stats.table_generation != self._table.generation:
+        if stats is None or not self.serves:
             return None
         for route in stats.replicas:
             if route.id == replica and route.generation == generation:
@@ -180,6 +179,11 @@ class RouterLink:
             if self._shim is not None:
                 await asyncio.shield(self._shim.closed)
             if self._stopping:
+                return
+            if self.draining:
+                log.info("router %s (%s) has ended after its last request", self.place.row, self.pids)
+                self.place.forget()
+                self._on_gone(self)
                 return
             log.error("the router shim is gone; starting another on the same socket")
             self.stats = None
@@ -194,7 +198,9 @@ class RouterLink:
     async def _keep_told(self) -> None:
         while True:
             try:
-                reader, writer = await asyncio.open_unix_connection(self._control, limit=LINE_MAX_BYTES)
+                reader, writer = await asyncio.open_unix_connection(
+                    self.place.control_now, limit=LINE_MAX_BYTES
+                )
             except OSError:
                 self.stats = None
                 await asyncio.sleep(RECONNECT_S)
@@ -220,9 +226,9 @@ class RouterLink:
             self._wake.clear()
             if self._untold:
                 self._untold = False
-                await _ask(reader, writer, {"op": "table", "table": msgspec.to_builtins(self._table)})
-            answer = await _ask(reader, writer, {"op": "stats"})
-            self.stats = msgspec.convert(answer["stats"], RouterStats)
+                await ask(reader, writer, {"op": "table", "table": msgspec.to_builtins(self._table)})
+            answer = await ask(reader, writer, {"op": "stats"})
+            self.stats = self.last_stats = msgspec.convert(answer["stats"], RouterStats)
             self.pids = [self.stats.pid]
             self._answered.set()
             self._answered = asyncio.Event()
@@ -230,18 +236,34 @@ class RouterLink:
             with contextlib.suppress(asyncio.TimeoutError):
                 await within(self._wake.wait(), FAST_POLL_S if self.fast else POLL_S)
 
-    async def stop(self) -> None:
-        """End the router after its requests, and its shim; the port is free then."""
-        self._stopping = True
+    async def drain(self, limit_s: float, on_gone: Callable[[RouterLink], None]) -> None:
+        """Another takes its place: it takes no more connections, and ends with its shim after the last of its own, or at the limit.
+
+        :param on_gone: called when both have ended. Said again, to a router that drains already, it changes nothing.
+        """
+        self.draining = True
+        self._on_gone = on_gone
+        await self._end(limit_s, keep_idle=True)
+
+    async def _end(self, limit_s: float, *, keep_idle: bool) -> None:
+        await say(self.place.control_now, {"op": "drain", "limit_s": limit_s, "keep_idle": keep_idle})
         if self._shim is not None and not self._shim.closed.done():
             try:
-                await self._shim.stop(STOP_GRACE_S)
-                await within(asyncio.shield(self._shim.closed), STOP_GRACE_S + 5)
-            except (ShimError, asyncio.TimeoutError) as error:
-                log.warning("the router shim did not end: %s", error)
+                await self._shim.stop(limit_s + KILL_AFTER_S)
+            except ShimError as error:
+                log.warning("the router shim was not told to end: %s", error)
+
+    async def stop(self) -> None:
+        """End the router after its requests, and its shim."""
+        self._stopping = True
+        if self._shim is not None and not self._shim.closed.done():
+            await self._end(STOP_GRACE_S, keep_idle=False)
+            try:
+                await within(asyncio.shield(self._shim.closed), STOP_GRACE_S + 2 * KILL_AFTER_S)
+            except asyncio.TimeoutError:
+                log.warning("the router shim did not end")
             else:
-                # A router leaves its path to its successor; here there is none.
-                self._control.unlink(missing_ok=True)
+                self.place.forget()
         await self.detach()
 
     async def detach(self) -> None:
@@ -255,32 +277,3 @@ class RouterLink:
         self._unbar()
         if self.listener is not None:
             self.listener.close()
-
-
-async def _ask(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: dict[str, Any]
-) -> dict[str, Any]:
-    writer.write(msgspec.json.encode(request) + b"\n")
-    line = await within(reader.readline(), ANSWER_S)
-    if not line:
-        raise ConnectionError("end of stream")
-    answer: dict[str, Any] = msgspec.json.decode(line)
-    if answer.get("ok") is not True:
-        raise ValueError(f"the router refused {request['op']}: {answer.get('error')}")
-    return answer
-
-
-def _numbered(path: Path, row: int) -> Path:
-    """`access.log` of router 2 is `access-2.log`."""
-    return path.with_name(f"{path.stem}-{row}{path.suffix}")
-
-
-def _environment() -> dict[str, str]:
-    """What the router's interpreter needs to find itself; nothing else of ours, no secret."""
-    kept = {
-        name: os.environ[name]
-        for name in ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "TMPDIR")
-        if name in os.environ
-    }
-    source = os.path.dirname(os.path.dirname(gpuserved.__file__))
-    return {**kept, "PYTHONPATH": os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH", "")]))}

@@ -1,21 +1,38 @@
-"""All routers of the machine behind what looks like one: a shim each, one listening socket, one table, figures added up."""
+"""All routers of the machine behind what looks like one: a shim each, one listening socket, one table, figures added up.
+
+Those that run together are a generation. A new one takes the same socket, and once it serves the one before takes no more
+connections, ends what it has, and goes: nobody's request fails, and no stream is cut.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+import gpuserved
+from gpuserved.api.errors import GpuserveError, Internal
 from gpuserved.api.roots import Roots
-from gpuserved.api.routing import KeyStats, RouterStats, RouteStats, RoutingTable
+from gpuserved.api.routing import RouterStats, RoutingTable
 from gpuserved.host.statefile import write_atomically
+from gpuserved.supervisor.router_figures import added, of_the_past
 from gpuserved.supervisor.router_link import RouterLink
+from gpuserved.supervisor.router_place import RouterPlace, places
 
 log = logging.getLogger(__name__)
+
+DRAIN_S = 3600.0
+"""Streams of an hour end by themselves when their router is replaced (`[router] drain_s`)."""
+SERVES_WITHIN_S = 30.0
+"""From a router's start until it has the table; a second on a quiet host."""
+_POLL_S = 0.05
 
 
 class Routers:
@@ -29,12 +46,39 @@ class Routers:
         access_log: Path | None = None,
         count: int = 1,
     ) -> None:
+        self.drain_s = DRAIN_S
+        """The longest a router that was replaced goes on with what it has."""
+        self.trouble: str | None = None
+        """Why the routers could not be replaced; None: they could."""
         self._roots = roots
+        self._on_stats = on_stats
+        self._access_log = access_log
+        self._count = count
         self._table = RoutingTable()
-        shared = count > 1
-        self._links = [
-            RouterLink(roots, on_stats, access_log=access_log, row=row, shared=shared) for row in range(count)
-        ]
+        self._fast = False
+        self._links = self._generation(1)
+        self._fresh: list[RouterLink] = []
+        """Of the next generation, until they serve."""
+        self._former: list[RouterLink] = []
+        """Of earlier generations, until they have ended."""
+        self._past: RouterStats | None = None
+        """Counters of those that have ended."""
+        self._adopted = False
+        self._barred: list[RouterLink] = []
+        self._replacing = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def _generation(self, number: int) -> list[RouterLink]:
+        return [self._link(RouterPlace(self._roots.run, row, number)) for row in range(self._count)]
+
+    def _link(self, place: RouterPlace) -> RouterLink:
+        shared = self._count > 1
+        return RouterLink(self._roots, place, self._on_stats, access_log=self._access_log, shared=shared)
+
+    @property
+    def links(self) -> list[RouterLink]:
+        """Those that serve, then those that come and go."""
+        return [*self._links, *self._fresh, *self._former]
 
     @property
     def listener(self) -> socket.socket | None:
@@ -43,60 +87,66 @@ class Routers:
 
     @property
     def pids(self) -> list[int]:
-        """Of the router processes."""
+        """Of the router processes that take connections."""
         return [pid for link in self._links for pid in link.pids]
 
     @property
     def stats(self) -> RouterStats | None:
         """All figures together; None while a router does not answer: a sum without it would be a lie."""
-        known = [link.stats for link in self._links]
-        answered = [stats for stats in known if stats is not None]
-        return added(answered) if answered and len(answered) == len(known) else None
+        answered = [link.stats for link in self._links if link.stats is not None]
+        if not answered or len(answered) != len(self._links):
+            return None
+        others = [link.stats for link in (*self._fresh, *self._former) if link.stats is not None]
+        if self._past is not None:
+            others.append(msgspec.structs.replace(self._past, table_generation=answered[0].table_generation))
+        return added([*answered, *others])
 
     @property
     def fast(self) -> bool:
         """Poll ten times a second: somebody drains."""
-        return self._links[0].fast
+        return self._fast
 
     @fast.setter
     def fast(self, fast: bool) -> None:
-        for link in self._links:
+        self._fast = fast
+        for link in self.links:
             link.fast = fast
 
     def table_on_disk(self) -> RoutingTable | None:
         """What the last supervisor wrote."""
-        return self._links[0].table_on_disk()
+        try:
+            return msgspec.json.decode((self._roots.run / "routing.json").read_bytes(), type=RoutingTable)
+        except (OSError, msgspec.DecodeError):
+            return None
 
     @property
     def was_here(self) -> bool:
         """True where an earlier supervisor has had a router here, or has begun to start one."""
-        return self._links[0].was_here
+        return bool(places(self._roots.run))
 
     async def adopt(self) -> bool:
-        """Take over the router shims that run already, start those that are missing, end those too many.
+        """Take over the router shims that run already, and start those that are missing. False: none runs.
 
         :raises ShimError: one that was missing does not start.
         """
-        first, *others = self._links
-        if not await first.adopt():
+        known = [self._link(place) for place in places(self._roots.run)]
+        alive = [link for link in known if await link.adopt()]
+        newest = alive[0].place.generation if alive else 1
+        there = {link.place: link for link in known}
+        self._links = [there.get(made.place, made) for made in self._generation(newest)]
+        # In the places of the others nobody will come up any more, while this supervisor lives.
+        self._barred = [link for link in known if link not in alive and link not in self._links]
+        for link in self._barred:
+            link.place.forget()
+        if not alive:
             return False
-        for link in others:
-            if not await link.adopt():
-                await link.start(self._copy())
-        await self._end_surplus()
+        for link in self._links:
+            if link not in alive:
+                await link.start(_copy(alive[0].listener))
+        # Of an earlier generation, or of a setting that was larger.
+        self._former = [link for link in alive if link not in self._links]
+        self._adopted = True
         return True
-
-    async def _end_surplus(self) -> None:
-        """Routers of a setting that was larger."""
-        row = len(self._links)
-        while True:
-            link = RouterLink(self._roots, lambda: None, row=row)
-            if not await link.adopt():
-                await link.detach()
-                return
-            log.info("router %d is one too many; it ends after its requests", row)
-            await link.stop()
-            row += 1
 
     async def start(self, listener: socket.socket) -> None:
         """Start all routers on this socket.
@@ -106,18 +156,103 @@ class Routers:
         first, *others = self._links
         await first.start(listener)
         for link in others:
-            await link.start(self._copy())
-
-    def _copy(self) -> socket.socket:
-        assert self.listener is not None
-        copy = self.listener.dup()
-        copy.setblocking(False)
-        return copy
+            await link.start(_copy(listener))
 
     def begin(self) -> None:
-        """Keep in touch from now on."""
-        for link in self._links:
+        """Keep in touch from now on, and bring to an end what a supervisor before began."""
+        for link in self.links:
             link.begin()
+        if self._adopted:
+            self._spawn(self._settle())
+
+    async def _settle(self) -> None:
+        """Adopted routers that others have replaced end; those of another version are replaced."""
+        try:
+            await self._until_serving(self._links)
+            await self._retire(list(self._former))
+            if any(link.version != gpuserved.__version__ for link in self._links):
+                await self.replace()
+        except GpuserveError as error:
+            log.error("%s", error.message)  # noqa: TRY400 - the sentence is for the operator
+            await self._fall_back()
+
+    async def _fall_back(self) -> None:
+        """A supervisor that died in the middle may leave new routers that do not serve: those before them, if they still take
+        connections, are the present ones again.
+        """
+        older = max((link.place.generation for link in self._former), default=0)
+        back = [
+            link
+            for link in self._former
+            if link.place.generation == older and link.stats is not None and not link.stats.draining
+        ]
+        if self._links[0].serves or len(back) != self._count:
+            return
+        broken, self._links = self._links, back
+        self._former = [link for link in self._former if link not in back]
+        await asyncio.gather(*(link.stop() for link in broken))
+
+    async def replace(self) -> None:
+        """Another generation of routers, of this version, takes the socket; the present one ends after its last request.
+
+        :raises Internal: they do not serve; they are gone then, and the present ones go on as if nothing had been.
+        """
+        async with self._replacing:
+            self.trouble = None
+            newest = max(link.place.generation for link in self.links)
+            self._fresh = self._generation(newest + 1)
+            try:
+                for link in self._fresh:
+                    await link.start(_copy(self.listener))
+                    link.fast = True
+                    link.tell(self._table)
+                    link.begin()
+                await self._until_serving(self._fresh)
+            except (GpuserveError, OSError) as error:
+                failed, self._fresh = self._fresh, []
+                await asyncio.gather(*(link.stop() for link in failed))
+                why = error.message if isinstance(error, GpuserveError) else str(error)
+                where = self._roots.log / "router.log"
+                self.trouble = (
+                    f"the routers could not be replaced, and those from before go on: {why}; see {where}"
+                )
+                raise Internal(self.trouble) from None
+            before, self._links, self._fresh = self._links, self._fresh, []
+            self.fast = self._fast
+            self._former += before
+            log.info("routers %s take the place of %s", self.pids, [pid for b in before for pid in b.pids])
+            await self._retire(before)
+
+    async def _until_serving(self, links: list[RouterLink]) -> None:
+        """:raises Internal: one of them does not serve, and why."""
+        deadline = time.monotonic() + SERVES_WITHIN_S
+        while not all(link.serves for link in links):
+            for link in self._fresh:
+                ended = await link.ended_early()
+                if ended is not None:
+                    raise Internal(f"a new router does not stay up: {ended}")
+            if time.monotonic() > deadline:
+                raise Internal(f"a router does not answer within {SERVES_WITHIN_S:g} s")
+            await asyncio.sleep(_POLL_S)
+
+    async def _retire(self, links: list[RouterLink]) -> None:
+        """Let these end; the control sockets' names lead to those that serve."""
+        await asyncio.gather(*(link.drain(self.drain_s, self._gone) for link in links))
+        for link in self._links:
+            with contextlib.suppress(OSError):
+                link.place.take_name()
+
+    def _gone(self, link: RouterLink) -> None:
+        self._former.remove(link)
+        if link.last_stats is not None:
+            past = of_the_past(link.last_stats)
+            self._past = past if self._past is None else added([self._past, past])
+        self._spawn(link.detach())
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def push(self, table: RoutingTable) -> None:
         """Make `table` the routers' table: on disk now, by socket as soon as they listen."""
@@ -126,79 +261,39 @@ class Routers:
             write_atomically(self._roots.run / "routing.json", msgspec.json.encode(table))
         except OSError as error:
             log.error("routing.json could not be written: %s", error)  # noqa: TRY400 - the reason is in the error
-        for link in self._links:
+        for link in self.links:
             link.tell(table)
 
     async def look(self) -> None:
         """Have figures of this instant, where the routers answer at once."""
-        await asyncio.gather(*(link.look() for link in self._links))
+        await asyncio.gather(*(link.look() for link in self.links))
 
     def in_flight(self, replica: str, generation: int) -> int | None:
-        """Requests of one start in all routers, as of the table pushed last; None until each has said so."""
-        counts = [link.in_flight(replica, generation) for link in self._links]
+        """Requests of one start in all routers, those that are being replaced too, as of the table pushed last; None until each
+        has said so.
+        """
+        counts = [link.in_flight(replica, generation) for link in self.links]
         known = [count for count in counts if count is not None]
         return sum(known) if len(known) == len(counts) else None
 
     async def stop(self) -> None:
-        """End the routers after their requests, and their shims; the port is free then."""
-        await asyncio.gather(*(link.stop() for link in self._links))
+        """End all routers after their requests, and their shims; the port is free then."""
+        self._forget_tasks()
+        await asyncio.gather(*(link.stop() for link in self.links))
 
     async def detach(self) -> None:
         """Hang up; the routers go on."""
-        for link in self._links:
+        self._forget_tasks()
+        for link in (*self.links, *self._barred):
             await link.detach()
 
-
-def added(routers: list[RouterStats]) -> RouterStats:
-    """The figures of several routers as those of one.
-
-    :param routers: at least one. `pid` is the first one's, `table_generation` the oldest.
-    """
-    if len(routers) == 1:
-        return routers[0]
-    queued: dict[str, int] = {}
-    replicas: dict[tuple[str, int], RouteStats] = {}
-    keys: dict[str, KeyStats] = {}
-    for stats in routers:
-        for model, count in stats.queued_by_model.items():
-            queued[model] = queued.get(model, 0) + count
-        for route in stats.replicas:
-            known = replicas.get((route.id, route.generation))
-            replicas[route.id, route.generation] = route if known is None else _routes(known, route)
-        for key in stats.keys:
-            had = keys.get(key.name)
-            keys[key.name] = key if had is None else _keys(had, key)
-    return msgspec.structs.replace(
-        routers[0],
-        table_generation=min(stats.table_generation for stats in routers),
-        queued_by_model=queued, replicas=list(replicas.values()), keys=list(keys.values()),
-        **{name: sum(getattr(stats, name) for stats in routers) for name in _SUMS},
-    )  # fmt: skip
+    def _forget_tasks(self) -> None:
+        for task in tuple(self._tasks):
+            task.cancel()
 
 
-_SUMS = (
-    "in_flight", "queued", "requests_total", "replayed_total", "cut_total", "rejected_total", "connections",
-)  # fmt: skip
-_WORST_FIRST = ("out", "ejected", "probation", "in")
-
-
-def _routes(one: RouteStats, other: RouteStats) -> RouteStats:
-    worse = min(
-        one.rotation,
-        other.rotation,
-        key=lambda word: _WORST_FIRST.index(word) if word in _WORST_FIRST else 0,
-    )
-    return msgspec.structs.replace(
-        one, rotation=worse, in_flight=one.in_flight + other.in_flight,
-        requests_total=one.requests_total + other.requests_total,
-        failures_total=one.failures_total + other.failures_total,
-    )  # fmt: skip
-
-
-def _keys(one: KeyStats, other: KeyStats) -> KeyStats:
-    return msgspec.structs.replace(
-        one, requests_total=one.requests_total + other.requests_total,
-        limited_total=one.limited_total + other.limited_total,
-        prompt_tokens_total=one.prompt_tokens_total + other.prompt_tokens_total,
-        completion_tokens_total=one.completion_tokens_total + other.completion_tokens_total,
-    )  # fmt: skip
+def _copy(listener: socket.socket | None) -> socket.socket:
+    assert listener is not None
+    copy = listener.dup()
+    copy.setblocking(False)
+    return copy

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+import gpuserved
 from gpuserved.api.errors import GpuserveError
 from gpuserved.api.roots import Roots
 from gpuserved.core.cause import Cause, CauseKind
@@ -56,6 +57,8 @@ class StartNote(msgspec.Struct, frozen=True):
     gpu_uuids: tuple[str, ...] = ()
     installed: Installed | None = None
     """What it was started from."""
+    version: str | None = None
+    """Of the gpuserve that started it, and so of its shim; None: older than this note."""
 
 
 def model_key(profile: Profile) -> Hashable:
@@ -142,7 +145,14 @@ async def _fork_with(owner: Owner, generation: int, leases: tuple[int, ...]) -> 
     owner.address = made.address
     owner.installed = around.engine(profile).installed(profile)
     note = StartNote(
-        owner.id, profile.name, generation, nonce, made.address, assignment_uuids(owner), owner.installed
+        owner.id,
+        profile.name,
+        generation,
+        nonce,
+        made.address,
+        assignment_uuids(owner),
+        owner.installed,
+        gpuserved.__version__,
     )
     write_note(folder, note)
     reach("spawn.noted")
@@ -161,6 +171,7 @@ async def _fork_with(owner: Owner, generation: int, leases: tuple[int, ...]) -> 
     reach("spawn.answered")
     dying, ended = owner.callbacks(generation)
     process = ReplicaProcess(folder, nonce, dying, ended)
+    process.shim_version = note.version
     owner.process = process
     await process.attach()
     reach("spawn.attached")

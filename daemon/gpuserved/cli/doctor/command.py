@@ -7,8 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from gpuserved.api.client import find_socket
-from gpuserved.api.roots import from_environment
+from gpuserved.api.roots import find_socket, from_environment
 from gpuserved.cli.doctor import daemon, engine, gpu, machine, models, service
 from gpuserved.cli.doctor.base import FAIL, OK, WARN, Check, Finding, Host, run_all
 from gpuserved.cli.session import print_json, width

@@ -128,7 +128,7 @@ def daemon(host: Host) -> list[Finding]:
             warn(
                 "daemon",
                 f"{text}; this command is {gpuserved.__version__}",
-                "restart the daemon: replicas go on",
+                "gpuserve upgrade: replicas and requests go on",
             )
         )
     failed = [replica.id for replica in status.replicas if replica.state == "FAILED"]

@@ -1,8 +1,8 @@
-"""Commands that act on replicas and GPUs: start, stop, restart, drain, undrain, scale, quarantine, release, reload."""
+"""Commands that act on what runs: start, stop, restart, drain, undrain, scale, quarantine, release, reload, upgrade."""
 
 from __future__ import annotations
 
-from gpuserved.cli.verbs.base import Verbs, count, no_wait
+from gpuserved.cli.verbs.base import Verbs, count, no_wait, seconds
 
 
 def add(verbs: Verbs) -> None:
@@ -38,3 +38,21 @@ def add(verbs: Verbs) -> None:
         if name == "quarantine":
             verb.add_argument("--reason", metavar="TEXT", help="why, for whoever looks next")
     verbs.add("reload", "act:reload", "read the configuration, keys and profiles again", "reload")
+    upgrade = verbs.add(
+        "upgrade",
+        "upgrade:upgrade",
+        "let this version of gpuserve take over daemon and routers; replicas go on, no request fails, no stream is cut",
+        "upgrade --dry-run\nupgrade\nupgrade --force --json",
+    )
+    upgrade.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only show which process runs which version, and what would be replaced",
+    )
+    upgrade.add_argument(
+        "--force", action="store_true", help="replace daemon and routers although they are of this version"
+    )
+    upgrade.add_argument(
+        "--wait", type=seconds, default=180.0, metavar="S",
+        help="how long to wait for daemon and routers (180); the old routers' last requests are not waited for",
+    )  # fmt: skip

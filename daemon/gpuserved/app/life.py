@@ -1,0 +1,46 @@
+"""The daemon's life: it serves until it is told to end, or until another version has taken over."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import time
+from pathlib import Path
+
+from gpuserved.api.processes import FailedUpgrade
+from gpuserved.api.roots import Roots
+from gpuserved.app.daemon import serve
+from gpuserved.app.succession import hand_over
+from gpuserved.config.daemon import DaemonConfig
+from gpuserved.fleet.store import check_readable
+from gpuserved.host import sdnotify
+
+log = logging.getLogger(__name__)
+
+
+def live(roots: Roots, config: DaemonConfig, args: argparse.Namespace, path: Path | None) -> int:
+    """Serve; the exit code.
+
+    :raises GpuserveError: it could not start; nothing was changed.
+    """
+    service = sdnotify.Service.take()
+    failed: FailedUpgrade | None = None
+    while True:
+        successor = asyncio.run(serve(roots, config, args, path, service, failed))
+        if successor is None:
+            return 0
+        why = hand_over(successor, roots, service)
+        if why is None:
+            log.info("gpuserved %s has taken over", successor.version)
+            return 0
+        log.error("gpuserved %s did not take over, this version goes on: %s", successor.version, why)
+        failed = FailedUpgrade(at=time.time(), version=successor.version, reason=why)
+
+
+def check(roots: Roots) -> None:
+    """Whether this version can work with the state on disk.
+
+    :raises Invalid: a newer one wrote it.
+    """
+    check_readable(roots.state / "fleet.json")
