@@ -58,7 +58,7 @@ def starved() -> Iterator[Cgroup]:
     made.remove()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def box() -> Iterator[Box]:
     made = Box()
     try:
