@@ -141,3 +141,55 @@ def test_what_was_asked_and_found_adds_up() -> None:
     assert mirror.asked_bytes == 1240 + 1240 + 840 + 2040
     assert mirror.found_bytes == 0 + 1200 + 0 + 1200
     assert mirror.tokens(400) == 100
+
+
+def counted(promised: float, found: float, *, tokens: float = 10_000, unread: bool = False) -> Mirror:
+    """A mirror that promised this share of the prompts sent there, and whose engine then found that one."""
+    mirror = Mirror(50_000)
+    mirror.learn_counters(0.0, 0.0)
+    size = int(4 * tokens / 2)
+    first, second = (
+        PrefixKey((b"a",), (int(2 * size * promised),), size),
+        PrefixKey((b"a",), (int(2 * size * promised),), size),
+    )
+    mirror.sent(first)
+    mirror.sent(second)
+    if unread:
+        mirror.unread()
+    mirror.learn_counters(tokens * found, tokens)
+    return mirror
+
+
+def test_the_bound_shrinks_by_a_sixth_and_grows_by_a_tenth() -> None:
+    assert counted(0.4, 0.1).factor == pytest.approx(0.85)
+    assert counted(0.4, 0.38).factor == 1.0, "a difference of 3 % is no news"
+    shrunk = counted(0.4, 0.1)
+    shrunk.sent(PrefixKey((b"z",), (0,), 40_000))
+    shrunk.learn_counters(6000, 20_000)
+    assert shrunk.factor == pytest.approx(0.85 * 1.1)
+    assert shrunk.bound_bytes == pytest.approx(50_000 * shrunk.bytes_per_token * shrunk.factor)
+
+
+def test_few_tokens_are_no_news() -> None:
+    assert counted(0.4, 0.1, tokens=4000).factor == 1.0
+    assert counted(0.4, 0.1, tokens=4200).factor == pytest.approx(0.85)
+
+
+def test_a_capacity_that_was_told_sets_the_bound_at_once() -> None:
+    mirror = Mirror(1000)
+    mirror.sent(prompt(1, 9))
+    mirror.learn_capacity(0.0)
+    assert mirror.capacity_tokens == 1000, "nothing is no capacity"
+    mirror.learn_capacity(500.0)
+    assert (mirror.bound_bytes, mirror.cached_bytes(prompt(1, 9))) == (2000, 2000)
+    mirror.learn_capacity(1000.0)
+    assert mirror.bound_bytes == 4000
+
+
+def test_counters_of_the_first_look_are_where_counting_begins() -> None:
+    mirror = Mirror(50_000)
+    mirror.learn_counters(1e6, 2e6)
+    mirror.sent(prompt(1, 200))
+    mirror.learn_counters(1e6, 2e6 + 30_000)
+    assert mirror.bytes_per_token == pytest.approx(80_040 / 30_000)
+    assert len(mirror) == 200
