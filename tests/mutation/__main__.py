@@ -246,6 +246,7 @@ def main(argv: Sequence[str]) -> int:
     spent = time.monotonic() - begun
     if options.record is not None:
         form = f" SAMPLE={options.sample}" if options.sample else ""
+        form += f' ARGS="--minutes {options.minutes:g}"' if options.minutes else ""
         setting = (
             f"Revision {at}, Python {sys.version.split()[0]}. `make mutants{form} SEED={options.seed}`: {spent / 60:.0f} minutes, "
             f"trials at a time: {options.jobs}. What is changed, and how it is tried: tests/mutation."
