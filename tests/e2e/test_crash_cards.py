@@ -81,6 +81,12 @@ def test_a_failed_start_has_tracebacks_and_a_lever(box: Box) -> None:
     found = ControlClient(box.roots.control_socket).recent_events().events
     cards = [(one.kind, one.severity, one.crash.generation) for one in found if one.crash is not None]
     assert cards == [("notice", "error", 1)]
+    detail = ControlClient(box.roots.control_socket).detail("oom-0")
+    assert detail.crash is not None
+    assert (detail.crash.generation, detail.crash.lever) == (1, card["lever"]), (
+        "the screen shows the same card"
+    )
+    assert all(line.strip() for line in [*detail.crash.last_lines, *detail.last_lines])
 
 
 def test_a_replica_that_never_crashed_has_no_card(box: Box) -> None:
