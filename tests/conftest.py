@@ -10,12 +10,18 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Test files share modules; under --import-mode=importlib the repository is not on the path by itself.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.e2e.box import Box
 from tests.faults.table import Measured
+
+# The same examples every time: a run that fails fails again. GPUSERVE_TEST_RANDOM=1 looks for others.
+settings.register_profile("repeatable", derandomize=True, database=None)
+if not os.environ.get("GPUSERVE_TEST_RANDOM"):
+    settings.load_profile("repeatable")
 
 _MEASURED = pytest.StashKey[Measured]()
 

@@ -72,6 +72,15 @@ def test_a_new_profile_is_refused_where_only_quarantined_gpus_are_left() -> None
         arrange(fresh, gpus(1), {}, quarantined={"SIM-0": "quarantined: fan"})
 
 
+def test_who_waits_gives_way_to_who_runs() -> None:
+    """p-1 waits for GPUs of which p-0 got one meanwhile: when they are good again, p-0 stays and p-1 goes elsewhere, or waits on."""
+    profile = wanted(None, 2)
+    held = {"p-0": ("SIM-1", "SIM-3"), "p-1": ("SIM-2", "SIM-3")}
+    for blocked, other in (({"SIM-0": "x"}, ("SIM-2", "SIM-3")), ({}, ("SIM-0", "SIM-2"))):
+        found = held_by(arrange(profile, gpus(4), held, quarantined=blocked, waiting=["p-1"]))
+        assert found == {"p-0": ("SIM-1", "SIM-3"), "p-1": other}
+
+
 @settings(deadline=None)
 @given(
     count=st.integers(1, 8),
@@ -90,7 +99,7 @@ def test_whatever_is_set_aside_and_released(
     everybody = running = set(held)
     for each in [*bad, set()]:
         blocked = {f"SIM-{n}": "x" for n in each}
-        found = arrange(profile, gpus(count), held, quarantined=blocked)
+        found = arrange(profile, gpus(count), held, quarantined=blocked, waiting=everybody - running)
         placed = {one.replica: {gpu.uuid for gpu in one.gpus} for one in found.placements["p"].replicas}
         used = [uuid for uuids in placed.values() for uuid in uuids]
         assert len(used) == len(set(used))

@@ -22,6 +22,7 @@ REPLICAS = 4
 SAMPLE_S = 2.0
 REST_S = 30.0
 """How long after the last client the router may take to be at rest."""
+SETTLE_S = 3.0
 MODEL = "soak"
 
 
@@ -48,7 +49,7 @@ class Soak:
 
     async def run(self) -> Rest:
         """Load, kills and samples for the time given; then how things are at rest."""
-        before = self._figures()
+        before = await asyncio.to_thread(self._settled)
         stop = asyncio.Event()
         self.begun = time.monotonic()
         tokens = (10, 50)
@@ -67,6 +68,16 @@ class Soak:
         stop.set()
         await asyncio.gather(*tasks)
         return await asyncio.to_thread(self._rest, before)
+
+    def _settled(self) -> dict[str, Any]:
+        """The figures of a router at rest that has everything open which it keeps open: watches, log, control connection."""
+        self.box.ok("chat", "--model", MODEL, "--max-tokens", "1", "hello")
+        while True:
+            before = self._figures()
+            time.sleep(SETTLE_S)
+            now = self._figures()
+            if now["fds"] == before["fds"] and not now["connections"]:
+                return now
 
     def _figures(self) -> dict[str, Any]:
         stats = self.box.router_stats()

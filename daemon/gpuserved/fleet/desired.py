@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from gpuserved.api.errors import Refused
 from gpuserved.api.types import Change, PlanWarning
+from gpuserved.core.cause import CauseKind
 from gpuserved.core.placement import Gpu, Lease, NoFit, Placements, with_simulated
 from gpuserved.core.planner.decide import place, unmeasured
 from gpuserved.core.planner.model import ModelFacts, Unknown
 from gpuserved.core.planner.options import Lookup
 from gpuserved.core.profile import Profile
+from gpuserved.core.state import Replica, State
 from gpuserved.supervisor.surroundings import Assignment
 
 
@@ -92,6 +94,7 @@ def arrange(
     known: Mapping[str, Known] | None = None,
     taken: Sequence[Lease] = (),
     quarantined: Mapping[str, str] | None = None,
+    waiting: Collection[str] = (),
 ) -> Arranged:
     """Place all profiles on one host.
 
@@ -100,11 +103,13 @@ def arrange(
     :param known: of each profile that is to be planned by memory; the others are placed as they were.
     :param quarantined: GPU UUIDs on which nothing may be placed, with the reason. A replica that holds one, and for which there
         is no other, keeps it, and waits for its release.
+    :param waiting: replicas that wait so already, and hold their GPUs in name only: others may have taken them.
     :raises Refused: a profile does not fit; names what is short and the smallest change.
     """
     gpus = with_simulated(inventory, [each.profile for each in wanted.values()])
     gpus = [replace(gpu, blocked=(quarantined or {}).get(gpu.uuid, gpu.blocked)) for gpu in gpus]
     ours = [replace(gpu, memory_used_bytes=None) for gpu in gpus]
+    keep = _undisputed(held, waiting)
     leases: list[Lease] = []
     assignments: list[Assignment] = []
     warnings: list[PlanWarning] = []
@@ -115,10 +120,10 @@ def arrange(
         each, about = wanted[name], (known or {}).get(name, Known())
         profile = each.effective
         if each.solved is not None:  # what runs is not weighed against today's free memory
-            found = place(each.solved.applied(profile), ours, leases, keep=held)
+            found = place(each.solved.applied(profile), ours, leases, keep=keep)
         else:
             found = place(
-                profile, gpus, [*leases, *taken], keep=held, facts=about.facts, lookup=about.lookup, version=about.version
+                profile, gpus, [*leases, *taken], keep=keep, facts=about.facts, lookup=about.lookup, version=about.version
             )  # fmt: skip
         mine = {r: held[r] for r in held if r.rsplit("-", 1)[0] == name and held[r]}
         if isinstance(found, NoFit) and each.solved is not None and _all_wait(mine, gpus):
@@ -133,7 +138,7 @@ def arrange(
             indexes = tuple(gpu.index for gpu in placed.gpus)
             assignments.append(Assignment(placed.replica, placed.resolved(base), indexes, uuids))
             leases += [Lease(uuid, placed.replica, profile.gpu_share or 1.0) for uuid in uuids]
-        assignments += _waiting(base, found, mine, gpus)
+        assignments += _waiting(base, found, mine, gpus, waiting)
     unplanned = frozenset(
         name
         for name, each in wanted.items()
@@ -143,6 +148,20 @@ def arrange(
     return Arranged(tuple(assignments), tuple(warnings), placements, unplanned)
 
 
+def waits(replica: Replica) -> bool:
+    """True where it runs nowhere because its GPU is set aside."""
+    cause = replica.cause
+    return replica.state is State.FAILED and cause is not None and cause.kind is CauseKind.GPU_QUARANTINED
+
+
+def _undisputed(held: Mapping[str, tuple[str, ...]], waiting: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """What each replica has a claim to: one that waits gives way to whoever got a GPU of its own meanwhile."""
+    busy = {uuid for replica, uuids in held.items() if replica not in waiting for uuid in uuids}
+    return {
+        replica: uuids for replica, uuids in held.items() if replica not in waiting or busy.isdisjoint(uuids)
+    }
+
+
 def _all_wait(mine: Mapping[str, tuple[str, ...]], gpus: Sequence[Gpu]) -> bool:
     """True where GPUs that are set aside are what keeps a profile, which ran, from being placed at all."""
     blocked = {gpu.uuid for gpu in gpus if gpu.blocked}
@@ -150,9 +169,16 @@ def _all_wait(mine: Mapping[str, tuple[str, ...]], gpus: Sequence[Gpu]) -> bool:
 
 
 def _waiting(
-    base: Profile, found: Placements, mine: Mapping[str, tuple[str, ...]], gpus: Sequence[Gpu]
+    base: Profile,
+    found: Placements,
+    mine: Mapping[str, tuple[str, ...]],
+    gpus: Sequence[Gpu],
+    before: Collection[str],
 ) -> list[Assignment]:
-    """The replicas whose GPUs are set aside and that fit nowhere else: they keep them."""
+    """The replicas whose GPUs are set aside, or were, and that fit nowhere else: they keep them.
+
+    :param before: those that waited already.
+    """
     by_uuid = {gpu.uuid: gpu for gpu in gpus}
     placed = {each.replica for each in found.replicas}
     profile = found.replicas[0].resolved(base) if found.replicas else base
@@ -161,7 +187,12 @@ def _waiting(
         number = replica.rpartition("-")[2]
         counted = number.isdigit() and (base.replicas is None or int(number) < base.replicas)
         there = [by_uuid[uuid] for uuid in uuids if uuid in by_uuid]
-        if counted and replica not in placed and any(gpu.blocked for gpu in there):
+        if (
+            counted
+            and replica not in placed
+            and there
+            and (replica in before or any(gpu.blocked for gpu in there))
+        ):
             indexes = tuple(gpu.index for gpu in there)
             waiting.append(Assignment(replica, profile, indexes, tuple(gpu.uuid for gpu in there)))
     return waiting

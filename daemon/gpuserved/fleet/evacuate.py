@@ -7,10 +7,11 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from gpuserved.api.errors import GpuserveError
-from gpuserved.core.cause import Cause, CauseKind
+from gpuserved.core.cause import Cause
 from gpuserved.core.events import EventKind
 from gpuserved.core.state import Goal, State
 from gpuserved.fleet import apply as applying
+from gpuserved.fleet.desired import waits
 from gpuserved.supervisor.owner import Owner
 from gpuserved.supervisor.surroundings import Assignment
 
@@ -62,11 +63,7 @@ def _leave(owner: Owner, kill: Cause | None) -> None:
     elif state in _RUNS and not (state is State.DRAINING and owner.r.goal in _LEAVING):
         if owner.process is not None or owner.next_assignment is not None:
             owner.post(EventKind.RESTART)  # else it waits for its turn, and will be refused it
-    elif (
-        state is State.FAILED
-        and owner.r.cause is not None
-        and owner.r.cause.kind is CauseKind.GPU_QUARANTINED
-    ):
+    elif state is State.FAILED and waits(owner.r):
         owner.post(EventKind.START)
 
 
@@ -93,7 +90,7 @@ async def come_back(fleet: Fleet) -> dict[str, str]:
         if owner is None:
             fleet.add_owner(assignment, EventKind.START)
             told[name] = f"is started {where}"
-        elif owner.r.cause is not None and owner.r.cause.kind is CauseKind.GPU_QUARANTINED:
+        elif waits(owner.r):
             owner.assign(assignment)
             owner.post(EventKind.START)
             told[name] = f"is started {where}"
