@@ -31,7 +31,7 @@ install: $(VENV)/.runtime  ## only make .venv, with gpuserve, gpuserved and gpus
 
 .PHONY: test
 test: lint $(VENV)/.dev  ## the checks and the whole test suite (under ten minutes on two cores)
-	@$(BIN)/python -m pytest -n 3 --dist loadgroup -m "not real_vllm" $(ARGS)
+	@$(BIN)/python -m pytest -n 3 --dist loadfile -m "not real_vllm" $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.dev  ## ruff, formatting, types and layers
@@ -76,7 +76,7 @@ bench-tui: $(VENV)/.dev  ## what gpuserve-tui costs with 8 and with 64 GPUs: CPU
 .PHONY: faults
 faults: $(VENV)/.dev  ## the fault table: every test that proves a row of it, then the table
 	@rm -f $(VENV)/faults.jsonl
-	@GPUSERVE_TEST_SLOW=1 GPUSERVE_FAULTS_REPORT="$(CURDIR)/$(VENV)/faults.jsonl" $(BIN)/python -m pytest -n 2 --dist loadgroup -q \
+	@GPUSERVE_TEST_SLOW=1 GPUSERVE_FAULTS_REPORT="$(CURDIR)/$(VENV)/faults.jsonl" $(BIN)/python -m pytest -n 2 --dist loadfile -q \
 	  -m "fault and not real_vllm" tests
 	@$(BIN)/python -m tests.faults.table $(VENV)/faults.jsonl
 

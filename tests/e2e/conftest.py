@@ -10,8 +10,7 @@ from tests.e2e.box import Box
 from tests.e2e.texts import VLLM_PYTHON, Fleet, sim_flavour, vllm_flavour
 
 _ENGINES = [
-    # One group each: these tests share one running fleet, so one worker runs them all, in order.
-    pytest.param("sim", marks=pytest.mark.xdist_group("fleet-sim")),
+    "sim",
     *([pytest.param("vllm", marks=[pytest.mark.real_vllm, pytest.mark.timeout(400)])] if VLLM_PYTHON else []),
 ]
 

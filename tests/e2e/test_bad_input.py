@@ -164,7 +164,6 @@ def test_a_port_in_use_names_its_holder_and_starts_nothing(box: Box) -> None:
     assert box.run("status").returncode == 3
 
 
-@pytest.mark.xdist_group("e2e-2")
 def test_a_very_long_root_works(boxes: Callable[[Path | None], Box], tmp_path: Path) -> None:
     root = tmp_path.joinpath(*["a-rather-long-folder-name"] * 8) / "root"
     box = boxes(root)

@@ -9,7 +9,6 @@ import psutil
 import pytest
 from tests.e2e.box import REPOSITORY, Box
 
-pytestmark = pytest.mark.xdist_group("e2e-2")
 MIB = 1024 * 1024
 
 

@@ -13,7 +13,6 @@ from tests.e2e.box import Box, Json, until
 from tests.e2e.clients import QUESTION, PlainLoad, open_streams
 from tests.e2e.texts import sim
 
-pytestmark = pytest.mark.xdist_group("e2e-1")
 RED = sim("red", replicas=2, flags={"load_s": 0.2})
 BLUE = sim("blue", replicas=1)
 

@@ -14,7 +14,6 @@ from tests.e2e.box import Box, kill, until
 from tests.e2e.clients import QUESTION
 from tests.e2e.texts import sim
 
-pytestmark = pytest.mark.xdist_group("e2e-2")
 CAP_BYTES = 256 * 1024
 
 

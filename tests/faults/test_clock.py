@@ -31,6 +31,8 @@ sys.exit(main())
 """The daemon as it is, but for the wall clock."""
 
 STAMPS = {
+    "app/life.py": 1,  # when an upgrade failed
+    "cli/moment.py": 1, "cli/upgrade.py": 1,  # what an operator means by "10m"; since when the daemon's word is about this command
     "cli/act.py": 1, "cli/apply.py": 1, "cli/up.py": 1,  # since when events and rollouts are this command's own
     "cli/doctor/machine.py": 1,  # is about the clock
     "cli/progress.py": 1, "cli/text.py": 1, "../../tui/gpuserve_tui/view/rows.py": 1,  # ages on the screen

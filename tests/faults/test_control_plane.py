@@ -20,7 +20,6 @@ from tests.e2e.clients import PlainLoad, open_streams
 from tests.e2e.texts import RESTART, sim
 from tests.faults.table import Measured
 
-pytestmark = pytest.mark.xdist_group("faults-2")
 PROFILE = sim("tiny", replicas=2, flags={"load_s": 0.2}, tables={"restart": RESTART})
 
 

@@ -17,7 +17,6 @@ from tests.e2e.clients import PlainLoad
 from tests.e2e.texts import RESTART, toml
 from tests.faults.table import Measured
 
-pytestmark = pytest.mark.xdist_group("faults-environment")
 MAIN = """
 import os, pathlib, sys
 site = pathlib.Path(__file__).parents[3]

@@ -20,8 +20,6 @@ from tests.e2e.texts import sim
 from tests.faults.gpubench import GIB, Bench
 from tests.faults.table import Measured
 
-pytestmark = pytest.mark.xdist_group("faults-gpus")
-
 
 @pytest.fixture(scope="module")
 def bench() -> Iterator[Bench]:

@@ -17,7 +17,6 @@ from tests.faults.table import Measured
 
 from gpuserved.host import oom
 
-pytestmark = pytest.mark.xdist_group("faults-memory")
 LIMIT_BYTES = 4 * 1024 * 1024
 HUNGER = "import time\ntime.sleep(0.5)\nheld = bytearray(64 * 1024 * 1024)\nheld[::4096] = b'x' * len(held[::4096])\n"
 """A process that takes 64 MiB once it has been put into its cgroup."""

@@ -14,8 +14,6 @@ from tests.e2e.texts import SERVED
 from tests.faults.conftest import Stage
 from tests.faults.table import Measured
 
-pytestmark = pytest.mark.xdist_group("faults")
-
 
 def ask(stage: Stage, **more: object) -> requests.Response:
     body = {"model": SERVED, "messages": QUESTION, "max_tokens": 4} | more

@@ -14,7 +14,7 @@ from tests.e2e.box import until
 from tests.e2e.texts import sim
 from tests.systemd.container import Container, why_not
 
-pytestmark = [pytest.mark.xdist_group("systemd"), pytest.mark.timeout(240)]
+pytestmark = pytest.mark.timeout(240)
 ENDPOINT = "http://127.0.0.1:8000"
 GPUSERVE = "/opt/gpuserve/bin/gpuserve"
 STREAM_TOKENS = 400
