@@ -17,8 +17,8 @@ from tests.systemd.container import Container, why_not
 pytestmark = pytest.mark.timeout(240)
 ENDPOINT = "http://127.0.0.1:8000"
 GPUSERVE = "/opt/gpuserve/bin/gpuserve"
-STREAM_TOKENS = 400
-"""Eight seconds at 20 ms a token: longer than a restart."""
+STREAM_TOKENS = 600
+"""Twelve seconds at 20 ms a token: longer than a restart, and than the watchdog waits."""
 
 
 @pytest.fixture(scope="module")

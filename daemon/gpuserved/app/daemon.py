@@ -82,6 +82,7 @@ async def serve(
     fleet.service, fleet.failed_upgrade = notify is not None, failed
     _wire(fleet, args, path, end)
     control = ControlServer(fleet, roots.control_socket)
+    watchdog = asyncio.ensure_future(feed_watchdog(notify, service.ping_s))  # a drain may outlast its wait
     try:
         fleet.inspection.history.begin(roots.log)
         await take_up(fleet)
@@ -97,9 +98,7 @@ async def serve(
         if failed is not None:
             said = f"the upgrade to {failed.version} failed, this version goes on: {failed.reason}"
             fleet.bus.publish("notice", message=said, severity="error")
-        watchdog = asyncio.ensure_future(feed_watchdog(notify, service.ping_s))
         how = await end
-        watchdog.cancel()
         if isinstance(how, Successor):
             fleet.save_quietly()
             return how
@@ -117,6 +116,7 @@ async def serve(
         await fleet.environments.close()
         fleet.gpus.close()
         fleet.inspection.history.close()
+        watchdog.cancel()
         lock.release()
     return None
 
