@@ -6,7 +6,6 @@ import argparse
 import concurrent.futures
 import os
 import shutil
-import subprocess
 import sys
 import time
 import traceback
@@ -14,10 +13,12 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.fetch import revision
 from tests.e2e.box import REPOSITORY
 from tests.failpoints.census import Census
 from tests.failpoints.run import Run
 from tests.failpoints.script import ALL, Script, script
+from tests.records import keep
 
 SHOWN_LINES = 80
 
@@ -78,11 +79,8 @@ def report(results: list[Result], options: argparse.Namespace, seconds: float, s
     bad = [result for result in results if result.wrong]
     runs = Counter(result.script.point for result in results)
     struck = Counter(result.script.point for result in results if result.struck)
-    commit = subprocess.run(
-        ["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()  # fmt: skip
     what = (
-        f"Revision {commit or 'unknown'}, {os.cpu_count()} CPUs. `python -m tests.failpoints --runs {options.runs} --seed "
+        f"Revision {revision(REPOSITORY)}, {os.cpu_count()} CPUs. `python -m tests.failpoints --runs {options.runs} --seed "
         f"{options.seed} --jobs {options.jobs}`: {len(results)} runs in {seconds:.0f} s, {sum(r.lives for r in results)} lives of "
         f"a supervisor, {sum(r.deaths for r in results)} processes of replicas killed, most of them while no supervisor ran, "
         f"{scans} looks at every process."
@@ -145,9 +143,7 @@ def main(argv: list[str]) -> int:
                 show(result)
     seconds = time.monotonic() - begun
     census.end()
-    if options.record is not None:
-        options.record.parent.mkdir(parents=True, exist_ok=True)
-        options.record.write_text(report(results, options, seconds, census.scans))
+    keep(options.record, report(results, options, seconds, census.scans))
     bad = sorted(result.script.seed for result in results if result.wrong)
     print(
         f"===== failpoints: {len(results) - len(bad)} passed, {len(bad)} failed {bad or ''} in {seconds:.0f} s ====="

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from tests.e2e.box import GPUSERVED, REPOSITORY, free_port
+from tests.e2e.box import GPUSERVED, REPOSITORY, free_port, until
 from tests.e2e.texts import toml
 
 from gpuserved.api.client import ControlClient
@@ -157,14 +157,10 @@ class World:
 
         :raises Stuck: there was none.
         """
-        deadline = time.monotonic() + limit_s
-        while True:
-            found = probe()
-            if found is not None and found is not False:
-                return found
-            if time.monotonic() > deadline:
-                raise Stuck(f"{what}: not within {limit_s:g} s; {self.rows_in_words()}")
-            time.sleep(0.03)
+        try:
+            return until(probe, what, limit_s, every_s=0.03)
+        except AssertionError as late:
+            raise Stuck(f"{late}; {self.rows_in_words()}") from None
 
     # --- what the daemon says
 

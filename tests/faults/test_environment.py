@@ -8,7 +8,6 @@ import json
 import shutil
 import sys
 import venv
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -53,15 +52,6 @@ class Environment:
         info = self.site / f"vllm-{version}.dist-info"
         info.mkdir()
         (info / "RECORD").write_text("", "utf-8")
-
-
-@pytest.fixture
-def box() -> Iterator[Box]:
-    made = Box()
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 def said(box: Box, replica: str) -> str:

@@ -13,16 +13,17 @@ import argparse
 import gc
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.fetch import revision
 from hypothesis import HealthCheck, Phase, settings
 from tests.mutation import baseline, mutants, report, trials
 from tests.mutation.forks import Outcome
 from tests.mutation.report import DEAD, Result
+from tests.records import keep
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE_TESTS = ("tests/core", "tests/planner", "tests/policy")
@@ -205,23 +206,11 @@ def record(results: Sequence[Result], file: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
 
 
-def revision() -> str:
-    """Of the working tree; with a plus where it differs from the commit."""
-    git = ["git", "-C", str(ROOT)]
-    commit = subprocess.run(
-        [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    dirty = subprocess.run(
-        [*git, "status", "--porcelain", "daemon", "tests"], capture_output=True, text=True, check=False
-    ).stdout
-    return (commit or "unknown") + ("+" if dirty.strip() else "")
-
-
 def main(argv: Sequence[str]) -> int:
     """0: enough mutants are killed; 1: too few, or the list of equivalent ones is wrong."""
     options = parsed(argv)
     begun = time.monotonic()
-    at = revision()
+    at = revision(ROOT)
     os.chdir(options.root)
     sys.path.insert(0, str(options.root / options.source))
     prepare()
@@ -252,8 +241,7 @@ def main(argv: Sequence[str]) -> int:
             f"trials at a time: {options.jobs}. What is changed, and how it is tried: tests/mutation."
         )
         title = f"Mutation testing of the core, {time.strftime('%Y-%m-%d')}"
-        options.record.parent.mkdir(parents=True, exist_ok=True)
-        options.record.write_text(report.markdown(results, options.package, title, setting, verdict), "utf-8")
+        keep(options.record, report.markdown(results, options.package, title, setting, verdict))
     print("\n".join(wrong))
     print(f"===== mutants {'failed' if wrong else 'passed'}: {verdict} in {spent:.0f} s =====")
     return 1 if wrong else 0

@@ -7,14 +7,16 @@ import asyncio
 import os
 import random
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.fetch import revision
 from tests.e2e.box import REPOSITORY, Box, kill, tail
+from tests.records import keep
+from tests.soak.figures import fd_count, pss_bytes
 from tests.soak.judge import Rest, Sample, complaints, growth_per_s, settled
 from tests.soak.load import Client, Outcomes
 
@@ -84,9 +86,7 @@ class Soak:
         if stats is None:
             raise AssertionError(f"the router does not answer\n{tail(self.box.roots.log / 'router.log')}")
         pid = stats["pid"]
-        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-        pss = next(int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith("Pss:"))
-        return {**stats, "fds": len(os.listdir(f"/proc/{pid}/fd")), "pss": pss}
+        return {**stats, "fds": fd_count(pid), "pss": pss_bytes(pid)}
 
     async def _sample(self) -> None:
         while True:
@@ -162,14 +162,8 @@ def report(soak: Soak, rest: Rest, wrong: list[str]) -> str:
     steady = settled(soak.samples)
     slope = growth_per_s([(one.at_s, one.pss_bytes) for one in steady]) * 60 / 1e3
     middle = statistics.median(one.pss_bytes for one in steady) / 1e6
-    commit = subprocess.run(
-        ["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
     setting = (
-        f"Revision {commit or 'unknown'}, {os.cpu_count()} CPUs. `make soak-router SECONDS={options.seconds:g}`: {options.streams} "
+        f"Revision {revision(REPOSITORY)}, {os.cpu_count()} CPUs. `make soak-router SECONDS={options.seconds:g}`: {options.streams} "
         f"clients, {REPLICAS} replicas (`sim`, a token every {options.step_ms:g} ms), a replica killed every "
         f"{options.kill_every_s:g} s, seed {options.seed}."
     )
@@ -230,9 +224,7 @@ def main(argv: list[str]) -> int:
     text = report(soak, rest, wrong)
     print("\n" + text)
     print("\n".join(said))
-    if options.record is not None:
-        options.record.parent.mkdir(parents=True, exist_ok=True)
-        options.record.write_text(text)
+    keep(options.record, text)
     print(f"===== soak-router {'failed' if wrong else 'passed'} in {options.seconds:g} s =====")
     return 1 if wrong else 0
 

@@ -7,7 +7,6 @@ import asyncio
 import os
 import random
 import statistics
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -15,8 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.fetch import revision
 from tests.e2e.box import REPOSITORY, tail, until
+from tests.records import keep
 from tests.soak.blows import Blows, zombies
+from tests.soak.figures import fd_count, pss_bytes
 from tests.soak.judge import Point, fleet_complaints, grown
 from tests.soak.load import Client, Outcomes
 from tests.soak.stage import MODEL, Stage
@@ -99,8 +101,8 @@ class Soak:
         for pid in zombies([pid for pids in processes.values() for pid in pids]):
             self.zombies_seen[pid] += 1
         try:
-            memory = {role: [_pss(pid) for pid in pids] for role, pids in processes.items()}
-            fds = {role: sum(_fds(pid) for pid in pids) for role, pids in processes.items()}
+            memory = {role: [pss_bytes(pid) for pid in pids] for role, pids in processes.items()}
+            fds = {role: sum(fd_count(pid) for pid in pids) for role, pids in processes.items()}
         except OSError:
             return None
         shims = memory["shims"]
@@ -179,15 +181,6 @@ class Soak:
         return [f"left after down: {what}" for what in [*left, *map(str, held)]]
 
 
-def _pss(pid: int) -> int:
-    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    return next(int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith("Pss:"))
-
-
-def _fds(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))
-
-
 def _is_zombie(pid: int) -> bool:
     try:
         return b") Z" in Path(f"/proc/{pid}/stat").read_bytes()
@@ -198,11 +191,8 @@ def _is_zombie(pid: int) -> bool:
 def report(soak: Soak, wrong: list[str], seconds: float) -> str:
     """The run in Markdown."""
     options, count = soak.options, soak.outcomes.count
-    commit = subprocess.run(
-        ["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()  # fmt: skip
     setting = (
-        f"Revision {commit or 'unknown'}, {os.cpu_count()} CPUs, load average {os.getloadavg()[2]:.1f} over the last 15 minutes. "
+        f"Revision {revision(REPOSITORY)}, {os.cpu_count()} CPUs, load average {os.getloadavg()[2]:.1f} over the last 15 minutes. "
         f"`make soak SECONDS={options.seconds:g}`: {options.clients} clients, 5 replicas (`sim`, a token every {options.step_ms:g} ms; "
         f"two of them on leased GPUs), 2 routers, {sum(soak.blows.count.values())} faults, {options.per_minute:g} a minute asked for, "
         f"seed {options.seed}."
@@ -266,9 +256,7 @@ def main(argv: list[str]) -> int:
         soak.stage.close()
     print("\n" + text)
     print("\n".join(soak.outcomes.complaints))
-    if options.record is not None:
-        options.record.parent.mkdir(parents=True, exist_ok=True)
-        options.record.write_text(text)
+    keep(options.record, text)
     print(f"===== soak {'failed' if wrong else 'passed'} in {options.seconds:g} s =====")
     return 1 if wrong else 0
 
