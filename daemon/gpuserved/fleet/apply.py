@@ -19,7 +19,7 @@ from gpuserved.core.profile import HealthPolicy, Profile
 from gpuserved.core.state import State
 from gpuserved.engines.vllm import VllmEngine
 from gpuserved.fleet import rollplan
-from gpuserved.fleet.desired import Arranged, Wanted, arrange, changes, waits
+from gpuserved.fleet.desired import Arranged, Wanted, arrange, changes, lacks_gpu
 from gpuserved.fleet.gpus import leases_of_others
 from gpuserved.fleet.rollplan import RollPlans
 from gpuserved.host.failpoint import reach
@@ -105,7 +105,7 @@ async def arranged_for(fleet: Fleet, wanted: dict[str, Wanted], fresh: Collectio
     )
     inventory = await inventory_of(fleet, wanted)
     leases = leases_of_others(fleet.gpu_locks, inventory)
-    waiting = [name for name, owner in fleet.owners.items() if waits(owner.r)]
+    waiting = [name for name, owner in fleet.owners.items() if lacks_gpu(owner.r)]
     return arrange(wanted, inventory, held, known, leases, fleet.quarantine.blocked(), waiting)
 
 

@@ -148,7 +148,7 @@ def arrange(
     return Arranged(tuple(assignments), tuple(warnings), placements, unplanned)
 
 
-def waits(replica: Replica) -> bool:
+def lacks_gpu(replica: Replica) -> bool:
     """True where it runs nowhere because its GPU is set aside."""
     cause = replica.cause
     return replica.state is State.FAILED and cause is not None and cause.kind is CauseKind.GPU_QUARANTINED

@@ -11,7 +11,7 @@ from gpuserved.core.cause import Cause
 from gpuserved.core.events import EventKind
 from gpuserved.core.state import Goal, State
 from gpuserved.fleet import apply as applying
-from gpuserved.fleet.desired import waits
+from gpuserved.fleet.desired import lacks_gpu
 from gpuserved.supervisor.owner import Owner
 from gpuserved.supervisor.surroundings import Assignment
 
@@ -63,7 +63,7 @@ def _leave(owner: Owner, kill: Cause | None) -> None:
     elif state in _RUNS and not (state is State.DRAINING and owner.r.goal in _LEAVING):
         if owner.process is not None or owner.next_assignment is not None:
             owner.post(EventKind.RESTART)  # else it waits for its turn, and will be refused it
-    elif state is State.FAILED and waits(owner.r):
+    elif lacks_gpu(owner.r):
         owner.post(EventKind.START)
 
 
@@ -90,7 +90,7 @@ async def come_back(fleet: Fleet) -> dict[str, str]:
         if owner is None:
             fleet.add_owner(assignment, EventKind.START)
             told[name] = f"is started {where}"
-        elif waits(owner.r):
+        elif lacks_gpu(owner.r):
             owner.assign(assignment)
             owner.post(EventKind.START)
             told[name] = f"is started {where}"

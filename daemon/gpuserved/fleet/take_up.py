@@ -14,7 +14,7 @@ from gpuserved.core.state import Goal
 from gpuserved.fleet import adopt, store
 from gpuserved.fleet import apply as applying
 from gpuserved.fleet.adopt import Found
-from gpuserved.fleet.desired import Wanted, arrange, waits
+from gpuserved.fleet.desired import Wanted, arrange, lacks_gpu
 from gpuserved.host import statefile
 from gpuserved.host.failpoint import reach
 from gpuserved.supervisor.owner import Owner
@@ -48,7 +48,7 @@ async def take_up(fleet: Fleet) -> None:
     used = (uuids for name, uuids in {**held, **notes}.items() if name.rpartition("-")[0] in fleet.wanted)
     fleet.quarantine.set_aside_missing(there, {uuid for uuids in used for uuid in uuids})
     inventory, blocked = fleet.quarantine.with_missing(there), fleet.quarantine.blocked()
-    waiting = [name for name, record in records.items() if name not in notes and waits(record.replica())]
+    waiting = [name for name, record in records.items() if name not in notes and lacks_gpu(record.replica())]
     arranged = arrange(fleet.wanted, inventory, {**held, **notes}, quarantined=blocked, waiting=waiting)
     ours, strays = adopt.match(found, records, {each.replica for each in arranged.assignments})
     for assignment in arranged.assignments:

@@ -38,7 +38,7 @@ class Exchange:
     """
 
     __slots__ = (
-        "_charge", "_client_left", "_over", "_relay", "_task", "asked", "attempt", "body", "client", "context", "deadline",
+        "_charge", "_over", "_relay", "_task", "asked", "attempt", "body", "client", "context", "deadline",
         "first_byte_at", "found", "head", "holds_suspects", "lease", "loop", "passed_bytes", "replays", "replica_id",
         "request_id", "sent_at", "started", "status", "was_cut",
     )  # fmt: skip
@@ -71,7 +71,6 @@ class Exchange:
         self._relay: Relay | None = None
         self._charge: tuple[Account, UsageTap] | None = None
         self._task: asyncio.Task[None] | None = None
-        self._client_left = False
         self._over = False
 
     # Flow control: the client's transport tells us.
@@ -106,7 +105,6 @@ class Exchange:
 
     def cancel(self) -> None:
         """Its client left: an engine at work for it stops."""
-        self._client_left = True
         if self._task is None or not self._task.cancel():
             self.over()
 
@@ -159,9 +157,7 @@ class Exchange:
 
     def _waited(self, task: asyncio.Task[None]) -> None:
         self._task = None
-        if (
-            task.cancelled() or self._client_left
-        ):  # `wait_for` may lose a cancellation that comes with its result
+        if task.cancelled():
             self.over()
 
     def request_for(self, lease: dispatch.Lease) -> tuple[bytes, Body]:
