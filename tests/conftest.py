@@ -63,7 +63,14 @@ def pytest_runtest_makereport(
     rows = [mark.args[0] for mark in item.iter_markers("fault")]
     if path and rows and (report.when == "call" or report.outcome != "passed"):
         seen = dataclasses.asdict(item.stash.get(_MEASURED, Measured()))
-        line = json.dumps({"test": item.nodeid, "rows": rows, "outcome": report.outcome, "measured": seen})
+        engine = "vllm" if item.get_closest_marker("real_vllm") else "sim"
+        said = {
+            "test": item.nodeid,
+            "rows": rows,
+            "engine": engine,
+            "outcome": report.outcome,
+            "measured": seen,
+        }
         with Path(path).open("a", encoding="utf-8") as file:  # one write each: workers share the file
-            file.write(line + "\n")
+            file.write(json.dumps(said) + "\n")
     return report

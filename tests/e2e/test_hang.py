@@ -56,6 +56,7 @@ def prefill(endpoint: str, answers: list[int]) -> None:
     answers.append(requests.post(f"{endpoint}/v1/completions", json=body, timeout=600).status_code)
 
 
+@pytest.mark.alone
 @pytest.mark.fault(5)
 @pytest.mark.timeout(1800)
 def test_slow_is_not_hung_and_hung_is_found(box: Box, measured: Measured) -> None:

@@ -17,6 +17,7 @@ FIXED_S = 0.0 if os.environ.get("GPUSERVE_TEST_SLOW") else 3.0
 """The short form loads in three seconds, of which the first back-off alone (1 s) is a third."""
 
 
+@pytest.mark.alone
 @pytest.mark.fault(1)
 @pytest.mark.timeout(300)
 def test_full_capacity_is_back_soon_after_a_warm_start(box: Box, measured: Measured) -> None:
