@@ -47,7 +47,9 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
         "--minutes", type=float, metavar="M", help="begin nothing new after this: what was tried is a sample"
     )
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", default="", metavar="TEXT", help="modules whose name contains this")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], metavar="TEXT", help="modules whose name contains one of these"
+    )
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, help="trials at a time (one for each CPU)"
     )
@@ -141,7 +143,7 @@ def run(options: argparse.Namespace) -> tuple[list[Result], int]:
     if measured.failed:
         raise SystemExit("the tests fail without any mutant:\n" + "\n".join(measured.failed))
     every = mutants.of_package(source, options.package)
-    chosen = [one for one in every if options.only in one.module]
+    chosen = [one for one in every if any(text in one.module for text in options.only)]
     drawn = mutants.sampled(chosen, options.sample or len(chosen), options.seed)
     files = [path for each in options.tests for path in _python_files(root / each)]
     reach = baseline.Reach(measured, {one.path for one in every}, files, root)
@@ -217,7 +219,7 @@ def main(argv: Sequence[str]) -> int:
     reasons = mutants.equivalent(EQUIVALENT)
     found, there = run(options)
     whole = len(found) == there
-    results, wrong = with_reasons(found, reasons, whole=whole and not options.only and options.root == ROOT)
+    results, wrong = with_reasons(found, reasons, whole=whole and not any(options.only) and options.root == ROOT)
     record(results, options.records)
     total = report.score(results)
     print(
