@@ -27,3 +27,5 @@ def test_what_can_heal() -> None:
     assert by_healing[Healing.BY_ITSELF] == {
         CauseKind.PORT_IN_USE, CauseKind.HUB_UNREACHABLE, CauseKind.GPU_HELD, CauseKind.OUT_OF_MEMORY,
     }  # fmt: skip
+    assert by_healing[Healing.ON_RELEASE] == {CauseKind.GPU_QUARANTINED}
+    assert set().union(*by_healing.values()) == set(CauseKind), "each cause can heal, or cannot, or may"

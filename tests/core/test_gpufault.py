@@ -89,6 +89,80 @@ def test_the_fault_that_asks_for_most_decides() -> None:
     assert worst([]) is None
 
 
+CATALOGUE = {
+    Verdict.RESTART: {8, 11, 13, 25, 31, 32, 39, 40, 41, 68, 69, 80, 94},
+    Verdict.IGNORE: {37, 38, 43, 44, 45, 63, 66, 67, 92, 93, 121, 137, 141, 154},
+    Verdict.RESET: {46, 48, 62, 64, 74, 95, 109, 110, 119, 120, 136, 140, 143, 155, 156, 158},
+    Verdict.REBOOT: {79, 151},
+}
+"""Resolution buckets of NVIDIA's catalogue (RESTART_APP, IGNORE, RESET_GPU and the workflows that end in it, RESTART_BM and
+RESTART_VM), of the Xids that GPUs of today raise."""
+STRICTER = {43: Verdict.RESTART, 63: Verdict.RESET, 94: Verdict.RESET}
+"""The context is gone; the remapping takes effect with a reset; the page stays out of use until one."""
+
+
+@pytest.mark.parametrize("bucket", CATALOGUE)
+def test_xids_mean_what_nvidia_says_or_more(bucket: Verdict) -> None:
+    for number in CATALOGUE[bucket]:
+        assert xid_fault(number).meaning.verdict is STRICTER.get(number, bucket), number
+        assert f"Xid {number} (" in xid_fault(number).reason
+    assert set(XIDS) == set().union(*CATALOGUE.values())
+
+
+def test_a_gpu_that_computes_on_is_drained_and_one_that_does_not_is_given_up() -> None:
+    """Rows of memory, links, and resources that are taken out of use: what runs is whole, and streams may end."""
+    assert {number for number in XIDS if xid_fault(number).meaning.computes} == {
+        63,
+        64,
+        74,
+        94,
+        136,
+        155,
+        156,
+    }
+    lasting = {name: fault.meaning for name, fault in standing(Health(lost=True, remap_failed=True)).items()}
+    assert not lasting["lost"].computes
+    assert lasting["remap_failed"].computes
+    assert (lasting["lost"].verdict, lasting["remap_failed"].verdict) == (Verdict.REBOOT, Verdict.INSPECT)
+
+
+@pytest.mark.parametrize(
+    ("word", "verdict", "computes"),
+    [
+        ("reset", Verdict.RESET, False),
+        ("drain_and_reset", Verdict.RESET, True),
+        ("drain_p2p", Verdict.RESET, True),
+        ("bus_reset", Verdict.RESET, False),
+        ("reboot", Verdict.REBOOT, False),
+    ],
+)
+def test_what_the_driver_asks_for_is_done(word: str, verdict: Verdict, computes: bool) -> None:
+    (fault,) = faults(Health(recovery="none"), Health(recovery=word))
+    assert (fault.meaning.verdict, fault.meaning.computes, fault.standing) == (
+        verdict,
+        computes,
+        f"recovery:{word}",
+    )
+    assert "the driver asks" in fault.reason
+
+
+def test_the_first_error_and_the_first_event_of_a_gpu_count() -> None:
+    (first,) = faults(Health(ecc_uncorrected=0), Health(ecc_uncorrected=1))
+    assert first.reason == "uncorrectable ECC errors: 1 more, 1 since the driver was loaded"
+    assert faults(Health(ecc_uncorrected=0), Health(ecc_uncorrected=0)) == []
+    assert [fault.reason for fault in faults(Health(), Health(xids=(Xid(1, 79),)))] == [
+        "Xid 79 (GPU has fallen off the bus)"
+    ]
+
+
+def test_what_a_look_does_not_tell_is_as_it_was() -> None:
+    before = Health(False, 3, True, True, "reset", (Xid(1, 31),))
+    now = Health(True, 4, False, False, "none", (Xid(2, 48),))
+    assert merged(before, Health(lost=True)) == replace(before, lost=True)
+    assert merged(before, now) == now
+    assert merged(None, now) == now
+
+
 looks = st.builds(
     Health,
     lost=st.booleans(),

@@ -52,6 +52,11 @@ def test_a_start_spawns_the_next_generation_and_watches_for_a_stall() -> None:
     assert effects == (CancelTimers(), Spawn(5), ArmTimer(Timer.START_STALL, 600.0))
 
 
+def test_the_first_start_of_all_is_generation_1() -> None:
+    r, effects = play(Replica(), EventKind.START)
+    assert (r.generation, effects[1]) == (1, Spawn(1))
+
+
 def test_an_exit_with_code_zero_is_a_crash(ready: Replica) -> None:
     cause = from_exit(ExitInfo(0, None, 0.0))
     r, effects = play(ready, EventKind.EXITED, cause=cause)

@@ -42,3 +42,10 @@ def test_a_refusing_server_is_never_chosen_and_a_silent_one_only_as_the_last_res
     else:
         assert all(rows[key].said is Check.SILENT for key in chosen)
     assert not any(rows[key].said in {Check.REFUSED, Check.FAILING, None} for key in chosen)
+
+
+def test_the_third_silent_check_in_a_row_takes_a_server_out() -> None:
+    silent = [Check.SILENT, Check.SILENT]
+    assert after([Check.OK, *silent]).up
+    assert after([Check.OK, *silent, Check.OK, *silent]).up, "an answer between them begins a new row"
+    assert not after([Check.OK, *silent, Check.SILENT]).up

@@ -219,7 +219,9 @@ def main(argv: Sequence[str]) -> int:
     reasons = mutants.equivalent(EQUIVALENT)
     found, there = run(options)
     whole = len(found) == there
-    results, wrong = with_reasons(found, reasons, whole=whole and not any(options.only) and options.root == ROOT)
+    results, wrong = with_reasons(
+        found, reasons, whole=whole and not any(options.only) and options.root == ROOT
+    )
     record(results, options.records)
     total = report.score(results)
     print(

@@ -137,12 +137,13 @@ def _entered(node: ast.AST, place: Place, scope: _Scope) -> _Scope:
     if isinstance(parent, ast.FunctionDef) and where == "body" and isinstance(node, ast.stmt):
         return replace(scope, statement=node, defines=(), expression=())
     if isinstance(node, ast.stmt):
-        defines = () if scope.function else _assigned(node) or scope.defines
+        defines = () if scope.function else _assigned(node, scope.owner) or scope.defines
         return replace(scope, statement=node, defines=defines, expression=())
     return replace(scope, expression=(*scope.expression, node))
 
 
-def _assigned(node: ast.stmt) -> tuple[str, ...]:
+def _assigned(node: ast.stmt, owner: str) -> tuple[str, ...]:
+    """A field's default is the class's too: who makes one need not name the field."""
     targets = (
         node.targets
         if isinstance(node, ast.Assign)
@@ -150,7 +151,8 @@ def _assigned(node: ast.stmt) -> tuple[str, ...]:
         if isinstance(node, ast.AnnAssign)
         else []
     )
-    return tuple(each.id for target in targets for each in ast.walk(target) if isinstance(each, ast.Name))
+    names = [each.id for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)]
+    return (*names, owner.rstrip(".").rpartition(".")[2]) if names and owner else tuple(names)
 
 
 def _lines(node: ast.stmt) -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """The changes that are tried: small mistakes that a person could make, each in one node of a module's syntax tree.
 
-Not tried, because they are no decisions: annotations, docstrings, decorators, asserts (they narrow types), the wire values of enums,
+Not tried, because they are no decisions: annotations and names of types, docstrings, decorators, asserts (they narrow types), the wire values of enums,
 `__slots__`, prose (a string with a space in it, the fixed parts of f-strings), and the entries of plain tables of strings.
 """
 
@@ -75,6 +75,8 @@ def _passed_over(parent: ast.AST, node: ast.AST) -> bool:
         and node.targets[0].id.startswith("__")
     ):
         return True  # __slots__ and __all__ name what is written elsewhere
+    if isinstance(node, ast.Assign) and _is_type(node.value):
+        return True
     if isinstance(parent, ast.ClassDef) and isinstance(node, ast.Assign):
         names = {base.id for base in parent.bases if isinstance(base, ast.Name)}
         return "Enum" in names
@@ -83,6 +85,14 @@ def _passed_over(parent: ast.AST, node: ast.AST) -> bool:
     if isinstance(parent, ast.FormattedValue):
         return isinstance(node, ast.JoinedStr)  # the format
     return False
+
+
+def _is_type(node: ast.expr) -> bool:
+    """What annotations are made of: a type variable, or a union by its name."""
+    named = (
+        node.func if isinstance(node, ast.Call) else node.value if isinstance(node, ast.Subscript) else None
+    )
+    return isinstance(named, ast.Name) and named.id in {"TypeVar", "Union"}
 
 
 def edits(node: ast.AST, place: Place) -> Iterator[Edit]:

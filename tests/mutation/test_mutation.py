@@ -14,6 +14,7 @@ from tests.mutation import mutants, report
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = '''
+from dataclasses import dataclass
 from functools import cached_property
 
 LIMIT = 3
@@ -37,6 +38,11 @@ def spin(n: int) -> int:
 
 def unused() -> int:
     return 1
+
+
+@dataclass
+class Box:
+    room: int = 8
 
 
 class Thing:
@@ -65,6 +71,10 @@ def test_loose() -> None:
 
 def test_spin() -> None:
     assert tiny.spin(2) == 0
+
+
+def test_box() -> None:
+    assert tiny.Box() == tiny.Box(8)
 
 
 def test_thing() -> None:
@@ -107,6 +117,9 @@ def test_statements_and_what_is_left_alone(tmp_path: Path) -> None:
         class Row:
             '''One.'''
             size: int = 5
+
+        Alias = Union["int", "str"]
+        T = TypeVar("T", bound="int")
 
         def f(a: "int" = 1):
             '''Not a change.'''
@@ -172,6 +185,7 @@ def test_a_run_tells_what_tests_notice_from_what_they_do_not(tmp_path: Path) -> 
     assert outcomes["over: return n > LIMIT -> return n >= LIMIT"] == "killed"
     assert rows["over: return n > LIMIT -> return n >= LIMIT"]["by"] == "test_tiny.py::test_over"
     assert outcomes["-: LIMIT = 3 -> LIMIT = 4"] == "killed"
+    assert outcomes["-: room: int = 8 -> room: int = 9"] == "killed", "by a test that does not name the field"
     assert outcomes["Thing.__init__: self, size: int=2 -> self, size: int=3"] == "killed"
     assert outcomes["Thing.half: return self.size / 2 -> return self.size * 2"] == "killed"
     assert outcomes["Thing.double: return self.size * 2 -> return self.size * 3"] == "killed"
@@ -180,5 +194,5 @@ def test_a_run_tells_what_tests_notice_from_what_they_do_not(tmp_path: Path) -> 
     assert outcomes["unused: return 1 -> return 2"] == "not reached"
     assert not any(name.startswith("-: WORDS") for name in outcomes), "a table of strings is data"
     assert "broken" not in outcomes.values()
-    assert "tiny.py:14  loose: return n > 10 -> return n >= 10" in text.read_text()
+    assert "tiny.py:15  loose: return n > 10 -> return n >= 10" in text.read_text()
     assert "===== mutants failed: " in run.stdout

@@ -193,3 +193,83 @@ def test_counters_of_the_first_look_are_where_counting_begins() -> None:
     mirror.learn_counters(1e6, 2e6 + 30_000)
     assert mirror.bytes_per_token == pytest.approx(80_040 / 30_000)
     assert len(mirror) == 200
+
+
+def test_a_prompt_that_comes_again_is_young_again() -> None:
+    mirror = Mirror(1000)
+    old, other = prompt(1, 4), prompt(2, 4)
+    for key in (old, other, old, prompt(3, 4)):
+        mirror.sent(key)
+    assert mirror.cached_bytes(old) == 4 * 400
+    assert mirror.cached_bytes(other) == 2 * 400
+    assert mirror.used_bytes == 10 * 400
+
+
+def test_until_the_engine_says_more_a_mirror_holds_100000_tokens_and_never_more_than_200000_blocks() -> None:
+    mirror = Mirror()
+    assert mirror.bound_bytes == 400_000
+    mirror.learn_capacity(1e12)
+    for n in range(201):
+        mirror.sent(
+            PrefixKey(tuple(b"%d" % (1000 * n + i) for i in range(1000)), tuple(range(1, 1001)), 1000)
+        )
+    assert len(mirror) == 200_000
+    mirror.learn_capacity(1.0)
+    assert mirror.bound_bytes == 4, "what the engine says, however little"
+
+
+def told(held: int = 0, sent: int = 40_000, found: float = 0.0, tokens: float = 10_000) -> Mirror:
+    """A mirror that held so many bytes of the one prompt that was sent, after a look at the engine's counters."""
+    mirror = Mirror()
+    if held:
+        mirror.sent(PrefixKey((b"held",), (held,), held))
+    mirror.learn_counters(0.0, 0.0)
+    mirror.sent(PrefixKey((b"held",) if held else (), (held,) if held else (), sent))
+    mirror.learn_counters(found, tokens)
+    return mirror
+
+
+def test_up_to_3_percent_of_hits_too_few_are_no_news() -> None:
+    assert told(held=1200).factor == 1.0
+    assert told(held=1240).factor == pytest.approx(0.85)
+
+
+def test_a_bound_shrinks_to_a_32nd_at_the_least() -> None:
+    mirror, tokens = told(held=20_000), 10_000.0
+    mirror.learn_capacity(1e9)
+    for _ in range(50):
+        mirror.sent(PrefixKey((b"held",), (20_000,), 20_000))
+        mirror.sent(PrefixKey((b"held",), (20_000,), 20_000))
+        tokens += 10_000
+        mirror.learn_counters(0.0, tokens)
+    assert mirror.factor == 1 / 32
+
+
+def test_news_begin_with_4096_tokens_that_were_sent_and_asked_for() -> None:
+    assert told(8000, 4 * 4096, 0.0, 4096).factor == pytest.approx(0.85)
+    assert told(8000, 4 * 4096 - 4, 0.0, 4096).factor == 1.0
+    assert told(8000, 4 * 4096, 0.0, 4095).factor == 1.0
+
+
+@pytest.mark.parametrize(
+    ("bytes_per_token", "believed"), [(1.99, False), (2.0, True), (8.0, True), (8.01, False)]
+)
+def test_two_to_eight_bytes_a_token_are_believed(bytes_per_token: float, believed: bool) -> None:
+    found = told(sent=80_000, tokens=80_000 / bytes_per_token).bytes_per_token
+    assert found == pytest.approx(bytes_per_token if believed else BYTES_PER_TOKEN)
+
+
+def test_bytes_per_token_follow_the_latest_figures_and_remember_nine_tenths_of_those_before() -> None:
+    mirror = told(sent=30_000)
+    assert mirror.bytes_per_token == pytest.approx(3.0)
+    mirror.sent(PrefixKey((), (), 50_000))
+    mirror.learn_counters(0.0, 20_000)
+    assert mirror.bytes_per_token == pytest.approx((0.9 * 30_000 + 50_000) / (0.9 * 10_000 + 10_000))
+
+
+def test_counters_that_stand_still_are_no_restart_of_the_engine() -> None:
+    mirror = told(held=400)
+    mirror.learn_counters(0.0, 10_000)
+    assert len(mirror) == 1
+    mirror.learn_counters(0.0, 9_999)
+    assert len(mirror) == 0

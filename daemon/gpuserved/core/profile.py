@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Union
 
-AUTO = "auto"
-
 # A value of an engine flag as TOML can write it. Lists and tables become JSON on the command line.
 FlagValue = Union[str, int, float, bool, list["FlagValue"], dict[str, "FlagValue"]]  # noqa: UP007 - quoted names cannot be joined by | on 3.10
 

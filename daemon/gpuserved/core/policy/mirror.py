@@ -47,13 +47,8 @@ class Mirror:
         """Text of all prompts sent there, and how much of it the mirror held."""
         self.factor = 1.0
         """What the counters make of the capacity."""
-        self._promised = 0.0
-        self._sent = 0.0
-        self._hits: float | None = None
-        self._queries = 0.0
-        self._unread = False
         self._sent_all = self._asked_all = 0.0
-        self._bound = 0.0
+        self._restart(None, 0.0)
         self._set_bound()
 
     @property
@@ -103,7 +98,7 @@ class Mirror:
 
     def learn_capacity(self, tokens: float) -> None:
         """The engine said how many tokens its cache holds."""
-        if tokens > 0 and tokens != self.capacity_tokens:
+        if tokens > 0:
             self.capacity_tokens = tokens
             self._set_bound()
 
@@ -121,7 +116,7 @@ class Mirror:
         difference = self._promised / self._sent - (hits - self._hits) / asked
         if difference > TOLERANCE:
             self.factor = max(FACTOR_MIN, self.factor * SHRINK)
-        elif difference < TOLERANCE:
+        else:
             self.factor = min(1.0, self.factor * GROW)
         if not self._unread and RATIO_MIN <= self._sent / asked <= RATIO_MAX:
             self._sent_all = self._sent_all * FADE + self._sent
@@ -135,7 +130,7 @@ class Mirror:
         self._blocks.clear()
         self.used_bytes = 0
 
-    def _restart(self, hits: float, queries: float) -> None:
+    def _restart(self, hits: float | None, queries: float) -> None:
         self._hits, self._queries = hits, queries
         self._promised = self._sent = 0.0
         self._unread = False

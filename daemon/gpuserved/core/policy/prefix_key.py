@@ -13,6 +13,7 @@ precedes it.
 from __future__ import annotations
 
 import mmap
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -33,13 +34,14 @@ BODY_MAX_BYTES = 4 * 1024 * 1024
 MARKS_MAX = 100_000
 """So has a body with more commas and opening brackets than this in one place: it may be that many values (20 ms)."""
 ESCAPES_MAX = 250_000
-"""And one with more escapes (10 ms): texts are read to their end, however little of them is hashed."""
+"""And one with more escapes (14 ms): texts are read to their end, however little of them is hashed."""
 ITEMS_MAX = 4096
 """Nor are lists and objects with more items than this looked at one by one (8 ms)."""
 _SMALL_BYTES = 32 * 1024
 """A value up to this size is decoded whole; a larger one is taken apart, as far as it is hashed."""
-MEDIA_TEXT_BYTES = 4096
-"""What an image, a sound or a video counts for: about a thousand tokens, the middle of what vision models make of one."""
+_MEDIA_DIGESTS = 128
+"""An image, a sound or a video counts for so many hashes of 32 characters: about a thousand tokens, the middle of what vision
+models make of one."""
 _MEDIA = frozenset({
     "image_url", "input_image", "image", "image_embeds", "image_pil", "input_audio", "audio_url", "audio", "audio_embeds",
     "video_url", "video", "input_video", "file", "input_file", "document",
@@ -76,6 +78,8 @@ _ANY = msgspec.json.Decoder()
 _LIST = msgspec.json.Decoder(list[msgspec.Raw])
 _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _SORTED = msgspec.json.Encoder(order="sorted")
+_NUMBERS = re.compile(rb"\[\s*[^\s\"{]")
+"""A prompt in tokens, or a list of them: what begins with neither a text nor an object."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ class _Intricate(Exception):
 
 def prefix_key(body: bytes | mmap.mmap) -> PrefixKey | None:
     """The key of a JSON body; None: it has no prompt, is not what it should be, or is too much to look at."""
-    if len(body) > BODY_MAX_BYTES or (len(body) > 2 * ESCAPES_MAX and body[:].count(b"\\") > ESCAPES_MAX):
+    if len(body) > BODY_MAX_BYTES or body[:].count(b"\\") > ESCAPES_MAX:
         return None
     try:
         fields = _BODY.decode(body)
@@ -104,7 +108,7 @@ def prefix_key(body: bytes | mmap.mmap) -> PrefixKey | None:
         for name in _ROOT:
             value = getattr(fields, name)
             if len(value):
-                root.update(b"%b=%b\n" % (name.encode(), b"".join(_canonical(value, TEXT_MAX_BYTES))))
+                root.update(b"%b=%b\n" % (name.encode(), b"".join(_canonical(value))))
         chain = _Chain(root)
         for name in _PROMPT:
             value = getattr(fields, name)
@@ -128,16 +132,10 @@ class _Chain:
         self._at = 0
         self.size = 0
 
-    @property
-    def room(self) -> int:
-        """Bytes that are still hashed."""
-        return TEXT_MAX_BYTES - self._at
-
-    def text(self, data: bytes) -> None:
-        """More text."""
+    def text(self, data: bytes) -> bool:
+        """More text; False: what comes now is not hashed any more."""
         self.size += len(data)
-        if len(data) > self.room:
-            data = data[: self.room]
+        data = data[: TEXT_MAX_BYTES - self._at]
         while True:
             left = max(BLOCK_MAX_BYTES, self._start >> _MAX_SHIFT) - (self._at - self._start)
             if len(data) < left:
@@ -149,6 +147,7 @@ class _Chain:
         if data:
             self._hash.update(data)
             self._at += len(data)
+        return self._at < TEXT_MAX_BYTES
 
     def turn(self) -> None:
         """A message ends here."""
@@ -169,26 +168,24 @@ class _Chain:
 
 def _feed(chain: _Chain, name: str, value: msgspec.Raw) -> None:
     """One field of the prompt: a list turn by turn, as far as it is hashed; the rest only counts."""
-    start = bytes(memoryview(value)[:64]).split()
-    if start[0] == b"null":
+    start = bytes(memoryview(value)[:4])
+    if start == b"null":
         return
-    chain.text(name.encode())
-    if start[0][:1] == b"[" and b"".join(start)[1:2] not in b'"{':
-        # Tokens: one list of numbers, or several.
+    more = chain.text(name.encode())
+    if _NUMBERS.match(value):
         _check(value)
         chain.text(_SORTED.encode(_ANY.decode(value)))
         return
     left = len(value)
-    for turn in _items(value) if start[0][:1] == b"[" else (value,):
-        if chain.room <= 0:
+    for turn in _items(value) if start[:1] == b"[" else (value,):
+        if not more:
             chain.size += left
             return
         left -= len(turn)
-        if len(turn) <= _SMALL_BYTES:
-            chain.text(_SORTED.encode(_without_media(_ANY.decode(turn))))
-        else:
-            for piece in _canonical(turn, chain.room):
-                chain.text(piece)
+        for piece in _canonical(turn):
+            more = chain.text(piece)
+            if not more:
+                break
         chain.turn()
 
 
@@ -207,11 +204,14 @@ def _check(value: msgspec.Raw) -> None:
             raise _Intricate
 
 
-def _canonical(value: msgspec.Raw, room: int) -> Iterator[bytes]:
-    """The value's canonical text in pieces, the same ones joined whatever its size; it may end early after `room` bytes."""
+def _canonical(value: msgspec.Raw) -> Iterable[bytes]:
+    """The value's canonical text, in pieces of which each is read when it is asked for; joined they are the same whatever its size."""
     if len(value) <= _SMALL_BYTES:
-        yield _SORTED.encode(_without_media(_ANY.decode(value)))
-        return
+        return (_SORTED.encode(_without_media(_ANY.decode(value))),)
+    return _pieces(value)
+
+
+def _pieces(value: msgspec.Raw) -> Iterator[bytes]:
     first = bytes(memoryview(value)[:1])
     if first == b"[":
         parts: Iterable[tuple[bytes, msgspec.Raw]] = ((b"", item) for item in _items(value))
@@ -227,17 +227,12 @@ def _canonical(value: msgspec.Raw, room: int) -> Iterator[bytes]:
         parts = ((_SORTED.encode(name) + b":", fields[name]) for name in sorted(fields))
         ends = b"{", b"}"
     else:
-        text = _ANY.decode(value)
-        yield _SORTED.encode(text[:room] if isinstance(text, str) else text)
+        yield _SORTED.encode(_ANY.decode(value))
         return
     before = ends[0]
     for name, inner in parts:
         yield before + name
-        for piece in _canonical(inner, room):
-            yield piece
-            room -= len(piece)
-        if room <= 0:
-            return
+        yield from _canonical(inner)
         before = b","
     yield ends[1]
 
@@ -260,7 +255,6 @@ def _without_media(value: Any) -> Any:
 
 
 def _media(data: bytes) -> str:
-    """A text that stands for it; of a large one the length and both ends are hashed, which tell two of them apart."""
-    if len(data) > 2 * _SMALL_BYTES:
-        data = b"%d:%b%b" % (len(data), data[:_SMALL_BYTES], data[-_SMALL_BYTES:])
-    return blake2b(data, digest_size=16).hexdigest() * (MEDIA_TEXT_BYTES // 32)
+    """A text that stands for it: the length and both ends are hashed, which tell two of them apart."""
+    told = b"%d:%b%b" % (len(data), data[:_SMALL_BYTES], data[-_SMALL_BYTES:])
+    return blake2b(told, digest_size=16).hexdigest() * _MEDIA_DIGESTS

@@ -23,15 +23,19 @@ _MASK = (1 << 64) - 1
 
 def session_key(name: str) -> int:
     """64 bits for the name of a session, or of a replica; the same in every process."""
-    return int.from_bytes(blake2b(name.encode("utf-8", "replace"), digest_size=8).digest(), "big")
+    return int.from_bytes(blake2b(name.encode(errors="replace"), digest_size=8).digest(), "big")
 
 
 def rank(session: int, identity: int, weight: float) -> float:
-    """The replica with the largest one is the session's own (weighted rendezvous: -weight / ln u, u uniform)."""
+    """The replica with the largest one is the session's own (weighted rendezvous: -weight / ln u, u uniform).
+
+    u is made of SplitMix64's output; of 52 bits and a half it is a float that is neither 0 nor 1.
+    """
     mixed = (session ^ identity) * 0x9E3779B97F4A7C15 & _MASK
     mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 & _MASK
     mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB & _MASK
-    return -weight / log(((mixed ^ mixed >> 31) + 1) / (_MASK + 2))
+    mixed ^= mixed >> 31
+    return -weight / log(((mixed >> 12) + 0.5) / (1 << 52))
 
 
 class Session:

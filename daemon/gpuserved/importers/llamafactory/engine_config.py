@@ -7,12 +7,13 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from gpuserved.core.profile import AUTO, FlagValue
+from gpuserved.core.profile import FlagValue
 from gpuserved.engines.vllm_flags import OURS
 from gpuserved.engines.vllm_renamed import RENAMED
 from gpuserved.importers.llamafactory.draft import Draft
 from gpuserved.importers.llamafactory.keys import Fate
 
+_AUTO = "auto"
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _LOGGING = {
     "disable_log_stats": "without vLLM's figures a hung replica looks like a busy one",
@@ -33,8 +34,8 @@ def apply(draft: Draft) -> None:
             draft.asked_tensor_parallel_size = _count(draft, path, value)
             draft.note(f"vllm_config.{key}", Fate.MAPPED, "", becomes="tensor_parallel_size", inside=path)
         elif name == "max_model_len":
-            auto = value in {-1, AUTO}
-            draft.set_top("max_model_len", AUTO if auto else _count(draft, path, value))
+            auto = value in {-1, _AUTO}
+            draft.set_top("max_model_len", _AUTO if auto else _count(draft, path, value))
             _beat(draft, "max_model_len", key)
             draft.note(
                 f"vllm_config.{key}", Fate.MAPPED, "beats vllm_maxlen", becomes="max_model_len", inside=path
@@ -135,6 +136,6 @@ def tensor_parallel(draft: Draft) -> None:
             becomes=None if beaten else "tensor_parallel_size",
         )  # fmt: skip
     if draft.asked_tensor_parallel_size is None:
-        draft.set_top("tensor_parallel_size", AUTO, "LlamaFactory would take every GPU for one replica")
+        draft.set_top("tensor_parallel_size", _AUTO, "LlamaFactory would take every GPU for one replica")
     else:
         draft.set_top("tensor_parallel_size", draft.asked_tensor_parallel_size)
