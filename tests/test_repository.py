@@ -167,6 +167,7 @@ def test_the_end_of_the_daemon_leaves_the_replicas_and_their_sockets() -> None:
     assert service["Delegate"] == "yes"
     assert service["RuntimeDirectoryPreserve"] == "yes"
     assert service["Type"] == "notify"
+    assert int(service["FileDescriptorStoreMax"]) > 0, "the port stays open"
     assert service["User"] == "gpuserve"
     assert service["Restart"] == "on-failure", "down ends with 0 and is final"
 

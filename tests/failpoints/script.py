@@ -68,7 +68,7 @@ _NEEDS: dict[str, tuple[str, ...]] = {
 }
 """What brings a supervisor that runs already to a step; for those not named a restart does."""
 _AT_START = frozenset({"serve.locked", "serve.listening"})
-_FIRST = frozenset({"router.bound", "router.answered", "router.started"})
+_FIRST = frozenset({"router.bound", "router.stored", "router.answered", "router.started"})
 
 
 def script(seed: int) -> Script:

@@ -15,6 +15,7 @@ from tests.e2e.box import REPOSITORY, until
 
 BOOT = Path(__file__).with_name("boot.sh")
 BOOT_S = 60.0
+GPUSERVE = "/opt/gpuserve/bin/gpuserve"
 PROGRAMS = ("systemd-nspawn", "unshare", "nsenter", "systemctl")
 
 
@@ -82,6 +83,10 @@ class Container:
         )  # fmt: skip
         assert not check or done.returncode == 0, (command, done.stdout, done.stderr, self.journal())
         return done.stdout
+
+    def write(self, path: str, text: str) -> None:
+        """A file in the container, with its folder."""
+        self.run("bash", "-c", 'mkdir -p "${1%/*}" && printf %s "$2" >"$1"', "-", path, text)
 
     def journal(self) -> str:
         """The unit's last lines."""

@@ -7,13 +7,8 @@ import asyncio
 import logging
 import os
 import signal
-import socket
 import sys
-import time
-from dataclasses import dataclass, replace
 from pathlib import Path
-
-from msgspec import structs
 
 from gpuserved.api.errors import Conflict, GpuserveError, Refused
 from gpuserved.api.processes import FailedUpgrade
@@ -22,7 +17,9 @@ from gpuserved.api.routing import Tls
 from gpuserved.api.types import ApplyRequest
 from gpuserved.api.upgrade import UpgradeAccepted, UpgradeRequest
 from gpuserved.app import succession
+from gpuserved.app.ending import End, Stop, farewell, stop_everything
 from gpuserved.app.main import BACKGROUND_ORPHAN_TTL_S
+from gpuserved.app.port import open_port
 from gpuserved.app.succession import Successor
 from gpuserved.app.watchdog import feed_watchdog
 from gpuserved.config.daemon import DaemonConfig, find_config, load_daemon_config, read_hf_token
@@ -34,30 +31,15 @@ from gpuserved.fleet.gpus import Gpus
 from gpuserved.fleet.take_up import take_up
 from gpuserved.host import listen, sdnotify
 from gpuserved.host.failpoint import reach
+from gpuserved.host.fdstore import PortStore
 from gpuserved.host.lock import DaemonLock
 from gpuserved.supervisor.routers import DRAIN_S, Routers
 from gpuserved.telemetry.choose import choose
 
 log = logging.getLogger(__name__)
 
-STOP_POLL_S = 0.05
-PORT_FREED_S = 2.0
-"""How long a router that an earlier daemon had begun to start may hold the port, before somebody else must be holding it."""
 ANSWER_FIRST_S = 0.1
 """Between the answer to an upgrade and the end that it brings."""
-
-
-@dataclass(frozen=True)
-class Stop:
-    """How everything is to be stopped."""
-
-    drain: bool
-    forget: bool
-    """Forget what was wanted: the next daemon starts empty."""
-
-
-End = Stop | Successor | None
-"""How the daemon ends: with everything, in favour of another version, or alone."""
 
 
 async def serve(
@@ -66,10 +48,12 @@ async def serve(
     args: argparse.Namespace,
     path: Path | None,
     service: sdnotify.Service,
+    store: PortStore,
     failed: FailedUpgrade | None = None,
 ) -> Successor | None:
     """Run the daemon until it is told to end.
 
+    :param store: the public port, as systemd holds it.
     :param failed: the upgrade whose failure this life begins with.
     :returns: the version to hand over to; None: there is none, this was the end.
     :raises GpuserveError: it could not start; nothing was changed.
@@ -78,7 +62,7 @@ async def serve(
     lock = DaemonLock(roots.run / "daemon.lock")
     reach("serve.locked")
     end: asyncio.Future[End] = asyncio.get_running_loop().create_future()
-    fleet = await _assemble(roots, config, args)
+    fleet = await _assemble(roots, config, args, store)
     fleet.service, fleet.failed_upgrade = notify is not None, failed
     _wire(fleet, args, path, end)
     control = ControlServer(fleet, roots.control_socket)
@@ -103,22 +87,27 @@ async def serve(
             fleet.save_quietly()
             return how
         sdnotify.notify(notify, "STOPPING=1")
-        _say(fleet, _farewell(how))
+        _say(fleet, farewell(how))
         if how is not None:
-            await _stop_everything(fleet, how)
+            await stop_everything(fleet, how, store)
     finally:
-        fleet.bus.close()
-        await control.stop()
-        for owner in list(fleet.owners.values()):
-            await owner.detach()
-        await fleet.router.detach()
-        await fleet.webhook.close()
-        await fleet.environments.close()
-        fleet.gpus.close()
-        fleet.inspection.history.close()
+        await _let_go(fleet, control)
         watchdog.cancel()
         lock.release()
     return None
+
+
+async def _let_go(fleet: Fleet, control: ControlServer) -> None:
+    """Hang up on everybody: replicas and routers go on."""
+    fleet.bus.close()
+    await control.stop()
+    for owner in list(fleet.owners.values()):
+        await owner.detach()
+    await fleet.router.detach()
+    await fleet.webhook.close()
+    await fleet.environments.close()
+    fleet.gpus.close()
+    fleet.inspection.history.close()
 
 
 def _say(fleet: Fleet, what: str) -> None:
@@ -127,13 +116,7 @@ def _say(fleet: Fleet, what: str) -> None:
     fleet.bus.publish("notice", message=what)
 
 
-def _farewell(how: Stop | None) -> str:
-    if how is None:
-        return "the daemon ends; replicas and router go on"
-    return "stopping everything" if how.drain else "stopping everything at once"
-
-
-async def _assemble(roots: Roots, config: DaemonConfig, args: argparse.Namespace) -> Fleet:
+async def _assemble(roots: Roots, config: DaemonConfig, args: argparse.Namespace, store: PortStore) -> Fleet:
     ttl = config.orphan_ttl_s
     if ttl is None and args.background:
         ttl = BACKGROUND_ORPHAN_TTL_S
@@ -141,7 +124,7 @@ async def _assemble(roots: Roots, config: DaemonConfig, args: argparse.Namespace
     router = Routers(roots, lambda: None, access_log=config.access_log_in(roots.log), count=config.routers)
     fleet = Fleet(roots, router, gpus, orphan_ttl_s=ttl)
     _settings(fleet, config)
-    await _open_port(fleet, config, asked=args.listen is not None)
+    await open_port(fleet, config, store, asked=args.listen is not None)
     return fleet
 
 
@@ -157,54 +140,6 @@ def _settings(fleet: Fleet, config: DaemonConfig) -> None:
     fleet.memory_back_s = config.memory_back_s or MEMORY_BACK_S
     fleet.webhook.url = config.webhook
     fleet.router.drain_s = DRAIN_S if config.drain_s is None else config.drain_s
-
-
-async def _open_port(fleet: Fleet, config: DaemonConfig, *, asked: bool) -> None:
-    """Adopt the router with its socket, or bind one.
-
-    :raises Conflict: a router serves another address than was asked for.
-    :raises Refused: the port is taken.
-    """
-    router = fleet.router
-    last = router.table_on_disk()
-    fleet.table_generation = last.generation if last is not None else 0
-    if await router.adopt():
-        assert router.listener is not None
-        host, port = router.listener.getsockname()[:2]
-        if asked and (port != config.port or host != config.host):
-            await router.detach()
-            raise Conflict(
-                f"the router of this root already serves {host}:{port}, and {config.listen} is asked for",
-                "run `gpuserve down` first, or leave --listen away",
-            )
-    else:
-        listener = listen.inherited() or await _bind(fleet, config)
-        reach("router.bound")
-        if last is None or not last.models:
-            fleet.publish_routes(force=True)
-        elif last.tls != fleet.tls:
-            # A router begins with the table on disk: not in the clear where TLS is wanted by now.
-            fleet.table_generation += 1
-            router.push(structs.replace(last, generation=fleet.table_generation, tls=fleet.tls))
-        await router.start(listener)
-        reach("router.started")
-    assert router.listener is not None
-    fleet.endpoint = listen.url_of(router.listener, tls=fleet.tls is not None)
-
-
-async def _bind(fleet: Fleet, config: DaemonConfig) -> socket.socket:
-    """The public port. A shim of the router that an earlier daemon was starting when it was killed lets go of it in a moment.
-
-    :raises Refused: it is taken.
-    """
-    deadline = time.monotonic() + (PORT_FREED_S if fleet.router.was_here else 0)
-    while True:
-        try:
-            return listen.bind(config.listen)
-        except Refused:
-            if time.monotonic() > deadline:
-                raise
-        await asyncio.sleep(STOP_POLL_S)
 
 
 def _wire(fleet: Fleet, args: argparse.Namespace, path: Path | None, end: asyncio.Future[End]) -> None:
@@ -275,25 +210,3 @@ async def _apply_folder(fleet: Fleet, folder: Path) -> None:
     except GpuserveError as error:
         fleet.degraded = error.message
         log.error("%s: %s", folder, error.message)  # noqa: TRY400 - the operator's mistake, not ours
-
-
-async def _stop_everything(fleet: Fleet, how: Stop) -> None:
-    """Stop all replicas, then the router. What was wanted is forgotten only where the operator said `down`."""
-    fleet.leaving = {} if how.forget else dict(fleet.wanted)
-    fleet.wanted = {}
-    fleet.rolls.of.clear()
-    for owner in fleet.owners.values():
-        if not how.drain:
-            limits = replace(owner.assignment.profile.limits, drain_s=0.0)
-            profile = replace(owner.assignment.profile, limits=limits)
-            owner.assignment = replace(owner.assignment, profile=profile)
-        owner.post(EventKind.STOP)
-    reach("down.begun")
-    while fleet.owners:  # each leaves the fleet once its tree is gone
-        await asyncio.sleep(STOP_POLL_S)
-    fleet.generation += 1
-    fleet.save_quietly()
-    reach("down.emptied")
-    await fleet.router.stop()
-    reach("down.ended")
-    (fleet.roots.run / "routing.json").unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ from gpuserved.app.daemon import serve
 from gpuserved.app.succession import hand_over
 from gpuserved.config.daemon import DaemonConfig
 from gpuserved.fleet.store import check_readable
-from gpuserved.host import sdnotify
+from gpuserved.host import fdstore, sdnotify
 
 log = logging.getLogger(__name__)
 
@@ -25,9 +26,21 @@ def live(roots: Roots, config: DaemonConfig, args: argparse.Namespace, path: Pat
     :raises GpuserveError: it could not start; nothing was changed.
     """
     service = sdnotify.Service.take()
+    with contextlib.closing(fdstore.PortStore(service.address, fdstore.take())) as store:
+        return _lives(roots, config, args, path, service, store)
+
+
+def _lives(
+    roots: Roots,
+    config: DaemonConfig,
+    args: argparse.Namespace,
+    path: Path | None,
+    service: sdnotify.Service,
+    store: fdstore.PortStore,
+) -> int:
     failed: FailedUpgrade | None = None
     while True:
-        successor = asyncio.run(serve(roots, config, args, path, service, failed))
+        successor = asyncio.run(serve(roots, config, args, path, service, store, failed))
         if successor is None:
             return 0
         why = hand_over(successor, roots, service)

@@ -9,7 +9,8 @@ from pathlib import Path
 from gpuserved.api.errors import Invalid
 from gpuserved.config.daemon import DaemonConfig
 from gpuserved.config.keys import read_keys
-from gpuserved.host.listen import bind, inherited, url_of
+from gpuserved.host.fdstore import inherited
+from gpuserved.host.listen import bind, url_of
 from gpuserved.route.address import parse_upstreams
 from gpuserved.route.service import Service, Wanted
 

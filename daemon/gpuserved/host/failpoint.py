@@ -53,6 +53,7 @@ POINTS: Mapping[str, str] = {
     # routers
     "router.found": "the router is watched again",
     "router.bound": "the port is bound, by this process alone",
+    "router.stored": "systemd holds the port as well, where there is one; no router has it yet",
     "router.answered": "the router's shim has said that it runs; nobody here has noted it",
     "router.started": "every router runs",
     # what operators ask for

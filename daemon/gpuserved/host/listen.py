@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import socket
+from dataclasses import dataclass
+from typing import Any
 
 import psutil
 
@@ -11,7 +12,6 @@ from gpuserved.api.errors import Invalid, Refused
 
 BACKLOG = 4096
 """Connections the kernel queues while a new router starts; somaxconn's default on current kernels."""
-_FIRST_SYSTEMD_FD = 3
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -28,27 +28,52 @@ def parse_address(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def bind(address: str) -> socket.socket:
-    """Bind and listen.
+@dataclass(frozen=True)
+class Resolved:
+    """An address as the kernel takes it: where `bind` binds."""
 
-    :raises Refused: the port is taken; says by whom where this user may know.
+    family: int
+    where: tuple[Any, ...]
+    """Host and port; more of version 6."""
+
+
+def resolve(address: str) -> Resolved:
+    """Where an address to listen on is.
+
+    :raises Invalid: it is none of this machine.
     """
     host, port = parse_address(address)
     try:
-        family, kind, proto, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except socket.gaierror as error:
         raise Invalid(
             f"cannot listen on {address}: {error.strerror}", hint="use an address of this machine"
         ) from None
-    listener = socket.socket(family, kind, proto)
+    return Resolved(family, where)
+
+
+def is_at(listener: socket.socket, wanted: Resolved) -> bool:
+    """Is it bound there? Port 0 is any port."""
+    host, port = listener.getsockname()[:2]
+    return listener.family == wanted.family and host == wanted.where[0] and wanted.where[1] in {0, port}
+
+
+def bind(address: str) -> socket.socket:
+    """Bind and listen.
+
+    :raises Invalid: it is no address of this machine.
+    :raises Refused: the port is taken; says by whom where this user may know.
+    """
+    wanted = resolve(address)
+    listener = socket.socket(wanted.family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(where)
+        listener.bind(wanted.where)
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise Refused(
-            f"cannot listen on {address}: {error.strerror}{_held(port)}",
+            f"cannot listen on {address}: {error.strerror}{_held(wanted.where[1])}",
             hint="stop that program, or choose another port with --listen HOST:PORT",
         ) from None
     listener.setblocking(False)
@@ -80,19 +105,6 @@ def _describe(pid: int | None) -> str:
     except psutil.Error:
         return f"PID {pid}"
     return f"PID {pid}: {command}"
-
-
-def inherited() -> socket.socket | None:
-    """The socket systemd passed (sd_listen_fds(3)), or None. The variables are taken out of the environment."""
-    count = os.environ.pop("LISTEN_FDS", "0")
-    pid = os.environ.pop("LISTEN_PID", "")
-    os.environ.pop("LISTEN_FDNAMES", None)
-    if pid != str(os.getpid()) or not count.isdigit() or int(count) < 1:
-        return None
-    listener = socket.socket(fileno=_FIRST_SYSTEMD_FD)
-    os.set_inheritable(listener.fileno(), False)
-    listener.setblocking(False)
-    return listener
 
 
 def url_of(listener: socket.socket, *, tls: bool = False) -> str:

@@ -1,9 +1,11 @@
-"""sd_notify(3): the five lines of it that a daemon needs."""
+"""sd_notify(3): what a daemon needs of it."""
 
 from __future__ import annotations
 
 import os
 import socket
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -43,13 +45,14 @@ def watchdog_interval_s() -> float | None:
     return int(usec) / 4e6
 
 
-def notify(address: str | None, *lines: str) -> None:
-    """Send `READY=1` and its like; silently nothing where systemd did not ask."""
+def notify(address: str | None, *lines: str, fds: Sequence[int] = ()) -> None:
+    """Send `READY=1` and its like, perhaps with descriptors; silently nothing where systemd did not ask."""
     if not address:
         return
     where = "\0" + address[1:] if address.startswith("@") else address
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
         try:
-            sender.sendto("\n".join(lines).encode(), where)
+            sender.sendmsg(["\n".join(lines).encode()], rights, 0, where)
         except OSError:
             return  # systemd went away: nothing to tell

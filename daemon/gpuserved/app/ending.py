@@ -1,0 +1,57 @@
+"""How a daemon ends: with everything, in favour of another version, or alone."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+
+from gpuserved.app.succession import Successor
+from gpuserved.core.events import EventKind
+from gpuserved.fleet.fleet import Fleet
+from gpuserved.host.failpoint import reach
+from gpuserved.host.fdstore import PortStore
+
+_POLL_S = 0.05
+
+
+@dataclass(frozen=True)
+class Stop:
+    """How everything is to be stopped."""
+
+    drain: bool
+    forget: bool
+    """Forget what was wanted: the next daemon starts empty."""
+
+
+End = Stop | Successor | None
+"""Everything stops; another version takes over; the daemon ends alone."""
+
+
+def farewell(how: Stop | None) -> str:
+    """For the log and the events."""
+    if how is None:
+        return "the daemon ends; replicas and router go on"
+    return "stopping everything" if how.drain else "stopping everything at once"
+
+
+async def stop_everything(fleet: Fleet, how: Stop, store: PortStore) -> None:
+    """Stop all replicas, then the router, and let go of the port. What was wanted is forgotten only where the operator said `down`."""
+    fleet.leaving = {} if how.forget else dict(fleet.wanted)
+    fleet.wanted = {}
+    fleet.rolls.of.clear()
+    for owner in fleet.owners.values():
+        if not how.drain:
+            limits = replace(owner.assignment.profile.limits, drain_s=0.0)
+            profile = replace(owner.assignment.profile, limits=limits)
+            owner.assignment = replace(owner.assignment, profile=profile)
+        owner.post(EventKind.STOP)
+    reach("down.begun")
+    while fleet.owners:  # each leaves the fleet once its tree is gone
+        await asyncio.sleep(_POLL_S)
+    fleet.generation += 1
+    fleet.save_quietly()
+    reach("down.emptied")
+    await fleet.router.stop()
+    reach("down.ended")
+    await store.drop()
+    (fleet.roots.run / "routing.json").unlink(missing_ok=True)
