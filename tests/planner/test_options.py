@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from tests.planner import configs
 from gpuserved.core.placement import Gpu
 from gpuserved.core.planner.memory import Measured, Setting
 from gpuserved.core.planner.options import Asked, Option, Place, option
+from gpuserved.core.planner.room import free_bytes
 from gpuserved.core.planner.topology import Group
 
 GIB = configs.GIB
@@ -154,3 +156,69 @@ def test_one_length_for_all_that_hold_half_of_the_longest() -> None:
     assert length(24, max_model_len=131_072) == (0, 0)
     big = configs.facts(configs.LLAMA_70B)
     assert option(asked(configs.host(2), big, max_model_len=None), 1).length == 0
+
+
+def test_a_length_that_most_of_the_cards_hold_is_kept_by_those_that_hold_half_of_it() -> None:
+    """A 24 GB card holds 36,000 tokens beside an 8B model: of 65,536 more than a half, and then all get its length."""
+
+    def found(longest: int) -> tuple[int, int]:
+        facts = configs.facts(configs.llama(max_position_embeddings=longest))
+        gpus = [*configs.host(1, 80, linked=False), *configs.host(1, 24, linked=False, first=1)]
+        each = option(asked(gpus, facts, max_model_len=None), 1)
+        assert each.length <= min(place.longest for place in each.places)
+        return len(each.places), each.length
+
+    assert found(131_072) == (1, 131_072)
+    both, length = found(65_536)
+    assert (both, 30_000 < length < 40_000) == (2, True)
+
+
+def test_a_model_of_few_tokens_fits_with_all_of_them() -> None:
+    for longest in (1, 1000, 2048):
+        facts = configs.facts(configs.llama(max_position_embeddings=longest))
+        assert option(asked(configs.host(1), facts, max_model_len=None), 1).length == longest
+        none = option(asked([], facts, max_model_len=None), 1)
+        assert (none.length, none.places, none.concurrency, none.carried) == (0, (), 0.0, 0.0)
+
+
+def test_a_group_is_as_roomy_as_the_gpu_of_it_that_others_use_most() -> None:
+    first, second = configs.host(2)
+    for used in ({"memory_used_bytes": 30 * GIB}, {"memory_total_bytes": 40 * GIB}):
+        fuller = replace(second, **used)  # type: ignore[arg-type]  # the fields of a Gpu
+        alone = option(asked([fuller]), 1).places[0].card
+        pair = option(asked([first, fuller]), 2).places[0].card
+        assert (pair.total_bytes, pair.utilization) == (alone.total_bytes, alone.utilization)
+        assert option(asked([fuller, first]), 2).places[0].card == pair
+
+
+def test_what_nobody_knows_of_a_gpu_is_no_room() -> None:
+    unknown = replace(configs.host(1)[0], memory_total_bytes=None, memory_used_bytes=None)
+    assert asked([]).setting(unknown, 1).memory_total_bytes == 0
+    assert free_bytes(unknown) == 0
+    assert free_bytes(replace(unknown, memory_total_bytes=10)) == 10
+    assert free_bytes(replace(unknown, memory_total_bytes=10, memory_used_bytes=3)) == 7
+
+
+def test_one_group_without_links_makes_an_option_a_slow_one() -> None:
+    linked, apart = configs.host(2), configs.host(2, linked=False, first=2)
+    assert option(asked([*linked, *apart], replicas=2), 2).efficiency() == pytest.approx(0.75)
+    assert option(asked(linked), 2).efficiency() == pytest.approx(0.9)
+
+
+def test_engines_of_one_server_share_what_there_is() -> None:
+    def internal(count: int, size: int, **profile: Any) -> Option:
+        return option(asked(configs.host(count), data_parallel="internal", **profile), size)
+
+    assert internal(1, 1).data_parallel_size == 1
+    assert internal(3, 2, replicas=2).data_parallel_size == 1, "two of them do not fit, and say so"
+    assert indexes(internal(8, 1, data_parallel_size=3)) == [[0, 1, 2]], "one server, however many would fit"
+
+
+def test_async_scheduling_is_on_unless_it_is_turned_off() -> None:
+    (gpu,) = configs.host(1)
+    found = [
+        asked([gpu], flags=flags).setting(gpu, 1).async_scheduling
+        for flags in ({}, {"async_scheduling": True}, {"async_scheduling": False})
+    ]
+    assert found == [True, True, False]
+    assert Setting(1) == Setting(1, graphs=True, async_scheduling=True)

@@ -10,10 +10,15 @@ import pytest
 from gpuserved.core.policy.prefix_key import PrefixKey, prefix_key
 
 HASHED_BYTES = 256 * 1024
+"""TEXT_MAX_BYTES, and the rest of the limits that the module has."""
 READ_BYTES = 4 * 1024 * 1024
+"""BODY_MAX_BYTES."""
 ESCAPES = 250_000
+"""ESCAPES_MAX."""
 VALUES = 100_000
+"""MARKS_MAX."""
 ITEMS = 4096
+"""ITEMS_MAX."""
 
 
 def some(value: Any, **how: Any) -> PrefixKey:

@@ -129,6 +129,7 @@ def _facts(
         divisible = []  # its kernels pad
     lengths = [text[key] for key in _LENGTH_KEYS if isinstance(text.get(key), int)]
     limit = text.get("model_max_length")
+    longest = _stretched(text, limit if isinstance(limit, int) else min(lengths, default=None))
     group = next((g for g in layers if g.kv_heads), None)
     return ModelFacts(
         identity=identity, architecture=architecture, layers=layers, attention_heads=heads,
@@ -137,7 +138,7 @@ def _facts(
         experts_per_token=integer(text, "num_experts_per_tok", "experts_per_token", "moe_topk", "top_k_experts", default=0),
         expert_width=narrow or wide, hidden_held=_HIDDEN_HELD.get(kind_of(text), _HIDDEN_HELD_ELSE),
         logits_held=2 if text.get("final_logit_softcapping") else 1,
-        max_length=_stretched(text, limit if isinstance(limit, int) else min(lengths, default=None)),
+        max_length=longest if longest and longest > 0 else None,
         dtype_bytes=4 if dtype in {"float32", "float"} else 2, quantization=_quantization(config, text),
         multimodal=any(key in config for key in ("vision_config", "audio_config", "thinker_config")), notes=notes,
     )  # fmt: skip

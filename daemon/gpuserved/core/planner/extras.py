@@ -37,7 +37,7 @@ def as_started(facts: ModelFacts, flags: Mapping[str, FlagValue]) -> ModelFacts:
         if facts.experts:
             uncounted.append("adapters of experts (enable_lora)")
     offload = flags.get("cpu_offload_gb")
-    if isinstance(offload, (int, float)) and offload > 0:
+    if isinstance(offload, (int, float)):
         weights = replace(weights, offloaded_bytes=int(offload * GIB))
     speculative = flags.get("speculative_config")
     if isinstance(speculative, dict) and str(speculative.get("method", "")) not in _NO_DRAFT_MODEL:

@@ -13,7 +13,7 @@ from gpuserved.core.planner import kv
 from gpuserved.core.planner.beside import rounding
 from gpuserved.core.planner.kv import KvShape
 from gpuserved.core.planner.model import ModelFacts
-from gpuserved.core.planner.peak import Batch, Split, activation_peak, default_batch
+from gpuserved.core.planner.peak import SMALL_BATCH, Batch, Split, activation_peak, default_batch
 from gpuserved.core.planner.releases import MIB, UNKNOWN, Release, release_of
 
 DEFAULT_UTILIZATION = 0.92
@@ -27,7 +27,8 @@ BATCHES_IN_FLIGHT = 2
 """With asynchronous scheduling (`VllmConfig.max_concurrent_batches`): a window keeps the tokens of both."""
 BYTE_CACHE_BYTES = 32 * MIB
 """What an 8-bit cache holds beside the weights, whatever its size: measured once (8B, 0.26.0), cause not found."""
-_HOPPER = ("h100", "h200", "h800", "h20", "gh200")
+_HOPPER = ("h100", "h800", "h20")
+"""H20, H200 and GH200 all have the last of them in their names."""
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,11 @@ class Card:
     def longest(self, facts: ModelFacts, limit: int) -> int:
         """The longest request up to `limit` that surely fits; 0: none."""
         room = self.kv_cache_bytes - self.margin_bytes
-        return kv.longest(facts, self.shape, room, limit) if room > 0 else 0
+        return kv.longest(facts, self.shape, room, limit)
 
     def concurrency(self, facts: ModelFacts, length: int) -> float:
         """Requests of `length` tokens at once."""
-        return kv.concurrency(facts, self.shape, max(0, self.kv_cache_bytes), length)
+        return kv.concurrency(facts, self.shape, self.kv_cache_bytes, length)
 
 
 def weights_per_gpu(facts: ModelFacts, tensor_parallel_size: int, data_parallel_size: int = 1) -> int:
@@ -140,7 +141,7 @@ def cuda_bytes(setting: Setting, release: Release) -> int:
         return total  # the release's error holds the reserve
     if reserved is None:
         reserved = max(RESERVED_LEAST_BYTES, int(RESERVED_SHARE * total))
-    return max(0, total - reserved)
+    return total - reserved
 
 
 def card(facts: ModelFacts, setting: Setting) -> Card:
@@ -154,9 +155,8 @@ def card(facts: ModelFacts, setting: Setting) -> Card:
     chosen = setting.utilization is None  # then the error has room of its own; else the verdict must keep it
     utilization = DEFAULT_UTILIZATION if setting.utilization is None else setting.utilization
     if setting.measured is not None:
-        budget = int(setting.memory_total_bytes * utilization)
-        return _measured_card(facts, setting, shape, budget, setting.measured)
-    large = default.tokens > 2048
+        return _measured_card(facts, setting, shape, utilization, setting.measured)
+    large = default != SMALL_BATCH
     split = Split(tp, setting.data_parallel_size, setting.graphs, setting.first_runner)
     items = Items(
         weights=_weights(facts, setting, release),
@@ -165,19 +165,19 @@ def card(facts: ModelFacts, setting: Setting) -> Card:
         non_torch=release.non_torch_bytes if tp * setting.data_parallel_size == 1 else release.non_torch_parallel_bytes,
     )  # fmt: skip
     if setting.kv_cache_bytes is not None:
-        return _fixed_card(facts, setting, shape, items)
+        return _fixed_card(facts, setting, shape, items, setting.kv_cache_bytes)
     total, budget = setting.memory_total_bytes, int(cuda_bytes(setting, release) * utilization)
     held = 0 if release.reserve_apart else items.graphs
     error = max(0, int(release.error_share * total) - held)
     room = budget - items.sum - (error if chosen else 0)
     # It is all there before it shrinks.
     before = int(total * LOADING_SHARE) - facts.weights.loading_bytes // tp
-    room = room if before >= 0 else min(room, before)
+    room = min(room, before) if before < 0 else room
     return Card(
         total_bytes=total, utilization=utilization, weights_bytes=items.weights, activation_bytes=items.activation,
         graph_bytes=items.graphs, non_torch_bytes=items.non_torch, kv_cache_bytes=room,
         headroom_bytes=total - items.sum - room, margin_bytes=0 if chosen else error,
-        kv_cache_tokens=kv.tokens(facts, shape, max(0, room)), shape=shape, source="estimated",
+        kv_cache_tokens=kv.tokens(facts, shape, room), shape=shape, source="estimated",
         release=None if release is UNKNOWN else release.name,
     )  # fmt: skip
 
@@ -206,28 +206,30 @@ def _graphs(facts: ModelFacts, batch: Batch, split: Split, release: Release, *, 
     return release.graph_bytes if many else release.graph_small_bytes
 
 
-def _fixed_card(facts: ModelFacts, setting: Setting, shape: KvShape, items: Items) -> Card:
+def _fixed_card(facts: ModelFacts, setting: Setting, shape: KvShape, items: Items, room: int) -> Card:
     """A cache of a fixed size: it fits where everything together leaves the estimate's error free."""
-    release = release_of(setting.version)
-    total, room = setting.memory_total_bytes, setting.kv_cache_bytes or 0
+    release, total = release_of(setting.version), setting.memory_total_bytes
     share = setting.utilization if setting.utilization is not None else 1.0
     over = int(cuda_bytes(setting, release) * share) - items.sum - room - int(release.error_share * total)
-    room = room if over >= 0 else over  # what is missing
+    room = over if over < 0 else room  # what is missing
     return Card(
         total_bytes=total, utilization=share, weights_bytes=items.weights, activation_bytes=items.activation,
         graph_bytes=items.graphs, non_torch_bytes=items.non_torch, kv_cache_bytes=room,
         headroom_bytes=total - items.sum - room, margin_bytes=0,
-        kv_cache_tokens=kv.tokens(facts, shape, max(0, room)), shape=shape, source="estimated",
+        kv_cache_tokens=kv.tokens(facts, shape, room), shape=shape, source="estimated",
         release=None if release is UNKNOWN else release.name,
     )  # fmt: skip
 
 
-def _measured_card(facts: ModelFacts, setting: Setting, shape: KvShape, budget: int, found: Measured) -> Card:
+def _measured_card(
+    facts: ModelFacts, setting: Setting, shape: KvShape, utilization: float, found: Measured
+) -> Card:
     """VLLM's own figures, moved to this utilisation: everything but the KV cache stays as it was."""
     total = setting.memory_total_bytes
+    budget = int(total * utilization)
     # CUDA's total is a little below NVML's, so a larger utilisation brings less than its share; a smaller one costs its share.
     moved = budget - int(total * found.utilization)
-    room = found.kv_cache_bytes + (int(moved * 0.99) if moved > 0 else moved)
+    room = found.kv_cache_bytes + min(moved, int(moved * 0.99))
     weights = found.weights_bytes or weights_per_gpu(
         facts, setting.tensor_parallel_size, setting.data_parallel_size
     )
@@ -242,7 +244,7 @@ def _measured_card(facts: ModelFacts, setting: Setting, shape: KvShape, budget: 
     if found.activation_bytes is not None:
         non_torch = rest - max(0, found.activation_bytes - graphs)
     return Card(
-        total_bytes=total, utilization=round(budget / total, 6), weights_bytes=weights, activation_bytes=rest - non_torch,
+        total_bytes=total, utilization=utilization, weights_bytes=weights, activation_bytes=rest - non_torch,
         graph_bytes=graphs, non_torch_bytes=non_torch, kv_cache_bytes=room, headroom_bytes=total - budget, margin_bytes=0,
-        kv_cache_tokens=kv.tokens(facts, shape, max(0, room)), shape=shape, source="measured",
+        kv_cache_tokens=kv.tokens(facts, shape, room), shape=shape, source="measured",
     )  # fmt: skip

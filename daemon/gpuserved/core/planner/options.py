@@ -9,7 +9,7 @@ from gpuserved.core.placement import Gpu
 from gpuserved.core.planner import memory, topology
 from gpuserved.core.planner.memory import Card, Measured, Setting
 from gpuserved.core.planner.model import ModelFacts
-from gpuserved.core.planner.room import chosen_utilization
+from gpuserved.core.planner.room import chosen_utilization, free_bytes
 from gpuserved.core.profile import FlagValue, Profile
 
 VLLM_DEFAULT_LENGTH = 2048
@@ -110,7 +110,7 @@ def first_runner(profile: Profile) -> bool:
 
 def kv_value_bytes(flags: Mapping[str, FlagValue]) -> int | None:
     """Bytes of one number of the KV cache; None: the model's type."""
-    name = str(flags.get("kv_cache_dtype", "auto"))
+    name = str(flags.get("kv_cache_dtype"))
     if name.startswith(("fp8", "int8")):
         return 1
     return 4 if name == "float32" else None
@@ -138,10 +138,9 @@ def option(asked: Asked, size: int) -> Option:
     """What tensor parallel over `size` GPUs would give."""
     profile = asked.profile
     internal = profile.data_parallel == "internal"
-    engines = max(1, profile.replicas or 1) if internal else 1
-    parallel = max(1, len(asked.free) // (size * engines)) if internal else 1
-    if internal and profile.data_parallel_size:
-        parallel = profile.data_parallel_size
+    parallel = 1
+    if internal:
+        parallel = profile.data_parallel_size or max(1, len(asked.free) // (size * (profile.replicas or 1)))
     span = size * parallel
     kept = topology.kept_groups(asked.free, span, asked.keep)
     used = {gpu.uuid for group in kept.values() for gpu in group}
@@ -158,7 +157,7 @@ def option(asked: Asked, size: int) -> Option:
     elif any(not place.group.spans for place in fitting):
         fitting = [place for place in fitting if not place.group.spans]
     worst = min((place.card.concurrency(asked.facts, length) for place in fitting), default=0.0)
-    return Option(size, parallel, tuple(fitting), best, length if fitting else 0, worst * parallel)
+    return Option(size, parallel, tuple(fitting), best, length, worst * parallel)
 
 
 def _place(
@@ -169,7 +168,7 @@ def _place(
     cards: dict[tuple[object, ...], tuple[Card, int]],
 ) -> Place:
     """:param cards: those of equal GPUs, computed once."""
-    tight = min(group.gpus, key=lambda gpu: (gpu.memory_total_bytes or 0) - (gpu.memory_used_bytes or 0))
+    tight = min(group.gpus, key=free_bytes)
     alike = (tight.memory_total_bytes, tight.memory_used_bytes, tight.name)
     if alike not in cards:
         card = memory.card(asked.facts, asked.setting(tight, size, parallel))
@@ -178,14 +177,15 @@ def _place(
 
 
 def _same_length(asked: Asked, places: list[Place]) -> tuple[list[Place], int]:
-    """One length for all replicas, and the places that hold it."""
+    """The places that hold one length for all replicas, and that length; 0: there are none."""
     if asked.profile.max_model_len is not None:
         wanted = asked.profile.max_model_len
-        return [place for place in places if place.longest >= wanted], wanted
+        fitting = [place for place in places if place.longest >= wanted]
+        return fitting, wanted if fitting else 0
     best = max((place.longest for place in places), default=0)
-    if best < max(1, min(VLLM_DEFAULT_LENGTH, asked.limit)):
+    if best < min(VLLM_DEFAULT_LENGTH, asked.limit):
         return [], 0
-    fitting = [place for place in places if place.longest >= max(1, best * KEPT_OF_BEST)]
+    fitting = [place for place in places if place.longest >= best * KEPT_OF_BEST]
     return fitting, min(place.longest for place in fitting)
 
 

@@ -45,6 +45,10 @@ class Batch:
     tokens: int
 
 
+SMALL_BATCH = Batch(256, 2048)
+"""Of every card that is not a large one."""
+
+
 @dataclass(frozen=True)
 class Split:
     """How one engine is spread over GPUs, and whether it compiles its graph."""
@@ -62,7 +66,7 @@ def default_batch(memory_total_bytes: int, gpu_name: str) -> Batch:
         return Batch(1024, 16384)
     if memory_total_bytes >= LARGE_CARD_BYTES and "a100" not in gpu_name.lower():
         return Batch(1024, 8192)
-    return Batch(256, 2048)
+    return SMALL_BATCH
 
 
 def activation_peak(facts: ModelFacts, batch: Batch, split: Split, release: Release, *, large: bool) -> int:

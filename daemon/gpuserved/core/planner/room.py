@@ -84,6 +84,11 @@ def utilization_of(profile: Profile) -> float | None:
     return float(value) if isinstance(value, (int, float)) else profile.gpu_share
 
 
+def free_bytes(gpu: Gpu) -> int:
+    """What others leave of it; 0 where nobody knows."""
+    return (gpu.memory_total_bytes or 0) - (gpu.memory_used_bytes or 0)
+
+
 def utilization_cap(gpu: Gpu) -> float:
     """The largest utilisation with which vLLM starts beside what others hold: it wants that much to be free."""
     total, used = gpu.memory_total_bytes, gpu.memory_used_bytes or 0
