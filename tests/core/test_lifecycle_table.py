@@ -152,9 +152,15 @@ def test_after_stop_a_path_to_stopped_exists_without_an_operator(state: State, g
 
 
 @pytest.mark.parametrize(("state", "goal"), PAIRS)
-@pytest.mark.parametrize("kind", [EventKind.START, EventKind.RESTART, EventKind.REPLACE])
-def test_after_start_or_restart_a_path_to_ready_exists(state: State, goal: Goal, kind: EventKind) -> None:
-    moved, _ = step(replica(state, goal), Event(kind), Context())
+@pytest.mark.parametrize("kind", [EventKind.START, EventKind.RESTART, EventKind.REPLACE, EventKind.WANTED])
+@pytest.mark.parametrize("moves", [False, True])
+def test_after_start_or_restart_a_path_to_ready_exists(
+    state: State, goal: Goal, kind: EventKind, moves: bool
+) -> None:
+    moved, _ = step(replica(state, goal), Event(kind), Context(moves=moves))
+    if kind is EventKind.WANTED and goal is Goal.HOLD:
+        assert moved == replica(state, goal), "an operator's drain lasts until its undrain"
+        return
     assert (State.READY, Goal.SERVE) in reachable(
         {(moved.state, moved.goal)}, set(EventKind) - OPERATOR_EVENTS
     )

@@ -170,6 +170,45 @@ def test_start_during_the_drain_of_a_stop_makes_it_a_restart(ready: Replica) -> 
     assert r.state is State.STARTING
 
 
+def test_one_that_is_wanted_again_goes_on_where_its_process_is_whole(ready: Replica) -> None:
+    r, effects = play(ready, EventKind.STOP, EventKind.WANTED)
+    assert (r.state, r.goal, r.generation) == (State.READY, Goal.SERVE, ready.generation)
+    assert SetRotation(True) in effects
+    assert play(r, EventKind.DRAINED) == (r, ()), "an answer about the drain that is over"
+
+
+def test_one_that_is_wanted_again_as_something_else_is_restarted(ready: Replica) -> None:
+    r, effects = play(ready, EventKind.STOP, EventKind.WANTED, context=Context(moves=True))
+    assert (r.state, r.goal, effects) == (State.DRAINING, Goal.RESTART, ())
+
+
+def test_one_that_is_wanted_again_after_its_signal_is_started_anew(ready: Replica) -> None:
+    r, _ = play(ready, EventKind.STOP, EventKind.DRAINED, EventKind.WANTED)
+    assert (r.state, r.goal) == (State.STOPPING, Goal.RESTART)
+    r, effects = play(r, EventKind.EXITED)
+    assert r.state is State.STARTING
+    assert Spawn(ready.generation + 1) in effects
+
+
+def test_being_wanted_changes_nothing_for_one_that_serves_or_that_an_operator_drained(ready: Replica) -> None:
+    assert play(ready, EventKind.WANTED) == (ready, ())
+    held, _ = play(ready, EventKind.DRAIN)
+    assert play(held, EventKind.WANTED) == (held, ())
+
+
+@pytest.mark.parametrize("end", [EventKind.HUNG, EventKind.RESTART, EventKind.REPLACE])
+def test_being_wanted_is_no_news_to_one_that_comes_back_anyway(ready: Replica, end: EventKind) -> None:
+    """A killed one still counts its crash, and a start on trial still owes its canary."""
+    r, _ = play(ready, end, EventKind.DRAINED, cause=HUNG)
+    assert r.state is State.STOPPING
+    assert play(r, EventKind.WANTED) == (r, ())
+
+
+def test_one_that_waits_to_be_started_again_waits_no_longer_and_its_crash_counts(ready: Replica) -> None:
+    r, _ = play(ready, EventKind.EXITED, EventKind.WANTED, cause=GONE)
+    assert (r.state, r.history.crashes_in_a_row, r.history.restarts) == (State.STARTING, 1, 1)
+
+
 def test_a_hang_is_killed_with_evidence_and_the_cause_survives_the_kill(ready: Replica) -> None:
     stalled = Cause(CauseKind.HUNG, "no step for 30 s")
     r, effects = play(ready, EventKind.STALLED, cause=stalled)

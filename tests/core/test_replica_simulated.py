@@ -179,10 +179,10 @@ class ReplicaMachine(RuleBasedStateMachine):
         super().__init__()
         self.owner = Owner(Context())
 
-    @rule(last=st.booleans(), jitter=st.floats(-1, 1), budget=st.integers(1, 6))
-    def world_changes(self, last: bool, jitter: float, budget: int) -> None:
+    @rule(last=st.booleans(), moves=st.booleans(), jitter=st.floats(-1, 1), budget=st.integers(1, 6))
+    def world_changes(self, last: bool, moves: bool, jitter: float, budget: int) -> None:
         policy = RestartPolicy(budget=budget)
-        self.owner.context = Context(last_of_model=last, jitter=jitter, restart=policy)
+        self.owner.context = Context(last_of_model=last, moves=moves, jitter=jitter, restart=policy)
 
     @rule(kind=st.sampled_from(sorted(OPERATOR_EVENTS)))
     def operator(self, kind: EventKind) -> None:

@@ -144,6 +144,19 @@ def test_one_that_an_operator_has_drained_is_waited_for() -> None:
     assert rollout.reason == "waits: m-1 is DRAINING (undrain or stop it)"
 
 
+@pytest.mark.parametrize("state", [State.DRAINING, State.STOPPING])
+def test_one_that_was_let_go_is_replaced_once_it_is_down(state: State) -> None:
+    """An order to one that is on its way out would be taken for an operator's stop, and the change would lose sight of it."""
+    seen = {"m-0": READY, "m-1": Seen(state, Goal.STOP, 1)}
+    rollout = Rollout(pending=("m-1",), added=("m-1",))
+    waiting, actions = settle(rollout, seen)
+    assert (actions, waiting.pending, waiting.outcome) == ([], ("m-1",), None)
+    assert waiting.reason == f"waits: m-1 is {state.value}"
+    seen["m-1"] = Seen(State.STOPPED, Goal.STOP, 1)
+    begun, actions = settle(waiting, seen)
+    assert (actions, begun.current) == ([Replace("m-1")], "m-1")
+
+
 @given(st.sets(st.sampled_from(["m-0", "m-1", "m-2", "m-3"]), min_size=1))
 def test_replicas_that_are_gone_are_forgotten(names: set[str]) -> None:
     rollout, actions = settle(Rollout(pending=tuple(names)), {})

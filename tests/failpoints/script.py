@@ -81,9 +81,9 @@ def script(seed: int) -> Script:
     extra = chance.choice(("", "", _some(chance, ("adopt", "spawn", "save", "exit"))))
     common = {"seed": seed, "point": point, "die_unwatched": deaths, "later": extra}
     if point in {"adopt.stray", "adopt.ended"}:
-        # A stray is what a scale-down leaves behind whose orders nobody had time to read.
-        down = (Ask("scale", number=1), *asks)
-        return Script(**common, boot="apply.saved@2", again=point, asks=down)  # type: ignore[arg-type]
+        # A stray is a start whose end is in the state already, and whose folder nobody had time to remove.
+        ended = (Ask("restart", "a-0"), *asks)
+        return Script(**common, boot="exit.recorded", again=point, asks=ended)  # type: ignore[arg-type]
     if room == "adopt" or point == "router.found" or point in _AT_START:
         first = f"{point}@1" if point != "adopt.attached" else f"{point}@{chance.randint(1, 3)}"
         return Script(**common, again=first, asks=asks)  # type: ignore[arg-type]

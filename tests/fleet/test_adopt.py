@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -10,7 +12,8 @@ from gpuserved.core.cause import Cause, CauseKind
 from gpuserved.core.restart import RestartHistory
 from gpuserved.core.state import Goal, State
 from gpuserved.fleet.adopt import Found, match, resumed
-from gpuserved.fleet.store import ReplicaRecord
+from gpuserved.fleet.store import FleetRecord, ReplicaRecord, WantedRecord
+from gpuserved.fleet.take_up import _let_go
 from gpuserved.host import statefile
 from gpuserved.supervisor.start import StartNote
 
@@ -58,6 +61,15 @@ def test_what_served_serves(state: State) -> None:
 def test_a_start_later_than_the_state_is_a_start(state: State) -> None:
     r = resumed(record(state), 4)
     assert (r.state, r.goal, r.generation, r.history.restarts) == (State.STARTING, Goal.SERVE, 4, 4)
+
+
+def test_what_was_let_go_is_taken_up_where_it_is_known_and_has_no_place() -> None:
+    fleet: Any = SimpleNamespace(hang_timeout_s=None)
+    good = WantedRecord(name="a", text='model = "org/m"\nserved_name = "m"\n', source="a.toml")
+    newer = WantedRecord(name="a", text='model = "org/m"\nwhat_is_this = 1\n', source="a.toml")
+    saved = FleetRecord(let_go={"a-0": good, "a-1": good, "a-2": newer})
+    found = _let_go(fleet, saved, placed={"a-0"})
+    assert {name: each.profile.served_name for name, each in found.items()} == {"a-1": "m"}
 
 
 def test_broken_off_writes_are_removed_and_nothing_else(tmp_path: Path) -> None:

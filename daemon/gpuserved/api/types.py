@@ -221,7 +221,7 @@ class Change(Answer, frozen=True, kw_only=True):
 
     replica: str
     action: str
-    """start / stop / replace / keep"""
+    """start / stop / replace / resume (one that was on its way out) / keep"""
     why: str
 
 

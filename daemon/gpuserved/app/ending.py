@@ -6,8 +6,8 @@ import asyncio
 from dataclasses import dataclass, replace
 
 from gpuserved.app.succession import Successor
-from gpuserved.core.events import EventKind
 from gpuserved.fleet.fleet import Fleet
+from gpuserved.fleet.letting_go import let_go
 from gpuserved.host.failpoint import reach
 from gpuserved.host.fdstore import PortStore
 
@@ -36,15 +36,15 @@ def farewell(how: Stop | None) -> str:
 
 async def stop_everything(fleet: Fleet, how: Stop, store: PortStore) -> None:
     """Stop all replicas, then the router, and let go of the port. What was wanted is forgotten only where the operator said `down`."""
-    fleet.leaving = {} if how.forget else dict(fleet.wanted)
-    fleet.wanted = {}
+    wanted, fleet.wanted = fleet.wanted, {}
+    fleet.leaving = {} if how.forget else wanted
     fleet.rolls.of.clear()
     for owner in fleet.owners.values():
         if not how.drain:
             limits = replace(owner.assignment.profile.limits, drain_s=0.0)
             profile = replace(owner.assignment.profile, limits=limits)
             owner.assignment = replace(owner.assignment, profile=profile)
-        owner.post(EventKind.STOP)
+        let_go(fleet, owner, wanted, at_once=not how.drain)
     reach("down.begun")
     while fleet.owners:  # each leaves the fleet once its tree is gone
         await asyncio.sleep(_POLL_S)

@@ -19,6 +19,8 @@ class EventKind(str, Enum):
     UNDRAIN = "undrain"
     REPLACE = "replace"
     """From a rolling change: drain for long, and start what follows on trial."""
+    WANTED = "wanted"
+    """From the desired state: it is to serve, whatever it was about to do. What an operator drained stays drained."""
     TAKE_UP = "take_up"
     """From a new daemon: the one before it had decided on this start and not made it, so there is no loss to count."""
     # host
@@ -54,8 +56,8 @@ VERB_EVENTS = frozenset(
     {EventKind.START, EventKind.STOP, EventKind.RESTART, EventKind.DRAIN, EventKind.UNDRAIN}
 )
 """What an operator can ask of one replica."""
-OPERATOR_EVENTS = VERB_EVENTS | {EventKind.REPLACE}
-"""What an operator wants, said directly or through a rolling change."""
+OPERATOR_EVENTS = VERB_EVENTS | {EventKind.REPLACE, EventKind.WANTED}
+"""What an operator wants, said directly, through a rolling change, or through what is to run."""
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,17 @@ def _start_draining(r: Replica, e: Event, c: Context) -> Decision:
     return replace(r, goal=goal, reason=f"draining before {goal.value}"), ()
 
 
-_GOALS = {EventKind.START: Goal.RESTART, EventKind.RESTART: Goal.RESTART, EventKind.REPLACE: Goal.REPLACE}
+def _go_on(r: Replica, e: Event, c: Context) -> Decision:
+    """Wanted again before it was told to end: its process is whole, and a model takes minutes to load."""
+    if r.goal is not Goal.STOP:
+        return r, ()
+    return _start_draining(r, e, c) if c.moves else _ready(r, e, c)
+
+
+_GOALS = {
+    EventKind.START: Goal.RESTART, EventKind.RESTART: Goal.RESTART, EventKind.WANTED: Goal.RESTART,
+    EventKind.REPLACE: Goal.REPLACE,
+}  # fmt: skip
 
 
 def _goal_of(event: Event) -> Goal:
@@ -139,16 +149,9 @@ def _kill(r: Replica, e: Event, c: Context) -> Decision:
     evidence = SaveEvidence(cause)
     keep = r.goal if _asked(r) else Goal.SERVE
     return _enter(
-        r,
-        State.STOPPING,
-        SetRotation(False),
-        evidence,
-        KillTree(),
-        arm,
-        goal=keep,
-        cause=cause,
-        reason=cause.message,
-    )
+        r, State.STOPPING, SetRotation(False), evidence, KillTree(), arm,
+        goal=keep, cause=cause, reason=cause.message,
+    )  # fmt: skip
 
 
 def _kill_again(r: Replica, _e: Event, c: Context) -> Decision:
@@ -184,6 +187,10 @@ def _set_goal(r: Replica, e: Event, _c: Context) -> Decision:
     return replace(r, goal=_goal_of(e)), ()
 
 
+def _wanted_again(r: Replica, e: Event, c: Context) -> Decision:
+    return _set_goal(r, e, c) if r.goal is Goal.STOP else (r, ())
+
+
 def _exited(r: Replica, e: Event, c: Context) -> Decision:
     if r.goal is Goal.STOP:
         return _enter(r, State.STOPPED, SetRotation(False), goal=Goal.STOP)
@@ -211,15 +218,9 @@ def _crashed(r: Replica, cause: Cause, c: Context) -> Decision:
     retry = () if what.retry_s is None else (ArmTimer(Timer.RETRY, what.retry_s),)
     shown = cause if cause.healing in {Healing.NEVER, Healing.ON_RELEASE} else history.first_cause
     return _enter(
-        r,
-        State.FAILED,
-        SetRotation(False),
-        *retry,
-        goal=Goal.SERVE,
-        history=history,
-        cause=shown,
-        reason=what.reason,
-    )
+        r, State.FAILED, SetRotation(False), *retry,
+        goal=Goal.SERVE, history=history, cause=shown, reason=what.reason,
+    )  # fmt: skip
 
 
 def _stopped(r: Replica, _e: Event, _c: Context) -> Decision:
@@ -235,39 +236,42 @@ _S, _E = State, EventKind
 # Rows are states, entries are the events they know. Absent: refused to an operator, ignored from anybody else.
 TABLE: dict[State, dict[EventKind, Rule]] = {
     _S.STOPPED: {
-        _E.START: _start_afresh, _E.RESTART: _start_afresh, _E.REPLACE: _start_afresh, _E.STOP: _nothing,
+        _E.START: _start_afresh, _E.RESTART: _start_afresh, _E.REPLACE: _start_afresh, _E.WANTED: _start_afresh,
+        _E.STOP: _nothing,
     },
     _S.STARTING: {
         _E.PROBE_UP: _ready, _E.START_STALLED: _kill, _E.CANARY_FAILED: _kill, _E.GPU_FAULT: _kill,
         _E.DYING: _dying, _E.EXITED: _exited, _E.SPAWN_FAILED: _spawn_failed, _E.STOP: _terminate,
-        _E.RESTART: _terminate, _E.REPLACE: _terminate, _E.START: _nothing,
+        _E.RESTART: _terminate, _E.REPLACE: _terminate, _E.START: _nothing, _E.WANTED: _nothing,
     },
     _S.READY: {
         _E.PROBE_DOWN: _unhealthy, _E.STALLED: _unhealthy, _E.HUNG: _kill, _E.GPU_FAULT: _kill, _E.DYING: _dying,
         _E.EXITED: _exited, _E.STABLE: _stable, _E.STOP: _drain_then_stop, _E.RESTART: _drain_then_stop,
-        _E.DRAIN: _hold, _E.REPLACE: _drain_then_stop, _E.START: _nothing, _E.UNDRAIN: _nothing,
+        _E.DRAIN: _hold, _E.REPLACE: _drain_then_stop, _E.START: _nothing, _E.UNDRAIN: _nothing, _E.WANTED: _nothing,
     },
     _S.UNHEALTHY: {
         _E.PROBE_UP: _ready, _E.HUNG: _kill, _E.GPU_FAULT: _kill, _E.UNHEALTHY_TIMEOUT: _kill,
         _E.DYING: _dying, _E.EXITED: _exited, _E.STOP: _terminate, _E.RESTART: _terminate,
-        _E.REPLACE: _terminate, _E.DRAIN: _hold, _E.START: _nothing,
+        _E.REPLACE: _terminate, _E.DRAIN: _hold, _E.START: _nothing, _E.WANTED: _nothing,
     },
     _S.DRAINING: {
         _E.DRAINED: _drained, _E.DRAIN_TIMEOUT: _drained, _E.HUNG: _kill, _E.GPU_FAULT: _kill, _E.DYING: _dying,
         _E.EXITED: _exited, _E.STOP: _drain_then_stop, _E.RESTART: _drain_then_stop,
         _E.REPLACE: _drain_then_stop, _E.UNDRAIN: _undrain, _E.DRAIN: _nothing, _E.START: _start_draining,
+        _E.WANTED: _go_on,
     },
     _S.STOPPING: {
         _E.KILL_TIMEOUT: _kill_again, _E.DYING: _swept, _E.EXITED: _exited, _E.SPAWN_FAILED: _spawn_failed,
         _E.START: _set_goal, _E.RESTART: _set_goal, _E.REPLACE: _set_goal, _E.STOP: _set_goal,
+        _E.WANTED: _wanted_again,
     },
     _S.BACKOFF: {
         _E.BACKOFF_ELAPSED: _start_again, _E.TAKE_UP: _spawn, _E.START: _start_afresh, _E.RESTART: _start_afresh,
-        _E.REPLACE: _start_afresh, _E.STOP: _stopped,
+        _E.REPLACE: _start_afresh, _E.WANTED: _start_again, _E.STOP: _stopped,
     },
     _S.FAILED: {
         _E.RETRY_ELAPSED: _start_again, _E.START: _start_afresh, _E.RESTART: _start_afresh,
-        _E.REPLACE: _start_afresh, _E.STOP: _stopped,
+        _E.REPLACE: _start_afresh, _E.WANTED: _start_afresh, _E.STOP: _stopped,
     },
 }  # fmt: skip
 

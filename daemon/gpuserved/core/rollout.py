@@ -165,7 +165,7 @@ def _begin_next(rollout: Rollout, seen: Mapping[str, Seen]) -> Decision:
         if seen[name].goal is Goal.STOP and name not in rollout.added:
             rest = tuple(p for p in rollout.pending if p != name)
             return replace(rollout, pending=rest), Leave(name)
-    down = [p for p in rollout.pending if seen[p].state in _DOWN or seen[p].state is State.STOPPED]
+    down = [p for p in rollout.pending if _is_down(seen[p])]
     if down:
         return _begin(rollout, down[0], seen)
     ready = [p for p in rollout.pending if seen[p].state is State.READY]
@@ -178,6 +178,11 @@ def _begin_next(rollout: Rollout, seen: Mapping[str, Seen]) -> Decision:
         said = ", ".join(f"{name} is {seen[name].state.value}" for name in missing)
         return _waiting(rollout, said), None
     return _begin(rollout, ready[0], seen)
+
+
+def _is_down(s: Seen) -> bool:
+    """One that was let go and is wanted again is still on its way out: an order would be taken for another wish."""
+    return s.state is State.STOPPED or (s.state in _DOWN and s.goal is not Goal.STOP)
 
 
 def _waiting(rollout: Rollout, what: str) -> Rollout:

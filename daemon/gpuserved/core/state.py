@@ -62,5 +62,7 @@ class Context:
     restart: RestartPolicy = field(default_factory=RestartPolicy)
     health: HealthPolicy = field(default_factory=HealthPolicy)
     last_of_model: bool = False
+    moves: bool = False
+    """Its next process is to be another than the present one: other settings or other GPUs."""
     jitter: float = 0.0
     """A draw from [-1, 1]."""

@@ -144,7 +144,7 @@ async def take_over(owner: Owner, found: Found, record: ReplicaRecord | None) ->
     process = ReplicaProcess(found.folder, found.note.nonce, dying, ended)
     owner.installed = found.note.installed
     process.shim_version = found.note.version
-    owner.adopt(process, found.note.address)
+    owner.adopt(process, found.note.address, record.drains_until if record is not None else None)
     alive = await process.attach()
     log.info("%s: %s generation %d", owner.id, "adopted" if alive else "found ended:", generation)
     if alive and owner.r.state is State.STOPPING:

@@ -16,14 +16,12 @@ from gpuserved.config.profile import load_profile
 from gpuserved.core.events import EventKind
 from gpuserved.core.placement import Gpu, with_simulated
 from gpuserved.core.profile import HealthPolicy, Profile
-from gpuserved.core.state import State
 from gpuserved.engines.vllm import VllmEngine
-from gpuserved.fleet import rollplan
+from gpuserved.fleet import letting_go, rollplan, store
 from gpuserved.fleet.desired import Arranged, Wanted, arrange, changes, lacks_gpu
 from gpuserved.fleet.gpus import leases_of_others
 from gpuserved.fleet.rollplan import RollPlans
 from gpuserved.host.failpoint import reach
-from gpuserved.supervisor.owner import Owner
 
 if TYPE_CHECKING:
     from gpuserved.fleet.fleet import Fleet
@@ -45,7 +43,7 @@ async def apply(fleet: Fleet, request: ApplyRequest) -> ApplyResult:
     warnings = await check(fleet, list(fresh.values()))
     arranged = await arranged_for(fleet, wanted, fresh)
     before = {name: owner.next_assignment or owner.assignment for name, owner in fleet.owners.items()}
-    found = changes(before, arranged.assignments)
+    found = changes(before, arranged.assignments, fleet.let_go)
     plans = rollplan.for_apply(fleet, wanted, arranged.assignments, before, found)
     warnings += [*arranged.warnings, *plans.warnings]
     if not request.dry_run:
@@ -72,6 +70,15 @@ def read(fleet: Fleet, name: str, text: str, source: str) -> Profile:
         health = replace(profile.health, hang_timeout_s=fleet.hang_timeout_s)
         return replace(profile, health=health)
     return profile
+
+
+def wanted_of(fleet: Fleet, each: store.WantedRecord) -> Wanted:
+    """A profile as it was saved.
+
+    :raises Invalid: it is not valid any more.
+    """
+    profile = read(fleet, each.name, each.text, each.source)
+    return Wanted(each.text, each.source, profile, each.scaled, each.solved)
 
 
 async def check(fleet: Fleet, wanted: list[Wanted]) -> list[PlanWarning]:
@@ -120,6 +127,7 @@ def carry_out(
 ) -> None:
     """Make it so: assignments first, then one event per replica; what rolling changes do comes last."""
     fleet.generation += 1
+    before = fleet.wanted
     solutions = arranged.solutions()
     fleet.wanted = {
         name: each if each.solved else replace(each, solved=solutions.get(name))
@@ -132,18 +140,19 @@ def carry_out(
     for change in found:
         owner = fleet.owners.get(change.replica)
         if plans.handles(change):
+            fleet.let_go.pop(change.replica, None)
             if owner is None:
                 fleet.add_owner(by_name[change.replica], None)
-        elif change.action == "stop" and owner is not None:
-            owner.post(EventKind.STOP)
-        elif change.action == "start" and owner is None:
+        elif owner is None:
             fleet.add_owner(by_name[change.replica], EventKind.START)
-        elif owner is not None:
+        elif change.action == "stop":
+            letting_go.let_go(fleet, owner, before)
+        elif change.action == "replace":
+            fleet.let_go.pop(change.replica, None)
             owner.assign(by_name[change.replica])
-            if change.action == "replace":
-                owner.post(EventKind.RESTART)
-            elif change.action == "keep":
-                _revive(owner)
+            owner.post(EventKind.RESTART)
+        else:
+            letting_go.take_back(fleet, owner, by_name[change.replica])
         log.info("apply: %s %s (%s)", change.action, change.replica, change.why)
     for roll in plans.rolls:
         fleet.rolls.begin(roll)
@@ -151,14 +160,6 @@ def carry_out(
     fleet.publish_routes(force=True)
     fleet.save_quietly()
     reach("apply.saved")
-
-
-def _revive(owner: Owner) -> None:
-    """Start what is wanted and down. One that waits to be started again waits no longer; its crash still counts."""
-    if owner.r.state is State.BACKOFF:
-        owner.post(EventKind.BACKOFF_ELAPSED, generation=owner.r.generation)
-    elif owner.r.state in {State.STOPPED, State.FAILED}:
-        owner.post(EventKind.START)
 
 
 def _one_engine_config_per_name(wanted: dict[str, Wanted]) -> None:
@@ -196,7 +197,7 @@ async def scale(fleet: Fleet, request: ScaleRequest) -> ActionResult:
     }
     arranged = await arranged_for(fleet, wanted)
     before = {name: owner.next_assignment or owner.assignment for name, owner in fleet.owners.items()}
-    found = [each for each in changes(before, arranged.assignments) if each.action != "keep"]
+    found = [c for c in changes(before, arranged.assignments, fleet.let_go) if c.action != "keep"]
     plans = rollplan.for_apply(fleet, wanted, arranged.assignments, before, found)
     carry_out(fleet, wanted, arranged, found, plans)
     states = {c.replica: fleet.owners[c.replica].r.state.value for c in found if c.replica in fleet.owners}
@@ -215,13 +216,3 @@ def from_sources(fleet: Fleet) -> ApplyRequest:
         except (OSError, UnicodeDecodeError) as error:
             raise Invalid(f"{path}: cannot be read: {error}", "fix the file, or remove it") from None
     return ApplyRequest(profiles=texts, sources={name: each.source for name, each in fleet.wanted.items()})
-
-
-def is_wanted(fleet: Fleet, replica: str) -> bool:
-    """True while the replica belongs to the desired state."""
-    profile, _, number = replica.rpartition("-")
-    wanted = fleet.wanted.get(profile)
-    if wanted is None or not number.isdigit():
-        return False
-    count = wanted.effective.replicas
-    return count is None or int(number) < count

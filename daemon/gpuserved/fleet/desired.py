@@ -198,8 +198,13 @@ def _waiting(
     return waiting
 
 
-def changes(before: Mapping[str, Assignment], after: Sequence[Assignment]) -> list[Change]:
-    """What becomes of each replica."""
+def changes(
+    before: Mapping[str, Assignment], after: Sequence[Assignment], leaving: Collection[str] = ()
+) -> list[Change]:
+    """What becomes of each replica.
+
+    :param leaving: those that had been let go, and are not gone yet.
+    """
     found: list[Change] = []
     for new in after:
         old = before.get(new.replica)
@@ -211,6 +216,8 @@ def changes(before: Mapping[str, Assignment], after: Sequence[Assignment]) -> li
             )
         elif new.gpu_uuids != old.gpu_uuids:
             found.append(Change(replica=new.replica, action="replace", why="other GPUs"))
+        elif new.replica in leaving:
+            found.append(Change(replica=new.replica, action="resume", why="it was on its way out"))
         else:
             found.append(Change(replica=new.replica, action="keep", why="its process need not change"))
     kept = {new.replica for new in after}

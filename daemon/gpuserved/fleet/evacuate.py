@@ -12,6 +12,7 @@ from gpuserved.core.events import EventKind
 from gpuserved.core.state import Goal, State
 from gpuserved.fleet import apply as applying
 from gpuserved.fleet.desired import lacks_gpu
+from gpuserved.fleet.letting_go import take_back
 from gpuserved.supervisor.owner import Owner
 from gpuserved.supervisor.surroundings import Assignment
 
@@ -90,6 +91,9 @@ async def come_back(fleet: Fleet) -> dict[str, str]:
         if owner is None:
             fleet.add_owner(assignment, EventKind.START)
             told[name] = f"is started {where}"
+        elif name in fleet.let_go:
+            take_back(fleet, owner, assignment)
+            told[name] = f"goes on {where}"
         elif lacks_gpu(owner.r):
             owner.assign(assignment)
             owner.post(EventKind.START)

@@ -79,6 +79,8 @@ class Fleet:
         self.leaving: dict[str, Wanted] = {}
         """While everything is being stopped: what the next daemon is to want, also where this one is killed half-way."""
         self.owners: dict[str, Owner] = {}
+        self.let_go: dict[str, Wanted] = {}
+        """Owners that are on their way out (`letting_go.py`)."""
         self.generation = 0
         self.table_generation = 0
         self.mutations = asyncio.Lock()
@@ -145,8 +147,8 @@ class Fleet:
             severity = views.SEVERITIES.get(owner.r.state, "info")
             view = views.replica_view(owner, self.router.stats, self.inspection.since(replica))
             self.bus.publish("replica", replica=view, previous_state=previous_state, severity=severity)
-            if owner.moved_away() and not applying.is_wanted(self, replica):
-                del self.owners[replica]
+            if owner.moved_away() and replica in self.let_go:
+                del self.owners[replica], self.let_go[replica]
                 detach_soon(owner)
                 self.publish_routes()
         self.rolls.step()

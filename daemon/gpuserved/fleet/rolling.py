@@ -23,7 +23,8 @@ from gpuserved.core.rollout import (
 )
 from gpuserved.core.state import State
 from gpuserved.fleet.desired import Wanted
-from gpuserved.fleet.store import RollRecord, WantedRecord
+from gpuserved.fleet.letting_go import let_go, take_back
+from gpuserved.fleet.store import RollRecord, wanted_record
 from gpuserved.host.failpoint import reach
 from gpuserved.supervisor.owner import Owner
 from gpuserved.supervisor.surroundings import Assignment
@@ -134,20 +135,20 @@ class Rolls:
 
     def _turn_back(self, roll: Roll, action: TurnBack) -> None:
         """What was wanted before is wanted again, whatever the change had started or stopped beside its replacements."""
-        fleet = self._fleet
+        fleet, forward = self._fleet, dict(self._fleet.wanted)
         if roll.former_wanted is not None:
             fleet.wanted[roll.profile] = roll.former_wanted
             fleet.generation += 1
         for name in action.stop:
             if name in fleet.owners:
-                fleet.owners[name].post(EventKind.STOP)
+                let_go(fleet, fleet.owners[name], forward)
         for name, assignment in roll.former.items():
             if name not in fleet.owners:
                 fleet.add_owner(assignment, EventKind.START)
+            elif name not in roll.target:
+                take_back(fleet, fleet.owners[name], assignment)
             elif name not in roll.plan.pending:
                 fleet.owners[name].assign(assignment)
-                if name not in roll.target:
-                    fleet.owners[name].post(EventKind.START)
         reach("roll.turned")
 
     def _tell(self, roll: Roll, before: Rollout) -> None:
@@ -234,13 +235,6 @@ def begun(
     mine = {each.replica: each for each in target if each.profile.name == profile}
     before = {each.replica: each for each in former if each.profile.name == profile}
     return Roll(profile, plan, mine, before, former_wanted, time.time())
-
-
-def wanted_record(name: str, wanted: Wanted) -> WantedRecord:
-    """A profile as it is saved."""
-    return WantedRecord(
-        name=name, text=wanted.text, source=wanted.source, scaled=wanted.scaled, solved=wanted.solved
-    )
 
 
 def _view(roll: Roll) -> RolloutView:

@@ -126,7 +126,11 @@ def _roll(
     changed: Sequence[Change],
 ) -> Roll:
     names = [c.replica for c in changed if c.action in {"start", "replace"}]
-    added = [name for name in names if name not in fleet.owners or fleet.owners[name].moved_away()]
+    added = [
+        name
+        for name in names
+        if name not in fleet.owners or fleet.owners[name].moved_away() or name in fleet.let_go
+    ]
     former: Sequence[Assignment] = [each for each in before.values() if each.profile.name == profile]
     former_wanted = fleet.wanted.get(profile)
     present = fleet.rolls.under_way(profile)

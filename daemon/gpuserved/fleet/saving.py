@@ -7,7 +7,6 @@ import logging
 from typing import TYPE_CHECKING
 
 from gpuserved.fleet import store
-from gpuserved.fleet.rolling import wanted_record
 
 if TYPE_CHECKING:
     from gpuserved.fleet.fleet import Fleet
@@ -58,9 +57,10 @@ class Saving:
         wanted, owners = (fleet.leaving, ()) if fleet.leaving else (fleet.wanted, fleet.owners.values())
         return store.FleetRecord(
             generation=fleet.generation,
-            wanted=[wanted_record(name, each) for name, each in wanted.items()],
+            wanted=[store.wanted_record(name, each) for name, each in wanted.items()],
             rolls=fleet.rolls.records(),
-            replicas=[
-                store.record(o.id, o.assignment.profile.name, o.assignment.gpu_uuids, o.r) for o in owners
-            ],
+            replicas=[store.record(owner) for owner in owners],
+            let_go={}
+            if fleet.leaving
+            else {name: store.wanted_record(each.profile.name, each) for name, each in fleet.let_go.items()},
         )

@@ -12,8 +12,9 @@ from gpuserved.core.cause import Cause
 from gpuserved.core.restart import RestartHistory
 from gpuserved.core.rollout import Rollout
 from gpuserved.core.state import Goal, Replica, State
-from gpuserved.fleet.desired import Solution
+from gpuserved.fleet.desired import Solution, Wanted
 from gpuserved.host import statefile
+from gpuserved.supervisor.owner import Owner
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,8 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     cause: Cause | None = None
     history: RestartHistory = RestartHistory()
+    drains_until: float | None = None
+    """When its drain ends whatever is in flight: seconds of the monotonic clock, which all processes of a boot share."""
 
     def replica(self) -> Replica:
         """Its place in the lifecycle as it was saved."""
@@ -66,14 +69,24 @@ class FleetRecord(msgspec.Struct, frozen=True, kw_only=True):
     wanted: list[WantedRecord] = []
     replicas: list[ReplicaRecord] = []
     rolls: list[RollRecord] = []
+    let_go: dict[str, WantedRecord] = {}
+    """Replicas that are on their way out, and what was wanted while they had a place."""
 
 
-def record(replica: str, profile: str, gpu_uuids: tuple[str, ...], r: Replica) -> ReplicaRecord:
+def record(owner: Owner) -> ReplicaRecord:
     """The record of one replica now."""
+    r, assignment = owner.r, owner.assignment
     return ReplicaRecord(
-        id=replica, profile=profile, gpu_uuids=gpu_uuids, state=r.state, goal=r.goal, generation=r.generation,
-        reason=r.reason, cause=r.cause, history=r.history,
+        id=owner.id, profile=assignment.profile.name, gpu_uuids=assignment.gpu_uuids, state=r.state, goal=r.goal,
+        generation=r.generation, reason=r.reason, cause=r.cause, history=r.history, drains_until=owner.drains_until,
     )  # fmt: skip
+
+
+def wanted_record(name: str, wanted: Wanted) -> WantedRecord:
+    """A profile as it is saved."""
+    return WantedRecord(
+        name=name, text=wanted.text, source=wanted.source, scaled=wanted.scaled, solved=wanted.solved
+    )
 
 
 def save(path: Path, fleet: FleetRecord) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gpuserved.api.errors import GpuserveError
+from gpuserved.core.events import EventKind
 from gpuserved.core.placement import Gpu
 from gpuserved.core.state import Goal
 from gpuserved.fleet import adopt, store
@@ -50,7 +51,9 @@ async def take_up(fleet: Fleet) -> None:
     inventory, blocked = fleet.quarantine.with_missing(there), fleet.quarantine.blocked()
     waiting = [name for name, record in records.items() if name not in notes and lacks_gpu(record.replica())]
     arranged = arrange(fleet.wanted, inventory, {**held, **notes}, quarantined=blocked, waiting=waiting)
-    ours, strays = adopt.match(found, records, {each.replica for each in arranged.assignments})
+    placed = {each.replica for each in arranged.assignments}
+    leaving = _let_go(fleet, saved, placed)
+    ours, strays = adopt.match(found, records, placed | leaving.keys())
     for assignment in arranged.assignments:
         owner = _owner(fleet, assignment, notes.get(assignment.replica), inventory)
         record = records.get(assignment.replica)
@@ -67,7 +70,12 @@ async def take_up(fleet: Fleet) -> None:
     await asyncio.gather(*ends, *(adopt.end_stray(folder, folder.name) for folder in unexplained))
     # All at once: a shim that does not answer costs its own replica time, not the others.
     await asyncio.gather(
-        *(_take_up_one(owner, ours.get(name), records.get(name)) for name, owner in fleet.owners.items())
+        *(_take_up_one(owner, ours.get(name), records.get(name)) for name, owner in fleet.owners.items()),
+        *(
+            _take_up_leaving(fleet, each, ours[name], records.get(name), inventory)
+            for name, each in leaving.items()
+            if name in ours
+        ),
     )
     for owner in fleet.owners.values():
         owner.begin()
@@ -85,6 +93,43 @@ async def _take_up_one(owner: Owner, found: Found | None, record: store.ReplicaR
         adopt.resume_without_process(owner, record, found.note.generation)
 
 
+def _let_go(fleet: Fleet, saved: store.FleetRecord, placed: Collection[str]) -> dict[str, Wanted]:
+    """What an earlier daemon had let go, by replica; what cannot be read any more is a stray.
+
+    :param placed: replicas that have a place.
+    """
+    found: dict[str, Wanted] = {}
+    for replica, each in saved.let_go.items():
+        try:
+            if replica not in placed:
+                found[replica] = applying.wanted_of(fleet, each)
+        except GpuserveError as error:
+            log.error("%s was let go, and its profile is not valid any more: %s", replica, error.message)  # noqa: TRY400
+    return found
+
+
+async def _take_up_leaving(
+    fleet: Fleet, wanted: Wanted, found: Found, record: store.ReplicaRecord | None, inventory: Sequence[Gpu]
+) -> None:
+    """Go on letting one go. Where nothing of it was ever started there is nothing to go on with."""
+    profile = wanted.solved.applied(wanted.profile) if wanted.solved is not None else wanted.profile
+    runs_on = found.note.gpu_uuids
+    assignment = Assignment(found.note.replica, profile, _indexes(inventory, runs_on), runs_on)
+    owner = Owner(assignment, fleet)
+    if record is not None:
+        owner.r = record.replica()
+    fleet.owners[owner.id], fleet.let_go[owner.id] = owner, wanted
+    if not await adopt.take_over(owner, found, record):
+        del fleet.owners[owner.id], fleet.let_go[owner.id]
+    elif owner.r.goal is not Goal.STOP:
+        owner.post(EventKind.STOP)  # its owner had not read the order
+
+
+def _indexes(inventory: Sequence[Gpu], uuids: Sequence[str]) -> tuple[int, ...]:
+    indexes = {gpu.uuid: gpu.index for gpu in inventory}
+    return tuple(indexes[uuid] for uuid in uuids if uuid in indexes)
+
+
 def _discard_unfinished(fleet: Fleet) -> None:
     """Writes that the end of an earlier daemon broke off."""
     logs = fleet.roots.log / "replicas"
@@ -98,9 +143,8 @@ def _owner(
     """One replica. One that runs on a GPU that was set aside under it stays there until it is started anew."""
     if runs_on is None or runs_on == assignment.gpu_uuids:
         return Owner(assignment, fleet)
-    indexes = {gpu.uuid: gpu.index for gpu in inventory}
-    there = tuple(indexes[uuid] for uuid in runs_on if uuid in indexes)
-    owner = Owner(replace(assignment, gpu_indexes=there, gpu_uuids=runs_on), fleet)
+    there = replace(assignment, gpu_indexes=_indexes(inventory, runs_on), gpu_uuids=runs_on)
+    owner = Owner(there, fleet)
     owner.assign(assignment)
     return owner
 
@@ -118,7 +162,7 @@ async def _take_up_rolls(
         wanted = None
         try:
             if record.former is not None:
-                wanted = _wanted_of(fleet, record.former)
+                wanted = applying.wanted_of(fleet, record.former)
                 everything = {**fleet.wanted, record.profile: wanted}
                 inventory = await applying.inventory_of(fleet, everything)
                 placed = arrange(everything, inventory, held, quarantined=fleet.quarantine.blocked())
@@ -128,20 +172,11 @@ async def _take_up_rolls(
         fleet.rolls.resume(record, target, former, wanted, running, read)
 
 
-def _wanted_of(fleet: Fleet, each: store.WantedRecord) -> Wanted:
-    """A profile as it was saved.
-
-    :raises Invalid: it is not valid any more.
-    """
-    profile = applying.read(fleet, each.name, each.text, each.source)
-    return Wanted(each.text, each.source, profile, each.scaled, each.solved)
-
-
 def _wanted(fleet: Fleet, saved: store.FleetRecord) -> dict[str, Wanted]:
     found: dict[str, Wanted] = {}
     for each in saved.wanted:
         try:
-            found[each.name] = _wanted_of(fleet, each)
+            found[each.name] = applying.wanted_of(fleet, each)
         except GpuserveError as error:
             fleet.degraded = f"profile {each.name} is not valid any more: {error.message}"
             log.error("%s", fleet.degraded)  # noqa: TRY400 - the sentence says it all

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -75,8 +76,11 @@ class Owner:
         self._inbox.put_nowait((Event(kind), answer))
         return await answer
 
-    def adopt(self, process: ReplicaProcess, address: str) -> None:
-        """Take over a start that was found running; `r` says what is known of it. Call before `begin`."""
+    def adopt(self, process: ReplicaProcess, address: str, drains_until: float | None = None) -> None:
+        """Take over a start that was found running; `r` says what is known of it. Call before `begin`.
+
+        :param drains_until: the deadline of a drain that an earlier daemon began; None: it begins now.
+        """
         self.process = process
         self.address = address
         self.admit = self.r.state is State.READY
@@ -87,9 +91,17 @@ class Owner:
         elif self.r.state is State.STARTING:
             self._arm(Timer.START_STALL, profile.health.startup_stall_s)
         elif self.r.state is State.DRAINING and self.r.goal is not Goal.HOLD:
-            self._arm(Timer.DRAIN, profile.limits.rolling_drain_s if rolling else profile.limits.drain_s)
+            whole_s = profile.limits.rolling_drain_s if rolling else profile.limits.drain_s
+            rest_s = whole_s if drains_until is None else drains_until - time.monotonic()
+            self._arm(Timer.DRAIN, min(max(rest_s, 0.0), whole_s))
         elif self.r.state is State.STOPPING:
             self._arm(Timer.KILL, profile.limits.term_grace_s)
+
+    @property
+    def drains_until(self) -> float | None:
+        """The deadline of its present drain by `time.monotonic`, which the loop's timers go by as well."""
+        timer = self._timers.get(Timer.DRAIN)
+        return timer.when() if timer is not None else None
 
     def callbacks(self, generation: int) -> tuple[Callable[[ExitInfo | None], None], Callable[[Ended], None]]:
         """What a `ReplicaProcess` of this generation calls."""
@@ -134,7 +146,8 @@ class Owner:
         profile = self.assignment.profile
         return Context(
             profile.limits, profile.restart, profile.health,
-            last_of_model=self.around.last_of_model(self.id), jitter=random.uniform(-1, 1),
+            last_of_model=self.around.last_of_model(self.id), moves=self.next_assignment is not None,
+            jitter=random.uniform(-1, 1),
         )  # fmt: skip
 
     async def _handle(self, event: Event) -> None:

@@ -1,0 +1,115 @@
+"""Replicas that a smaller scale or an `apply` lets go: they drain to the deadline whoever watches, and can be had back."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from tests.e2e.box import Box, Json, kill, until
+from tests.e2e.clients import Stream, open_streams
+from tests.e2e.texts import sim
+
+from gpuserved.api.client import ControlClient
+from gpuserved.api.types import ScaleRequest
+
+SERVED = "lean"
+LAST = "lean-1"
+STREAM_TOKENS = 200
+"""Four seconds at 20 ms a token, and as many again where a daemon is started meanwhile."""
+DRAIN_S = 4.0
+
+
+def profile(drain_s: float = 60, **flags: bool) -> str:
+    tables = {"health": {"interval_s": 0.3}, "limits": {"drain_s": drain_s, "term_grace_s": 2}}
+    return sim(SERVED, flags={"load_s": 0.2, **flags}, tables=tables)
+
+
+def rows(box: Box) -> dict[str, Json]:
+    return {row["id"]: row for row in box.look()["replicas"]}
+
+
+def scale(box: Box, replicas: int) -> None:
+    """`gpuserve scale`, without the time that a command takes to start."""
+    ControlClient(box.roots.control_socket).scale(ScaleRequest(profile="lean", replicas=replicas))
+
+
+def streams_on_both(box: Box, tokens: int = STREAM_TOKENS) -> list[Stream]:
+    opened = open_streams(box.endpoint, SERVED, 2, tokens)
+    opened.wait_begun()
+    assert {stream.replica for stream in opened.streams} == {"lean-0", LAST}
+    return opened.streams
+
+
+def not_whole(streams: list[Stream]) -> list[Stream]:
+    """Once all have ended."""
+    until(lambda: all(s.done or s.failure or s.error for s in streams), "every stream has ended", 60)
+    return [stream for stream in streams if not stream.whole]
+
+
+def next_daemon(box: Box) -> float:
+    """kill -9 the daemon and start another; when it answered."""
+    kill(box.look()["supervisor"]["pid"])
+    box.ok("up", "--wait", "0")
+    return time.monotonic()
+
+
+def deadline(box: Box) -> float | None:
+    """Of the drain, as it is on disk."""
+    _head, body = (box.roots.state / "fleet.json").read_text("utf-8").splitlines()
+    records = json.loads(body)["replicas"]
+    found: list[float | None] = [each["drains_until"] for each in records if each["id"] == LAST]
+    return found[0] if found else None
+
+
+def test_a_replica_that_was_let_go_is_had_back(box: Box) -> None:
+    """With its process while it drains; as a new one when it has been told to end."""
+    box.up({"lean": profile(ignore_sigterm=True)})
+    before = rows(box)[LAST]
+    streams = streams_on_both(box)
+    scale(box, 1)
+    box.wait_state(LAST, "DRAINING")
+    scale(box, 2)
+    box.wait_state(LAST, "READY", pid=before["pid"], generation=before["generation"])
+    scale(box, 1)
+    box.wait_state(LAST, "DRAINING")
+    assert box.ok("apply", str(box.profiles / "lean.toml")) == "resume lean-1  (it was on its way out)\n"
+    box.wait_state(LAST, "READY", pid=before["pid"], generation=before["generation"])
+    assert not_whole(streams) == []
+    scale(box, 1)
+    box.wait_state(LAST, "STOPPING")
+    scale(box, 2)
+    assert box.wait_restarted(before, 30)["restarts"] == 0
+
+
+@pytest.mark.fault(26)
+def test_the_next_daemon_goes_on_draining(box: Box) -> None:
+    """Killed in mid-drain of replicas whose profile is wanted no more."""
+    box.up({"lean": profile()})
+    before = rows(box)
+    streams = streams_on_both(box, tokens=2 * STREAM_TOKENS)
+    box.ok("apply", "--prune", "--no-wait", box.write("other", sim("other", 1, flags={"load_s": 0.2})))
+    next_daemon(box)
+    left = {name: row for name, row in rows(box).items() if name in before}
+    assert {name: row["pid"] for name, row in left.items()} == {n: r["pid"] for n, r in before.items()}
+    assert {row["state"] for row in left.values()} == {"DRAINING"}
+    assert not_whole(streams) == []
+    until(lambda: list(rows(box)) == ["other-0"], "they left once nothing was in flight", 30)
+
+
+@pytest.mark.fault(26)
+def test_the_next_daemon_ends_the_drain_when_the_first_one_would_have(box: Box) -> None:
+    box.up({"lean": profile(DRAIN_S)})
+    streams = streams_on_both(box, tokens=5000)
+    scale(box, 1)
+    until_s = until(lambda: deadline(box), "the drain is on disk", 10)
+    until(lambda: time.monotonic() > until_s - DRAIN_S / 2, "half the drain is over", 10)
+    adopted_at = next_daemon(box)
+    until(lambda: rows(box).get(LAST, {}).get("state") != "DRAINING", "the drain is over", 30)
+    assert time.monotonic() - adopted_at < DRAIN_S - 1, "it began anew"
+    assert time.monotonic() > until_s - 0.5
+    until(lambda: LAST not in rows(box), "it is gone", 30)
+    cut = next(stream for stream in streams if stream.replica == LAST)
+    until(lambda: cut.error, "what it cut was told", 30)
+    assert cut.told
+    box.ok("down", "--yes", "--no-drain")
