@@ -73,7 +73,8 @@ def spans(data: Buffer, wanted: frozenset[bytes]) -> Generator[None, None, Spans
             at = _space(data, at)
         else:
             raise NotJson(f"it has more than {KEYS_MAX} keys")
-    if _space(data, at) != len(data):
+    at = _space(data, at)
+    if at != len(data):
         raise NotJson(f"something follows the object at byte {at}")
     return found
 
