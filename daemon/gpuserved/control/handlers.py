@@ -152,11 +152,8 @@ class Handlers:
         await response.prepare(request)
         encoder = msgspec.json.Encoder()
         with self._fleet.subscribe() as events:
-            try:
-                async for event in events:
-                    await response.write(encoder.encode(event) + b"\n")
-            except ConnectionError:
-                return response
+            async for event in events:
+                await response.write(encoder.encode(event) + b"\n")
         await response.write_eof()
         return response
 

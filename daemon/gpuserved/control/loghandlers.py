@@ -9,6 +9,7 @@ import msgspec
 from aiohttp import web
 
 from gpuserved.api.errors import Invalid, NotFound
+from gpuserved.api.inspect import LogBatch
 from gpuserved.api.wire import LOG_LINES_MAX, LOG_SOURCES_MAX, PAGE_LINES_MAX
 from gpuserved.control.handlers import HEADERS, answer, flag
 from gpuserved.control.logfeed import POLL_S, LogFeed, Sources
@@ -84,17 +85,21 @@ class LogHandlers:
         response.content_type = "application/x-ndjson"
         await response.prepare(request)
         encoder = msgspec.json.Encoder()
+        look: asyncio.Future[list[LogBatch]] | None = None
         try:
             while True:
                 # A client that does not read holds up its own stream alone, and finds the rest counted as dropped.
-                batches = await asyncio.to_thread(feed.look)
+                look = asyncio.ensure_future(asyncio.to_thread(feed.look))
+                batches = await asyncio.shield(look)
                 if batches:
                     await response.write(b"".join(encoder.encode(batch) + b"\n" for batch in batches))
                 await asyncio.sleep(POLL_S)
-        except ConnectionError:
-            return response
         finally:
-            feed.close()
+            # A thread cannot be called back: one that is still looking has the files open.
+            if look is None or look.done():
+                feed.close()
+            else:
+                look.add_done_callback(lambda _: feed.close())
 
 
 def _line_count(request: web.Request, most: int = LOG_LINES_MAX) -> int:
@@ -114,14 +119,11 @@ async def _send_log(request: web.Request, paths: Paths) -> web.StreamResponse:
     response.content_type = "text/plain"
     response.charset = "utf-8"
     await response.prepare(request)
-    try:
-        if following:
-            async for block in follow(paths, count):
-                await response.write(block)
-        else:
-            for line in await asyncio.to_thread(last_lines, known, count):
-                await response.write(line if line.endswith(b"\n") else line + b"\n")
-        await response.write_eof()
-    except ConnectionError:
-        return response
+    if following:
+        async for block in follow(paths, count):
+            await response.write(block)
+    else:
+        for line in await asyncio.to_thread(last_lines, known, count):
+            await response.write(line if line.endswith(b"\n") else line + b"\n")
+    await response.write_eof()
     return response

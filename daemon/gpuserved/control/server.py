@@ -115,7 +115,10 @@ class ControlServer:
             return _refusal(error)
         except web.HTTPException as error:
             return _refusal(_from_http(error, request))
-        except Exception:
+        except Exception as error:
+            if isinstance(error, ConnectionError) and _has_left(request):
+                _log.debug("control call %s %s: its client has left", request.method, request.path)
+                return web.Response()
             _log.exception("control call %s %s failed", request.method, request.path)
             return _refusal(
                 Internal("the daemon failed to do this", "its log has the details: gpuserve logs --daemon")
@@ -145,9 +148,26 @@ class ControlServer:
         try:
             return await within(asyncio.shield(task), REQUEST_TIMEOUT_S)
         except asyncio.TimeoutError:
+            task.add_done_callback(_unheard)
             raise TimedOut(
                 f"not done within {REQUEST_TIMEOUT_S:g} s; it goes on", "look with gpuserve status"
             ) from None
+        except asyncio.CancelledError:
+            task.add_done_callback(_unheard)
+            raise
+
+
+def _has_left(request: web.Request) -> bool:
+    return request.transport is None or request.transport.is_closing()
+
+
+def _unheard(task: asyncio.Task[web.StreamResponse]) -> None:
+    """How a change went whose client did not wait for it: a refusal is no error of the daemon's."""
+    error = None if task.cancelled() else task.exception()
+    if isinstance(error, GpuserveError):
+        _log.info("control: refused, and its client had left: %s", error.message)
+    elif error is not None:
+        _log.error("a control call failed, and its client had left", exc_info=error)
 
 
 async def _run(
