@@ -16,7 +16,15 @@ from hypothesis import settings
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.e2e.box import Box
+from tests.e2e.stage import VllmStage
+from tests.e2e.texts import VLLM_PYTHON
 from tests.faults.table import Measured
+
+ENGINES = [
+    "sim",
+    *([pytest.param("vllm", marks=[pytest.mark.real_vllm, pytest.mark.timeout(400)])] if VLLM_PYTHON else []),
+]
+"""For fixtures that exist on both engines. Real vLLM joins where GPUSERVE_TEST_VLLM names the interpreter of its environment."""
 
 # The same examples every time: a run that fails fails again. GPUSERVE_TEST_RANDOM=1 looks for others.
 settings.register_profile("repeatable", derandomize=True, database=None)
@@ -38,6 +46,17 @@ def box() -> Iterator[Box]:
     """A box of the test's own; `up` is up to the test."""
     made = Box()
     try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture(scope="session")
+def vllm() -> Iterator[VllmStage]:
+    """The fleet of real vLLM servers: one for all tests, for it takes a minute to start."""
+    made = VllmStage()
+    try:
+        made.up({"tiny": made.flavour.profile}, wait_s=made.flavour.start_s)
         yield made
     finally:
         made.close()

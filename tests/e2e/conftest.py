@@ -1,4 +1,4 @@
-"""Boxes for the tests. Real vLLM joins where GPUSERVE_TEST_VLLM names the interpreter of its environment."""
+"""Boxes for the tests: a fleet on each engine, and boxes for a test of its own."""
 
 from __future__ import annotations
 
@@ -6,22 +6,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.conftest import ENGINES
 from tests.e2e.box import Box
-from tests.e2e.texts import VLLM_PYTHON, Fleet, sim_flavour, vllm_flavour
-
-_ENGINES = [
-    "sim",
-    *([pytest.param("vllm", marks=[pytest.mark.real_vllm, pytest.mark.timeout(400)])] if VLLM_PYTHON else []),
-]
+from tests.e2e.texts import Fleet, sim_flavour
 
 
-@pytest.fixture(scope="session", params=_ENGINES)
-def fleet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+@pytest.fixture(scope="session", params=ENGINES)
+def fleet(request: pytest.FixtureRequest) -> Iterator[Fleet]:
+    """Replicas `tiny-0` and `tiny-1`."""
+    if request.param == "vllm":
+        yield request.getfixturevalue("vllm")
+        return
     box = Fleet()
     try:
-        engine = request.param
-        made = sim_flavour() if engine == "sim" else vllm_flavour(tmp_path_factory.mktemp("model"))
-        box.flavour = made
+        box.flavour = sim_flavour()
         box.up({"tiny": box.flavour.profile}, wait_s=box.flavour.start_s)
         yield box
     finally:

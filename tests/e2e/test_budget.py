@@ -71,6 +71,7 @@ def test_a_cause_that_cannot_heal_waits_for_the_operator(box: Box) -> None:
 _LONG = os.environ.get("GPUSERVE_TEST_SLOW")
 
 
+@pytest.mark.alone
 @pytest.mark.fault(39)
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("load_s", [100.0] if _LONG else [2.0])

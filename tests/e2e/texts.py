@@ -72,14 +72,21 @@ def sim_flavour() -> Flavour:
     return Flavour("sim", sim(SERVED, flags=flags, tables=tables), stream_tokens=300, start_s=60)
 
 
-def vllm_profile(model: Path, served: str, flags: Mapping[str, Scalar], **top: object) -> str:
+def vllm_profile(
+    model: Path,
+    served: str,
+    flags: Mapping[str, Scalar],
+    env: Mapping[str, str] | None = None,
+    health: Mapping[str, float] | None = None,
+    **top: object,
+) -> str:
     """A profile of the real vLLM in its CPU build."""
     own = {"load_format": "dummy", "enforce_eager": True, "kv_cache_memory_bytes": 67108864} | dict(flags)
     return toml(
         {
             "vllm": own,
-            "env": {"VLLM_CPU_OMP_THREADS_BIND": "nobind"},
-            "health": HEALTH | {"timeout_s": 4, "hang_rotation_s": 4, "hang_timeout_s": 10},
+            "env": {"VLLM_CPU_OMP_THREADS_BIND": "nobind"} | dict(env or {}),
+            "health": HEALTH | {"timeout_s": 4, "hang_rotation_s": 4, "hang_timeout_s": 10} | dict(health or {}),
             "restart": RESTART,
         },
         model=str(model), served_name=served, engine="vllm", python=VLLM_PYTHON, max_model_len=2048, gpus=[],
@@ -93,9 +100,3 @@ def make_model(folder: Path) -> Path:
     script = REPOSITORY / "scripts" / "make_tiny_model.py"
     subprocess.run([VLLM_PYTHON, str(script), str(folder)], check=True, timeout=120, capture_output=True)
     return folder
-
-
-def vllm_flavour(folder: Path) -> Flavour:
-    """Two real vLLM servers."""
-    text = vllm_profile(make_model(folder), SERVED, {})
-    return Flavour("vllm", text, stream_tokens=1800, start_s=240)

@@ -14,8 +14,8 @@ from tests.faults import report
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = (
     ("fault and not real_vllm and not alone", ["-n", "2", "--dist", "loadfile", "tests"]),
-    # Minutes of waiting for deadlines that are promised to the second: nothing else may run beside them.
-    ("fault and not real_vllm and alone", ["tests"]),
+    # Minutes of waiting for deadlines that are promised to the second: nothing that needs the processor may run beside them.
+    ("fault and not real_vllm and alone", ["-n", "3", "--dist", "loadfile", "tests"]),
 )
 VLLM_STAGE = ("fault and real_vllm", ["tests/faults", "tests/e2e"])
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.e2e.box import Box, kill
+from tests.e2e.stage import Stage
 from tests.e2e.texts import RESTART, sim
 from tests.faults.table import Measured
 
@@ -57,23 +58,14 @@ def starved() -> Iterator[Cgroup]:
     made.remove()
 
 
-@pytest.fixture(scope="module")
-def box() -> Iterator[Box]:
-    made = Box()
-    try:
-        made.up({"tiny": sim("tiny", replicas=2, flags={"load_s": 0.2}, tables={"restart": RESTART})})
-        yield made
-    finally:
-        made.close()
-
-
 @pytest.mark.fault(33)
 def test_a_replica_that_the_kernel_kills_for_memory_says_so(
-    box: Box, starved: Cgroup, measured: Measured
+    stage: Stage, starved: Cgroup, measured: Measured
 ) -> None:
     """Its cgroup runs out of memory, and it is the one that the kernel chooses."""
-    before = {row["id"]: row for row in box.look()["replicas"]}
-    victim = before["tiny-0"]["pid"]
+    stage.both_ready()
+    before = stage.replica("tiny-0")
+    victim = before["pid"]
     starved.take(victim)
     Path(f"/proc/{victim}/oom_score_adj").write_text("1000")
     time.sleep(1.5)  # a round of probes sees where it is now
@@ -81,16 +73,17 @@ def test_a_replica_that_the_kernel_kills_for_memory_says_so(
     starved.take(hungry.pid)
     at = time.monotonic()
     hungry.wait(60)
-    after = box.wait_restarted(before["tiny-0"], 90)
+    after = stage.wait_restarted(before, stage.flavour.start_s)
     measured.recover_s = time.monotonic() - at
     assert "OOM-killed" in after["reason"], after["reason"]
-    assert "OOM-killed" in box.ok("crash", "tiny-0")
+    assert "OOM-killed" in stage.ok("crash", "tiny-0")
 
 
 @pytest.mark.fault(33)
 def test_a_strangers_death_explains_no_other(box: Box, starved: Cgroup) -> None:
     """A kill by hand in the moment when another process of the host is killed for memory is a kill by hand."""
-    before = box.replica("tiny-1")
+    box.up({"tiny": sim("tiny", replicas=1, flags={"load_s": 0.2}, tables={"restart": RESTART})})
+    before = box.replica("tiny-0")
     if oom.cgroup_of(before["pid"]) is None:
         pytest.skip("OOM KILLS ARE NOT TOLD APART BY CGROUP: none with a memory controller can be read here")
     host = oom.kills() or 0

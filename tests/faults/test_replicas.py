@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
 import requests
 from tests.e2e.box import Json, kill, until
 from tests.e2e.clients import QUESTION, PlainLoad
-from tests.e2e.strikes import both_ready, strike
+from tests.e2e.stage import Stage
+from tests.e2e.strikes import strike
 from tests.e2e.texts import SERVED
-from tests.faults.conftest import Stage
 from tests.faults.table import Measured
+
+POISON = "the prompt that kills"
+NEIGHBOURS = 255
 
 
 def ask(stage: Stage, **more: object) -> requests.Response:
     body = {"model": SERVED, "messages": QUESTION, "max_tokens": 4} | more
-    return requests.post(f"{stage.endpoint}/v1/chat/completions", json=body, timeout=60)
+    return requests.post(f"{stage.endpoint}/v1/chat/completions", json=body, timeout=300)
 
 
 def titled(stage: Stage, row: Json, title: str) -> psutil.Process:
-    """The process of a replica's tree with this title."""
-    return next(p for p in stage.tree(row["shim_pid"]) if title in " ".join(p.cmdline()))
+    """The last process of a replica's tree with this title."""
+    return [p for p in stage.tree(row["shim_pid"]) if title in " ".join(p.cmdline())][-1]
 
 
 @pytest.mark.fault(3)
 def test_a_tensor_parallel_worker_is_killed(stage: Stage, measured: Measured) -> None:
+    """The look-alike has two of them; the real engine on a CPU has one."""
+
     def blow(row: Json) -> float:
-        return kill(titled(stage, row, "VLLM::Worker_TP1").pid)
+        return kill(titled(stage, row, "VLLM::Worker").pid)
 
     struck = strike(stage, "tiny-0", blow, measured, detect_s=1.5)
     struck.replaced(r"(?i)engine|worker")
@@ -44,10 +50,9 @@ def test_a_shim_is_killed(stage: Stage, measured: Measured) -> None:
 @pytest.mark.fault(9)
 def test_a_replica_that_never_answers(stage: Stage, measured: Measured) -> None:
     """/health is fine, the engine idle, and no request gets an answer: a one-token canary finds out."""
-    both_ready(stage)
-    stage.restart_with("tiny-1", accept_never_answer=True)
+    stage.both_ready()
+    stage.spoil("tiny-1", accept_never_answer=True)
     before = stage.replica("tiny-1")
-    stage.arm({})
     at = time.monotonic()
     with PlainLoad(stage.endpoint, SERVED, clients=4) as load:
         until(lambda: stage.rotation("tiny-1") != "in", "out of rotation", 40)
@@ -62,8 +67,8 @@ def test_a_replica_that_never_answers(stage: Stage, measured: Measured) -> None:
 @pytest.mark.parametrize("kind", ["not-http", "huge-header", "bad-chunk", "truncated-chunked", "short-body"])
 def test_broken_http_from_a_replica(stage: Stage, kind: str) -> None:
     """No broken answer is passed on as a whole one."""
-    both_ready(stage)
-    stage.restart_with("tiny-0", garbage_response=kind)
+    stage.both_ready()
+    stage.spoil("tiny-0", garbage_response=kind)
     for _ in range(6):
         try:
             response = ask(stage)
@@ -73,17 +78,15 @@ def test_broken_http_from_a_replica(stage: Stage, kind: str) -> None:
             assert response.json()["choices"][0]["message"]["content"]
         else:
             assert response.json()["error"]["message"]
-    stage.arm({})
-    stage.ok("restart", "tiny-0")
-    both_ready(stage)
+    stage.mend()
 
 
 @pytest.mark.fault(11)
 @pytest.mark.parametrize("kind", ["malformed", "huge", "nan", "duplicate", "endless"])
 def test_useless_metrics(stage: Stage, kind: str, measured: Measured) -> None:
-    both_ready(stage)
+    stage.both_ready()
     before = stage.replica("tiny-0")
-    stage.restart_with("tiny-0", bad_metrics=kind)
+    stage.spoil("tiny-0", bad_metrics=kind)
     pid = stage.replica("tiny-0")["pid"]
     with PlainLoad(stage.endpoint, SERVED) as load:
         load.reach(100)
@@ -92,15 +95,13 @@ def test_useless_metrics(stage: Stage, kind: str, measured: Measured) -> None:
     assert (row["state"], row["pid"]) == ("READY", pid), row["reason"]
     assert row["running"] is None or row["running"] >= 0
     assert row["restarts"] == before["restarts"]
-    stage.arm({})
-    stage.ok("restart", "tiny-0")
-    both_ready(stage)
+    stage.mend()
 
 
 @pytest.mark.fault(40)
 def test_every_replica_fails_and_recovery_needs_nobody(stage: Stage, measured: Measured) -> None:
     """Requests wait while nothing is ready; none is lost, and nobody is asked to do anything."""
-    both_ready(stage)
+    stage.both_ready()
     rows = [stage.replica(name) for name in ("tiny-0", "tiny-1")]
     with PlainLoad(stage.endpoint, SERVED, clients=4) as load:
         load.reach(8)
@@ -114,24 +115,49 @@ def test_every_replica_fails_and_recovery_needs_nobody(stage: Stage, measured: M
     measured.failed, measured.answered = len(load.failures), load.answered
 
 
+@pytest.mark.fault(43)
+def test_a_poison_request_is_blocked_and_its_neighbours_are_answered(
+    stage: Stage, measured: Measured
+) -> None:
+    """It is replayed, and takes both replicas along with everything that waits for an answer there; the third time it is alone."""
+    stage.both_ready()
+    stage.poison(POISON)
+    first = {row["id"]: row["restarts"] for row in stage.look()["replicas"]}
+    poison = [{"role": "user", "content": POISON}]
+    at = time.monotonic()
+    with ThreadPoolExecutor(NEIGHBOURS + 1) as pool:
+        asked = [pool.submit(ask, stage) for _ in range(NEIGHBOURS)]
+        answer = pool.submit(ask, stage, messages=poison).result()
+        statuses = [each.result().status_code for each in asked]
+    assert answer.status_code == 502, answer.text
+    assert statuses == [200] * NEIGHBOURS
+    stage.mend()
+    measured.recover_s = time.monotonic() - at
+    measured.failed, measured.answered = 0, NEIGHBOURS
+    restarts = sum(stage.replica(name)["restarts"] - count for name, count in first.items())
+    assert restarts == 3
+
+
 @pytest.mark.fault(37)
 def test_a_storm_of_commands_ends_as_the_last_one_says(stage: Stage) -> None:
-    both_ready(stage)
-    verbs = ["stop", "start", "restart", "start", "stop", "restart"] * 8
+    stage.both_ready()
+    verbs = ["stop", "start", "restart", "start", "stop", "restart"] * (
+        8 if stage.flavour.engine == "sim" else 1
+    )
     running = [stage.popen(verb, "tiny-1") for verb in verbs]
     for process in running:
         process.communicate(timeout=120)
     stage.run("stop", "tiny-1")
     stage.wait_state("tiny-1", "STOPPED", 60)
     stage.ok("start", "tiny-1")
-    both_ready(stage)
+    stage.both_ready()
     assert len(stage.tree(stage.replica("tiny-1")["shim_pid"])) >= 3
 
 
 @pytest.mark.fault(35)
 def test_no_zombie_is_left(stage: Stage) -> None:
     """After all that this fleet has been through."""
-    both_ready(stage)
+    stage.both_ready()
 
     def zombies() -> list[int]:
         mine = [stage.look()["supervisor"]["pid"], *(row["shim_pid"] for row in stage.look()["replicas"])]
