@@ -77,6 +77,11 @@ bench-tui: $(VENV)/.dev  ## what gpuserve-tui costs with 8 and with 64 GPUs: CPU
 faults: $(VENV)/.dev  ## the fault table: every test that proves a row of it, on both engines where .venv-vllm is there, then the table
 	@$(BIN)/python -m tests.faults --report $(VENV)/faults.jsonl $(if $(RECORD),--record $(RECORD))
 
+.PHONY: recovery
+recovery: $(VENV)/.dev  ## crash to out of rotation, and full capacity over a warm start, on both engines (8 minutes); ROUNDS=1 is a short form
+	@GPUSERVE_TEST_VLLM="$${GPUSERVE_TEST_VLLM:-$(wildcard $(CURDIR)/.venv-vllm/bin/python)}" \
+	  $(BIN)/python -m tests.e2e.recovery --rounds $(or $(ROUNDS),3) $(if $(RECORD),--record $(RECORD))
+
 # A fixed hash seed: sets have the same order in every run, and so have the results.
 .PHONY: mutants
 mutants: $(VENV)/.dev  ## small mistakes put into core/, which its tests must notice (an hour); SAMPLE=100 SEED=1 is a short form

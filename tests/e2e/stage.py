@@ -8,7 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tests.e2e.clients import PlainLoad
-from tests.e2e.texts import HEALTH, RESTART, SERVED, Flavour, Fleet, Scalar, make_model, sim, vllm_profile
+from tests.e2e.texts import (
+    HEALTH,
+    RESTART,
+    SERVED,
+    VLLM_TABLES,
+    Flavour,
+    Fleet,
+    Scalar,
+    make_model,
+    sim,
+    vllm_profile,
+)
 
 from gpuserved.engines.sim.sabotage import GARBAGE
 
@@ -109,8 +120,9 @@ class VllmStage(Stage):
         super().__init__()
         self.model = make_model(self.top / "model")
         env = {"PYTHONPATH": str(IN_VLLM), "GPUSERVE_TEST_SABOTAGE": str(self.faults_file)}
+        health = {**VLLM_TABLES["health"], "startup_stall_s": 15}
         profile = vllm_profile(
-            self.model, SERVED, {"middleware": "saboteur.Saboteur"}, env, {"startup_stall_s": 15}
+            self.model, SERVED, {"middleware": "saboteur.Saboteur"}, env, {**VLLM_TABLES, "health": health}
         )
         self.flavour = Flavour("vllm", profile, stream_tokens=1200, start_s=240)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import psutil
-from tests.e2e.box import Json, until
+from tests.e2e.box import Box, Json, until
 from tests.e2e.clients import PlainLoad, Stream, open_streams
 from tests.e2e.texts import SERVED, Fleet
 from tests.faults.table import Measured
@@ -22,7 +22,7 @@ STREAMS = 16
 class RotationWatch:
     """Notes when the router stopped choosing a replica."""
 
-    fleet: Fleet
+    fleet: Box
     replica: str
     left_at: float | None = None
     _ending: threading.Event = field(default_factory=threading.Event)

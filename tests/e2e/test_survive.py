@@ -9,6 +9,7 @@ import requests
 from tests.e2e.box import kill, until
 from tests.e2e.clients import PlainLoad, open_streams
 from tests.e2e.texts import SERVED, Fleet
+from tests.faults.table import Measured
 
 
 def pids(fleet: Fleet) -> dict[str, int]:
@@ -96,6 +97,25 @@ def test_a_replica_that_died_while_nobody_watched_is_reported(fleet: Fleet) -> N
     assert "SIGKILL" in (after["reason"] or "")
     assert pids(fleet)["tiny-0"] == before["tiny-0"]["pid"]
     assert restarts(fleet)["tiny-0"] == before["tiny-0"]["restarts"]
+
+
+@pytest.mark.fault(45)
+def test_an_upgrade_under_load_leaves_the_replicas_alone(fleet: Fleet, measured: Measured) -> None:
+    """To the same version, which is asked for: daemon and router are replaced, whoever they serve."""
+    before, counts = fleet.look(), restarts(fleet)
+    with PlainLoad(fleet.endpoint, SERVED) as load:
+        streams = open_streams(fleet.endpoint, SERVED, 8, fleet.flavour.stream_tokens // 2)
+        streams.wait_begun()
+        fleet.ok("upgrade", "--force", timeout_s=120)
+        ended = streams.join(max(90.0, fleet.flavour.start_s))
+        assert [stream for stream in ended if not stream.whole] == []
+        load.reach(10)
+    measured.failed, measured.answered = len(load.failures), load.answered
+    after = fleet.look()
+    assert after["supervisor"]["pid"] != before["supervisor"]["pid"]
+    assert not set(after["router"]["pids"]) & set(before["router"]["pids"])
+    assert pids(fleet) == {row["id"]: row["pid"] for row in before["replicas"]}
+    assert restarts(fleet) == counts
 
 
 def test_down_leaves_nothing(fleet: Fleet) -> None:

@@ -72,23 +72,24 @@ def sim_flavour() -> Flavour:
     return Flavour("sim", sim(SERVED, flags=flags, tables=tables), stream_tokens=300, start_s=60)
 
 
+VLLM_TABLES: Mapping[str, Mapping[str, object]] = {
+    "health": HEALTH | {"timeout_s": 4, "hang_rotation_s": 4, "hang_timeout_s": 10},
+    "restart": RESTART,
+}
+
+
 def vllm_profile(
     model: Path,
     served: str,
     flags: Mapping[str, Scalar],
     env: Mapping[str, str] | None = None,
-    health: Mapping[str, float] | None = None,
+    tables: Mapping[str, Mapping[str, object]] = VLLM_TABLES,
     **top: object,
 ) -> str:
     """A profile of the real vLLM in its CPU build."""
     own = {"load_format": "dummy", "enforce_eager": True, "kv_cache_memory_bytes": 67108864} | dict(flags)
     return toml(
-        {
-            "vllm": own,
-            "env": {"VLLM_CPU_OMP_THREADS_BIND": "nobind"} | dict(env or {}),
-            "health": HEALTH | {"timeout_s": 4, "hang_rotation_s": 4, "hang_timeout_s": 10} | dict(health or {}),
-            "restart": RESTART,
-        },
+        {"vllm": own, "env": {"VLLM_CPU_OMP_THREADS_BIND": "nobind"} | dict(env or {}), **tables},
         model=str(model), served_name=served, engine="vllm", python=VLLM_PYTHON, max_model_len=2048, gpus=[],
         **({"replicas": 2} | top),
     )  # fmt: skip

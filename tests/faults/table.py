@@ -22,6 +22,7 @@ class Row(NamedTuple):
 
 DAEMON = "no: strikes the daemon, no replica"
 ROUTER = "no: strikes the router, no replica"
+SHIM = "no: the shim's doing, whichever engine it holds"
 GPU = "no: needs a GPU, or its driver's word"
 
 ROWS: Mapping[int, Row] = {
@@ -34,7 +35,11 @@ ROWS: Mapping[int, Row] = {
     4: Row("SIGSTOP of the API process", "out of rotation by failed probes, killed, restarted"),
     5: Row("SIGSTOP of EngineCore while /health stays 200", "found by its step counter, killed, restarted"),
     6: Row("a child that escapes by setsid and double fork", "swept with the tree"),
-    7: Row("the port or socket of a replica is taken", "another one is used, or the holder is named; no crash loop"),
+    7: Row(
+        "the port or socket of a replica is taken",
+        "another one is used, or the holder is named; no crash loop",
+        SHIM,
+    ),
     8: Row("a stranger answers at the replica's address", "never routed to: sockets live in a private folder"),
     9: Row("accepts requests, never answers", "out of rotation, and requests go elsewhere"),
     10: Row(
@@ -70,7 +75,11 @@ ROWS: Mapping[int, Row] = {
         "never two replicas on a lease, never an unknown one",
         "no: a thousand starts of a real engine take a day",
     ),
-    28: Row("kill -9 of the supervisor, for good", "traffic goes on; nothing stops while a router lives"),
+    28: Row(
+        "kill -9 of the supervisor, for good",
+        "traffic goes on; nothing stops while a router lives",
+        SHIM,
+    ),
     29: Row("kill -9 of a router", "only its own requests; the URL is back within 1 s"),
     30: Row("kill -9 of a shim", "its replica dies with it, the rest is swept; restarted"),
     31: Row("the wall clock jumps", "no timer notices", DAEMON),

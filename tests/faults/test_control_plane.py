@@ -196,15 +196,18 @@ def test_a_router_out_of_descriptors_serves_what_it_has(box: Box, measured: Meas
 
 @pytest.mark.fault(39)
 def test_a_long_start_is_waited_for_and_a_stalled_one_is_not(box: Box) -> None:
-    """Loading for three times the limit, with log lines, is progress; silence for the limit is none."""
+    """Loading for three times the limit, with log lines, is progress; silence for the limit is none. The second replica waits for the
+    first one all that time, and has not even begun.
+    """
     tables = {"health": {"startup_stall_s": 2.0}, "restart": {"budget": 1, "backoff_s": 0.1, "retry_s": 3600}}
-    slow = sim("slow", replicas=1, flags={"load_s": 6.0}, tables=tables)
+    slow = sim("slow", replicas=2, flags={"load_s": 6.0}, tables=tables)
     stalls = sim("stalls", replicas=1, flags={"load_s": 1.0, "slow_start_stall_s": 60.0}, tables=tables)
     paths = [box.write("slow", slow), box.write("stalls", stalls)]
     box.run("up", *paths, "--listen", f"127.0.0.1:{box.port}", "--wait", "1")
     row = until(lambda: _given_up(box, "stalls-0"), "the stalled start is given up", 60)
     assert "progress" in row["reason"], row
-    assert box.wait_state("slow-0", "READY", 60)["restarts"] == 0
+    for name in ("slow-0", "slow-1"):
+        assert box.wait_state(name, "READY", 60)["restarts"] == 0
 
 
 def _given_up(box: Box, replica: str) -> Json | None:

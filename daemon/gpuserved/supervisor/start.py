@@ -21,7 +21,7 @@ import gpuserved
 from gpuserved.api.errors import GpuserveError
 from gpuserved.api.roots import Roots
 from gpuserved.core.cause import Cause, CauseKind
-from gpuserved.core.events import EventKind
+from gpuserved.core.events import EventKind, Timer
 from gpuserved.core.placement import SIM_PREFIX
 from gpuserved.core.profile import Profile
 from gpuserved.core.state import State
@@ -88,6 +88,9 @@ def generations(roots: Roots, replica: str) -> list[int]:
 async def run(owner: Owner, generation: int) -> None:
     """Start `generation`; the outcome is posted to the owner. Cancelled before the fork: nothing was started."""
     around, assignment = owner.around, owner.assignment
+    owner.disarm(
+        Timer.START_STALL
+    )  # the first replica of a model may load for an hour: who waits for it has not stalled
     try:
         await around.gate.enter(owner.id, assignment.gpu_uuids, model_key(assignment.profile))
         await around.gpus_free(owner.id, assignment.gpu_uuids)
@@ -99,6 +102,7 @@ async def run(owner: Owner, generation: int) -> None:
         cause = Cause(kind, f"could not be started: {error.message}")
         owner.post(EventKind.SPAWN_FAILED, generation=generation, cause=cause)
         return
+    owner.progress_at_start()
     reach("spawn.turn")
     try:
         process, address = await asyncio.shield(_fork(owner, generation))
