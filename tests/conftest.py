@@ -22,7 +22,7 @@ from tests.faults.table import Measured
 
 ENGINES = [
     "sim",
-    *([pytest.param("vllm", marks=[pytest.mark.real_vllm, pytest.mark.timeout(400)])] if VLLM_PYTHON else []),
+    *([pytest.param("vllm", marks=[pytest.mark.real_vllm, pytest.mark.timeout(900)])] if VLLM_PYTHON else []),
 ]
 """For fixtures that exist on both engines. Real vLLM joins where GPUSERVE_TEST_VLLM names the interpreter of its environment."""
 
@@ -56,7 +56,7 @@ def vllm() -> Iterator[VllmStage]:
     """The fleet of real vLLM servers: one for all tests, for it takes a minute to start."""
     made = VllmStage()
     try:
-        made.up({"tiny": made.flavour.profile}, wait_s=made.flavour.start_s)
+        made.up({"tiny": made.flavour.profile}, wait_s=2 * made.flavour.start_s)
         yield made
     finally:
         made.close()
