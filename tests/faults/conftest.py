@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from tests.conftest import ENGINES
 from tests.e2e.stage import SimStage, Stage
 
 
-@pytest.fixture(scope="session", params=ENGINES)
+@pytest.fixture(scope="session", params=["sim"])
 def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
     """Two replicas that can be made to misbehave."""
     if request.param == "vllm":
