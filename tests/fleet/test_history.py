@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from msgspec import structs
+
 from gpuserved.api.crash import CrashCard
 from gpuserved.api.types import LoadView, ReplicaView, RouterView, Status, SupervisorView
-from gpuserved.fleet.bus import RECENT_MAX, Bus
-from gpuserved.fleet.history import FILE_NAME, TRANSITIONS_MAX, History, read_events
+from gpuserved.fleet.bus import CARDS_MAX, RECENT_MAX, Bus
+from gpuserved.fleet.history import FILE_NAME, REPLICAS_MAX, TRANSITIONS_MAX, History, read_events
 
 STATUS = Status(
     generation=1, version="1", endpoint=None, supervisor=SupervisorView(pid=1, version="1", uptime_s=0.0), router=RouterView(),
@@ -88,3 +90,31 @@ def test_it_is_bounded_in_memory_and_on_disk(tmp_path: Path) -> None:
     assert len(history.of("demo-0")) <= TRANSITIONS_MAX
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 2.5 * 1024 * 1024
     assert len(begun(tmp_path, bus._clock())[0].recent()) == RECENT_MAX
+
+
+def test_of_many_crashes_the_newest_cards_are_kept(tmp_path: Path) -> None:
+    """A replica that crashes for a day leaves hundreds, and those of an engine of many processes are large."""
+    bus, history = begun(tmp_path, 100.0)
+    for n in range(3 * CARDS_MAX):
+        bus.publish("notice", message=f"crash {n}", crash=structs.replace(CARD, generation=n))
+        bus.publish("replica", replica=view("BACKOFF", generation=n), previous_state="READY")
+    kept = [event.crash.generation for event in bus.recent() if event.crash is not None]
+    assert kept == list(range(2 * CARDS_MAX, 3 * CARDS_MAX))
+    assert [event.message for event in bus.recent() if event.kind == "notice"] == [
+        f"crash {n}" for n in range(3 * CARDS_MAX)
+    ]
+    history.close()
+
+
+def test_replicas_that_are_long_gone_are_forgotten(tmp_path: Path) -> None:
+    bus, history = begun(tmp_path, 100.0)
+    for n in range(REPLICAS_MAX + 50):
+        for name in ("stays-0", f"gone-{n}"):
+            bus.publish("replica", replica=structs.replace(view("READY"), id=name), previous_state="STARTING")
+    history.close()
+    bus, history = begun(tmp_path, 200.0)
+    assert len(history.of("stays-0")) == TRANSITIONS_MAX
+    assert len(history.of(f"gone-{REPLICAS_MAX + 49}")) == 1
+    assert history.of("gone-0") == []
+    assert len([n for n in range(REPLICAS_MAX + 50) if history.of(f"gone-{n}")]) == REPLICAS_MAX - 1
+    history.close()

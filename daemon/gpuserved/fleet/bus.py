@@ -8,13 +8,17 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from types import TracebackType
 from typing import final
 
+from msgspec import structs
+
 from gpuserved.api.crash import CrashCard
 from gpuserved.api.types import FleetEvent, ReplicaView, Status
 
 QUEUE_MAX = 256
 """Events kept for one reader: some minutes of a calm fleet, and a bounded few hundred KiB for a reader that is stuck."""
 RECENT_MAX = 1_000
-"""Events that are kept for who attaches later: changes of state and notices, never telemetry."""
+"""Events that are kept for who attaches later: changes of state and notices, never telemetry. 1.2 MB."""
+CARDS_MAX = 32
+"""Of them with their crash card: those with the tracebacks of ten processes take 70 KB each, and every one is on disk."""
 
 
 class Bus:
@@ -75,9 +79,16 @@ class Bus:
         )
         if kind == "notice" or (replica is not None and replica.state != previous_state):
             self._recent.append(event)
+            if crash is not None:
+                self._drop_old_cards()
             self.keep(event)
         for reader in self._readers:
             reader.offer(event)
+
+    def _drop_old_cards(self) -> None:
+        with_card = [place for place, event in enumerate(self._recent) if event.crash is not None]
+        for place in with_card[:-CARDS_MAX]:
+            self._recent[place] = structs.replace(self._recent[place], crash=None)
 
     def recall(self, events: Iterable[FleetEvent]) -> None:
         """Events of before this bus, oldest first: they come first in `recent()`, and no reader is told."""

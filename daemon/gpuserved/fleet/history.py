@@ -19,6 +19,8 @@ FILE_MAX_BYTES = 1024 * 1024
 """Some 1,800 events of 600 bytes; with the file before it at least as many as the bus holds."""
 TRANSITIONS_MAX = 50
 """Kept of one replica: a crash loop of the default budget is some twenty."""
+REPLICAS_MAX = 256
+"""Replicas whose changes are kept, those that are gone included: the ones that changed last. At most 15 KB each."""
 
 
 class History:
@@ -68,7 +70,11 @@ class History:
         return changes[-1].at if changes and changes[-1].state == state else None
 
     def _add(self, replica: str, change: Transition) -> None:
-        self._of.setdefault(replica, deque(maxlen=TRANSITIONS_MAX)).append(change)
+        changes = self._of.pop(replica, None) or deque(maxlen=TRANSITIONS_MAX)
+        changes.append(change)
+        self._of[replica] = changes  # the last in the order of the last change
+        if len(self._of) > REPLICAS_MAX:
+            del self._of[next(iter(self._of))]
 
     def _keep(self, event: FleetEvent) -> None:
         """Figures of that moment and crash cards, which have files of their own, are left out: a line stays short."""

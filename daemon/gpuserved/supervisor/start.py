@@ -265,6 +265,8 @@ def _free_port() -> int:
 
 def _prune_logs(roots: Roots, replica: str) -> None:
     folder = log_folder(roots, replica)
-    for generation in generations(roots, replica)[: -(KEPT_STARTS - 1)]:
-        for path in folder.glob(f"{generation}.*"):
-            path.unlink(missing_ok=True)
+    # No glob: Python keeps the compiled form of each pattern, and every start would leave another.
+    gone = {f"{generation}" for generation in generations(roots, replica)[: -(KEPT_STARTS - 1)]}
+    for name in os.listdir(folder):
+        if name.partition(".")[0] in gone:
+            (folder / name).unlink(missing_ok=True)
