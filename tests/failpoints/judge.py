@@ -28,6 +28,7 @@ def running(run: Run) -> list[str]:
         *_same(run, rows),
         *_reported(run),
         *_unfinished(run.world),
+        *_alone(run.world),
     ]
 
 
@@ -56,6 +57,12 @@ def stopped(run: Run) -> list[str]:
     sockets = [path for path in world.roots.run.rglob("*") if path.is_socket()]
     left += [f"{path.relative_to(world.roots.run)} is left" for path in [*folders, *sockets]]
     return [*run.census.wrong(world.roots.run), *left, *_leases(world, {}), *_unfinished(world)]
+
+
+def _alone(world: World) -> list[str]:
+    """There is one daemon."""
+    other = world.heir()
+    return [] if other is None else [f"another daemon runs beside the one that serves: PID {other.pid}"]
 
 
 def _known(world: World, rows: dict[str, ReplicaView], engines: list[Engine]) -> list[str]:

@@ -29,6 +29,8 @@ class Model:
     """Replicas of profile A."""
     marks: set[str] = field(default_factory=lambda: {"1"})
     """Settings that profile A may run with."""
+    turned_back: set[str] = field(default_factory=set)
+    """Settings that profile A may run with again, where a replica dies in the middle of the last change."""
     states: dict[str, set[str]] = field(default_factory=dict)
     """By replica; absent: READY."""
     touched: set[str] = field(default_factory=set)
@@ -55,6 +57,7 @@ class Model:
             for name in [name for name in self.names() if STOPPED in self.possible(name)]:
                 self.states[name] = self.possible(name) | {READY}  # where nothing serves, all is started anew
             if answered != "refused" and ask.verb == "change":
+                self.turned_back |= self.marks
                 self.marks = {str(ask.number)} if answered == "done" else {*self.marks, str(ask.number)}
         elif ask.verb in _LEADS_TO:
             self.touched.add(ask.replica)
@@ -62,6 +65,10 @@ class Model:
                 return
             end = {_LEADS_TO[ask.verb]}
             self.states[ask.replica] = end if answered == "done" else self.possible(ask.replica) | end
+
+    def settled(self) -> None:
+        """Nothing is under way, no change either."""
+        self.turned_back.clear()
 
     def _scaled(self, number: int, answered: str) -> None:
         if answered == "refused":
@@ -77,5 +84,7 @@ class Model:
     def died(self, death: Death) -> None:
         """A process was killed. One that was drained comes back into rotation, as a new process."""
         self.deaths.append(death)
+        if death.replica in self.names():
+            self.marks |= self.turned_back
         if DRAINED in self.possible(death.replica):
             self.states[death.replica] = self.possible(death.replica) | {READY}

@@ -7,9 +7,11 @@ import os
 import random
 import signal
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
-from tests.failpoints import judge
+from tests.e2e.clients import PlainLoad
+from tests.failpoints import judge, upgrades
 from tests.failpoints.census import Census, Engine
 from tests.failpoints.model import DRAINED, Death, Model
 from tests.failpoints.script import Ask, Script
@@ -51,9 +53,11 @@ class Run:
         self._set_up()
         if self.script.again and not self.script.boot:
             self._end_life()
-        for ask in self.script.asks:
-            self._ask(ask)
-        self._end_life()
+        with PlainLoad(f"http://127.0.0.1:{self.world.port}", B) if self.script.loaded else nullcontext():
+            for ask in self.script.asks:
+                self._ask(ask)
+            self._end_life()
+            self._quiet()
         self._quiet()
         wrong = judge.running(self)
         return wrong + (self._down() if not wrong else [])
@@ -69,17 +73,24 @@ class Run:
                 self.world.begin(self._present)
 
     def _note_end(self) -> None:
-        """A supervisor that is gone without having been killed here died at its failpoint; something may die unwatched now."""
+        """A supervisor that is gone without having been killed here died at its failpoint, or handed over; something may die
+        unwatched now.
+        """
         daemon = self.world.daemon
-        if daemon is None or daemon.poll() is None:
+        if daemon is None or not daemon.ended:
             return
         self.world.forget()
-        if daemon.returncode == KILLED:
+        heir = self.world.heir()
+        if daemon.code == KILLED or (daemon.code is None and self._present):
             self.struck = True
             self.world.say("the supervisor died at its failpoint")
-        elif not (self.script.of_shim and self.world.lives == 1):
-            raise AssertionError(f"the daemon ended by itself, exit code {daemon.returncode}")
+        elif not (heir is not None and daemon.code == 0) and not (
+            self.script.of_shim and self.world.lives == 1
+        ):
+            raise AssertionError(f"the daemon ended by itself, exit code {daemon.code}")
         self._die_unwatched()
+        if heir is not None:
+            self.world.succeed(heir)
 
     def _end_life(self) -> None:
         """kill -9, where its failpoint has not done it."""
@@ -146,6 +157,8 @@ class Run:
             living = [e for e in self.census.engines(self.world.roots.run) if e.replica == ask.replica]
             for engine in living[:1]:
                 self._strike(engine, "api")
+        elif ask.verb in upgrades.VERBS:
+            self._upgrade(ask)
         else:
             self._tell(ask)
         if self._present.partition("@")[0] in SHIM_POINTS:
@@ -153,7 +166,8 @@ class Run:
             time.sleep(SHIMS_DIE_S)
             self._end_life()
         if ask.verb == "spoil" or self._chance.random() < 0.5:
-            self.world.until(lambda: _known(self.world.settled()), f"{ask} is done")
+            if self.world.until(lambda: _known(self.world.settled()), f"{ask} is done"):
+                self.model.settled()
         else:
             time.sleep(self._chance.random() * 0.4)
 
@@ -181,6 +195,23 @@ class Run:
             self.model.asked(Ask("scale", number=2), "done")  # a profile that is applied says how many
         else:
             client.act(ask.verb, ReplicasRequest(replicas=[ask.replica]))
+
+    def _upgrade(self, ask: Ask) -> None:
+        """Another daemon and other routers take over, or cannot; a supervisor that dies meanwhile has an heir, or none."""
+        self._life()
+        before = self.world.daemon
+        assert before is not None
+        try:
+            asked_at = time.time()
+            self.world.client.upgrade(upgrades.request(ask.verb))
+            self.world.until(lambda: before.ended or self.world.refused_since(asked_at), f"{ask} is over")
+            self._life()
+            if ask.verb == "upgrade" and self.world.daemon is not before:
+                self.world.client.replace_routers()  # they are of the same version
+            self.world.until(self.world.routers_settled, f"no router comes or goes after {ask}")
+            self.world.say(f"{ask}: done")
+        except _NO_ANSWER:
+            self.world.say(f"{ask}: no answer")
 
     # --- the end
 

@@ -17,7 +17,7 @@ class Ask:
     """One thing an operator asks."""
 
     verb: str
-    """stop, start, restart, drain, undrain; scale; change, spoil; crash (not asked for: a replica dies)."""
+    """stop, start, restart, drain, undrain; scale; change, spoil; one of `upgrades.VERBS`; crash (not asked for: a replica dies)."""
     replica: str = ""
     number: int = 0
 
@@ -42,12 +42,21 @@ class Script:
     die_unwatched: tuple[str, ...] = field(default=())
     """After each end of a supervisor: whose process is killed before the next begins (api, engine, shim, or nobody)."""
 
+    loaded: bool = False
+    """Clients ask profile B all the time, and none of their requests may fail."""
+
     @property
     def of_shim(self) -> bool:
         """A shim dies at it, not the supervisor."""
         return self.point in SHIM_POINTS
 
 
+_UPGRADE = (
+    "upgrade.freed", "upgrade.launched", "upgrade.answered", "upgrade.named", "upgrade.ended",
+    "router.fresh", "router.serving", "router.drained", "router.ending", "router.aside", "router.renamed", "router.forgotten",
+    "router.failed",
+)  # fmt: skip
+"""Steps of an upgrade. No replica's process is killed in their runs: whatever then fails is the upgrade's fault."""
 _NEEDS: dict[str, tuple[str, ...]] = {
     "stop.decided": ("restart", "stop", "scale-down", "change"),
     "stop.signalled": ("restart", "stop", "scale-down", "change"),
@@ -63,6 +72,9 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "roll.saved": ("change",),
     "roll.ordered": ("change",),
     "roll.turned": ("spoil",),
+    **dict.fromkeys(_UPGRADE, ("upgrade",)),
+    "upgrade.ended": ("upgrade-spoilt",),
+    "router.failed": ("upgrade-routers",),
     "shim.ended": ("restart",),
     "shim.recorded": ("restart",),
 }
@@ -77,9 +89,12 @@ def script(seed: int) -> Script:
     point = ALL[seed % len(ALL)]
     room = point.partition(".")[0]
     deaths = tuple(chance.choice(("", "", "api", "api", "engine", "shim")) for _ in range(3))
-    asks = _asks(chance, _NEEDS.get(point, ("restart",)))
+    loaded = point in _UPGRADE
+    if loaded:
+        deaths = ()
+    asks = _asks(chance, _NEEDS.get(point, ("restart",)), deadly=not loaded)
     extra = chance.choice(("", "", _some(chance, ("adopt", "spawn", "save", "exit"))))
-    common = {"seed": seed, "point": point, "die_unwatched": deaths, "later": extra}
+    common = {"seed": seed, "point": point, "die_unwatched": deaths, "later": extra, "loaded": loaded}
     if point in {"adopt.stray", "adopt.ended"}:
         # A stray is a start whose end is in the state already, and whose folder nobody had time to remove.
         ended = (Ask("restart", "a-0"), *asks)
@@ -106,9 +121,13 @@ def _some(chance: random.Random, rooms: tuple[str, ...]) -> str:
     return f"{chance.choice(names)}@{chance.choice((1, 1, 2, 5))}"
 
 
-def _asks(chance: random.Random, needs: Sequence[str]) -> tuple[Ask, ...]:
-    """What brings the supervisor to the step, and up to two more."""
-    others = ("restart", "stop", "start", "drain", "undrain", "scale-up", "scale-down", "change", "crash")
+def _asks(chance: random.Random, needs: Sequence[str], *, deadly: bool) -> tuple[Ask, ...]:
+    """What brings the supervisor to the step, and up to two more.
+
+    :param deadly: a replica may crash among them.
+    """
+    others = ["restart", "stop", "start", "drain", "undrain", "scale-up", "scale-down", "change", "upgrade"]
+    others += ["crash"] if deadly else ["upgrade-spoilt"]
     found = [_ask(chance, chance.choice(needs))]
     found += [_ask(chance, chance.choice(others)) for _ in range(chance.randint(0, 2))]
     return tuple(found)
@@ -123,4 +142,4 @@ def _ask(chance: random.Random, verb: str) -> Ask:
         return Ask(verb, number=chance.randint(2, 99))
     if verb == "crash":
         return Ask(verb, chance.choice(("b-0", "b-0", "a-0", "a-1")))
-    return Ask(verb, chance.choice(("a-0", "a-1")))
+    return Ask(verb) if verb.startswith("upgrade") else Ask(verb, chance.choice(("a-0", "a-1")))

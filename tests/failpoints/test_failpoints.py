@@ -15,6 +15,7 @@ AT_ONCE = 3
 STEPS = (
     "spawn.leased", "spawn.told", "spawn.answered", "save.renamed", "act.saved", "exit.recorded", "stop.signalled",
     "adopt.stray", "roll.saved", "down.begun",
+    "upgrade.launched", "router.serving",
 )  # fmt: skip
 """One of each room; what each of them once found is in the changelog."""
 

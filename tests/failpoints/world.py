@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from tests.e2e.box import GPUSERVED, REPOSITORY, free_port, until
 from tests.e2e.texts import toml
+from tests.failpoints.daemon import Daemon, argv_of, belongs, pids
 
 from gpuserved.api.client import ControlClient
 from gpuserved.api.errors import GpuserveError
@@ -95,9 +96,11 @@ class World:
             "PYTHONPATH": str(REPOSITORY / "daemon"),
         }
         self.roots = from_environment(self.env, uid=os.getuid())
+        self.roots.log.mkdir(parents=True, mode=0o700)
+        (self.roots.log / "daemon.log").symlink_to(self.top / "daemon.log")  # beside what else is said there
         self.port = free_port()
         self.client = ControlClient(self.roots.control_socket)
-        self.daemon: subprocess.Popen[bytes] | None = None
+        self.daemon: Daemon | None = None
         self.lives = 0
 
     @staticmethod
@@ -114,7 +117,22 @@ class World:
 
     def alive(self) -> bool:
         """Is there a daemon?"""
-        return self.daemon is not None and self.daemon.poll() is None
+        return self.daemon is not None and not self.daemon.ended
+
+    def heir(self) -> Daemon | None:
+        """The successor that a daemon has started and not lived to see, or has handed over to."""
+        for pid in self.strangers():
+            argv = argv_of(pid)
+            if "gpuserved.app.main" in argv and "--check" not in argv:
+                return Daemon(pid)
+        return None
+
+    def succeed(self, heir: Daemon) -> None:
+        """It is the daemon now, and answers or ends."""
+        self.lives += 1
+        self.say(f"life {self.lives}, PID {heir.pid}, started by the daemon before")
+        self.daemon = heir
+        self.until(lambda: not self.alive() or self.answers(), "the successor answers")
 
     def begin(self, armed: str) -> None:
         """A new life of the daemon, which may end before it is up."""
@@ -122,10 +140,11 @@ class World:
         self.lives += 1
         self.say(f"life {self.lives}, {armed or 'not armed'}")
         with (self.top / "daemon.log").open("ab") as log:
-            self.daemon = subprocess.Popen(
-                [*GPUSERVED, "--listen", f"127.0.0.1:{self.port}"], env=self.env | {VARIABLE: armed}, cwd="/",
+            child = subprocess.Popen(
+                [*GPUSERVED, "--background", "--listen", f"127.0.0.1:{self.port}"], env=self.env | {VARIABLE: armed}, cwd="/",
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
+        self.daemon = Daemon(child.pid, child)
         self.until(lambda: not self.alive() or self.answers(), "the daemon answers")
 
     def answers(self) -> bool:
@@ -141,16 +160,17 @@ class World:
         if self.daemon is not None:
             self.say("kill -9 of the supervisor")
             self.daemon.kill()
-            self.daemon.wait(30)
 
     def forget(self) -> None:
         """Its end has been noted."""
         self.daemon = None
 
     def wait_ended(self) -> int:
-        """The exit code of a daemon that is about to end."""
+        """The exit code of a daemon that is about to end, and that nobody started but this process."""
         assert self.daemon is not None
-        return self.daemon.wait(PATIENCE_S)
+        self.until(lambda: not self.alive(), "the daemon ends")
+        assert self.daemon.code is not None
+        return self.daemon.code
 
     def until(self, probe: Callable[[], T | None], what: str, limit_s: float = PATIENCE_S) -> T:
         """The first answer of `probe` that is neither None nor False.
@@ -190,6 +210,21 @@ class World:
         calm = all(row.state in {"READY", "STOPPED"} or held(row) for row in status.replicas)
         return True if calm and all(roll.outcome for roll in status.rollouts) else None
 
+    def refused_since(self, at: float) -> bool:
+        """Has an upgrade failed since that Unix time, and this daemon gone on?"""
+        status = self.status()
+        failed = None if status is None else status.supervisor.failed_upgrade
+        return failed is not None and failed.at >= at
+
+    def routers_settled(self) -> bool:
+        """No router comes or goes, or the new ones did not serve; True where the daemon is gone."""
+        status = self.status()
+        if status is None:
+            return not self.alive()
+        processes = status.router.processes
+        present = all(each.version == status.version and not each.draining for each in processes)
+        return bool(processes) and (present or status.router.trouble is not None)
+
     # --- the end
 
     def remove(self) -> None:
@@ -208,7 +243,7 @@ class World:
         """Every process that has this root in its command line, its environment, or open: shims have it only there."""
         needle = str(self.top).encode()
         return [
-            pid for pid in _pids() if pid != os.getpid() and not self._is_daemon(pid) and _has(pid, needle)
+            pid for pid in pids() if pid != os.getpid() and not self._is_daemon(pid) and belongs(pid, needle)
         ]
 
     def keeps_a_router(self, pid: int) -> bool:
@@ -226,19 +261,3 @@ class World:
 def held(row: ReplicaView) -> bool:
     """Drained by an operator."""
     return row.state == "DRAINING" and row.reason == "drained by operator"
-
-
-def _pids() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
-
-
-def _has(pid: int, needle: bytes) -> bool:
-    try:
-        for name in ("cmdline", "environ"):
-            if needle in Path(f"/proc/{pid}/{name}").read_bytes():
-                return True
-        if Path(f"/proc/{pid}/comm").read_bytes() != b"gpuserve-shim\n":
-            return False
-        return any(needle in os.fsencode(os.readlink(fd)) for fd in Path(f"/proc/{pid}/fd").iterdir())
-    except OSError:
-        return False

@@ -23,3 +23,18 @@ def test_a_watchdog_of_another_process_is_not_ours(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("WATCHDOG_USEC", "30000000")
     monkeypatch.setenv("WATCHDOG_PID", "1")
     assert sdnotify.watchdog_interval_s() is None
+
+
+def test_a_successor_is_told_what_its_predecessor_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = os.pipe()
+    told = sdnotify.Service("/run/notify", 7.5).environment(ours)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    os.set_inheritable(ours, True)
+    taken = sdnotify.Service.take()
+    assert taken == sdnotify.Service("/run/notify", 7.5, ours)
+    assert not set(told) & set(os.environ), "no child may speak to systemd"
+    assert not os.get_inheritable(ours)
+    assert sdnotify.Service(None, None).environment(ours) == {}
+    os.close(ours)
+    os.close(theirs)

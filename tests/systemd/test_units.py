@@ -56,6 +56,32 @@ def test_an_upgrade_names_the_new_daemon_to_systemd(systemd: Container) -> None:
     assert pids(serving(systemd)) == pids(before)
 
 
+@pytest.mark.fault(27)
+def test_a_daemon_that_dies_in_an_upgrade_leaves_one_that_systemd_knows(systemd: Container) -> None:
+    """Its successor serves already, and systemd, which does not know of it, starts another: one of the two must go."""
+    armed = "/run/systemd/system/gpuserved.service.d/armed.conf"
+    systemd.write(armed, "[Service]\nEnvironment=GPUSERVE_FAILPOINT=upgrade.answered\n")
+    systemd.run("systemctl", "daemon-reload")
+    systemd.run("systemctl", "restart", "gpuserved")
+    before = serving(systemd)
+    main = show(systemd, "gpuserved", "MainPID")
+
+    def one_is_left() -> bool:
+        now = show(systemd, "gpuserved", "MainPID")
+        found = status(systemd)
+        return found is not None and now not in {"0", main} and str(found["supervisor"]["pid"]) == now
+
+    with load(systemd):
+        systemd.run(GPUSERVE, "upgrade", "--force", "--wait", "30", check=False, timeout_s=60)
+        until(one_is_left, f"the daemon that serves is systemd's; {systemd.journal()}", 60, every_s=0.2)
+        after = serving(systemd)
+    systemd.run("rm", armed)
+    systemd.run("systemctl", "daemon-reload")
+    assert systemd.run("pgrep", "--full", "gpuserved.app.main", check=False) == "", "the successor has ended"
+    assert pids(after) == pids(before)
+    assert "died in the middle of the upgrade" in systemd.run("journalctl", "--unit=gpuserved", "--no-pager")
+
+
 @pytest.mark.fault(38)
 def test_a_stopped_daemon_is_replaced_by_the_watchdog(systemd: Container) -> None:
     before = serving(systemd)

@@ -17,7 +17,7 @@ from gpuserved.api.routing import Tls
 from gpuserved.api.types import ApplyRequest
 from gpuserved.api.upgrade import UpgradeAccepted, UpgradeRequest
 from gpuserved.app import succession
-from gpuserved.app.ending import End, Stop, farewell, stop_everything
+from gpuserved.app.ending import Abandoned, End, Stop, exit_code, farewell, stop_everything
 from gpuserved.app.main import BACKGROUND_ORPHAN_TTL_S
 from gpuserved.app.port import open_port
 from gpuserved.app.succession import Successor
@@ -50,12 +50,12 @@ async def serve(
     service: sdnotify.Service,
     store: PortStore,
     failed: FailedUpgrade | None = None,
-) -> Successor | None:
+) -> Successor | int:
     """Run the daemon until it is told to end.
 
     :param store: the public port, as systemd holds it.
     :param failed: the upgrade whose failure this life begins with.
-    :returns: the version to hand over to; None: there is none, this was the end.
+    :returns: the version to hand over to, or the exit code of an end.
     :raises GpuserveError: it could not start; nothing was changed.
     """
     notify = service.address
@@ -64,7 +64,7 @@ async def serve(
     end: asyncio.Future[End] = asyncio.get_running_loop().create_future()
     fleet = await _assemble(roots, config, args, store)
     fleet.service, fleet.failed_upgrade = notify is not None, failed
-    _wire(fleet, args, path, end)
+    _wire(fleet, args, path, end, service)
     control = ControlServer(fleet, roots.control_socket)
     watchdog = asyncio.ensure_future(feed_watchdog(notify, service.ping_s))  # a drain may outlast its wait
     try:
@@ -88,13 +88,13 @@ async def serve(
             return how
         sdnotify.notify(notify, "STOPPING=1")
         _say(fleet, farewell(how))
-        if how is not None:
+        if isinstance(how, Stop):
             await stop_everything(fleet, how, store)
     finally:
         await _let_go(fleet, control)
         watchdog.cancel()
         lock.release()
-    return None
+    return exit_code(how)
 
 
 async def _let_go(fleet: Fleet, control: ControlServer) -> None:
@@ -142,7 +142,13 @@ def _settings(fleet: Fleet, config: DaemonConfig) -> None:
     fleet.router.drain_s = DRAIN_S if config.drain_s is None else config.drain_s
 
 
-def _wire(fleet: Fleet, args: argparse.Namespace, path: Path | None, end: asyncio.Future[End]) -> None:
+def _wire(
+    fleet: Fleet,
+    args: argparse.Namespace,
+    path: Path | None,
+    end: asyncio.Future[End],
+    service: sdnotify.Service,
+) -> None:
     """Signals and the control API's wishes that concern the daemon itself."""
     loop = asyncio.get_running_loop()
 
@@ -179,6 +185,8 @@ def _wire(fleet: Fleet, args: argparse.Namespace, path: Path | None, end: asynci
         loop.call_later(ANSWER_FIRST_S, finish, successor)
         return UpgradeAccepted(version=successor.version)
 
+    if service.predecessor_fd is not None:
+        succession.watch(service.predecessor_fd, lambda: finish(Abandoned()))
     fleet.on_upgrade = upgrade
     fleet.on_shutdown = lambda drain, forget: finish(Stop(drain=drain, forget=forget))
     fleet.on_reload = reload_settings

@@ -23,12 +23,24 @@ class Stop:
     """Forget what was wanted: the next daemon starts empty."""
 
 
-End = Stop | Successor | None
-"""Everything stops; another version takes over; the daemon ends alone."""
+@dataclass(frozen=True)
+class Abandoned:
+    """The daemon that this one was to replace died before systemd knew of this one, and systemd starts another: two are too many."""
 
 
-def farewell(how: Stop | None) -> str:
+End = Stop | Successor | Abandoned | None
+"""Everything stops; another version takes over; the daemon ends alone, as a failure or because it was told to."""
+
+
+def exit_code(how: Stop | Abandoned | None) -> int:
+    """Not 0 after a failure: systemd starts another then, whichever of the two it takes for the main one."""
+    return 1 if isinstance(how, Abandoned) else 0
+
+
+def farewell(how: Stop | Abandoned | None) -> str:
     """For the log and the events."""
+    if isinstance(how, Abandoned):
+        return "the daemon before this one died in the middle of the upgrade; systemd starts another, and this one ends"
     if how is None:
         return "the daemon ends; replicas and router go on"
     return "stopping everything" if how.drain else "stopping everything at once"

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from gpuserved.api.processes import FailedUpgrade
@@ -16,6 +17,7 @@ from gpuserved.app.succession import hand_over
 from gpuserved.config.daemon import DaemonConfig
 from gpuserved.fleet.store import check_readable
 from gpuserved.host import fdstore, sdnotify
+from gpuserved.host.failpoint import reach
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +43,15 @@ def _lives(
     failed: FailedUpgrade | None = None
     while True:
         successor = asyncio.run(serve(roots, config, args, path, service, store, failed))
-        if successor is None:
-            return 0
+        if isinstance(successor, int):
+            return successor
+        reach("upgrade.freed")
         why = hand_over(successor, roots, service)
         if why is None:
             log.info("gpuserved %s has taken over", successor.version)
             return 0
         log.error("gpuserved %s did not take over, this version goes on: %s", successor.version, why)
+        service = replace(service, predecessor_fd=None)  # that is over
         failed = FailedUpgrade(at=time.time(), version=successor.version, reason=why)
 
 

@@ -24,6 +24,7 @@ from gpuserved.api.upgrade import UpgradeRequest
 from gpuserved.cli.background import START_LIMIT_S, written_since
 from gpuserved.host import sdnotify
 from gpuserved.host.deadline import within
+from gpuserved.host.failpoint import reach
 from gpuserved.host.logtail import clean
 
 log = logging.getLogger(__name__)
@@ -92,24 +93,59 @@ def hand_over(successor: Successor, roots: Roots, service: sdnotify.Service) -> 
     """Start it and wait until it serves; this process holds nothing any more. None: it serves. Else why not, and it is gone."""
     path = roots.log / "daemon.log"
     begun_at = path.stat().st_size if path.exists() else 0
-    env = {**successor.env, **service.environment()}
     log.info("handing over to gpuserved %s (%s)", successor.version, successor.command[0])
+    hears, tells = os.pipe2(os.O_CLOEXEC)
+    try:
+        why = _start_and_wait(successor, roots, service, hears, tells)
+    finally:
+        os.close(hears)
+        os.close(tells)
+    if why is None:
+        return None
+    reach("upgrade.ended")
+    said = written_since(path, begun_at)[-_SHOWN_LINES:] if service.address is None else []
+    return "\n".join([why, *(f"  {line}" for line in said)])
+
+
+def _start_and_wait(
+    successor: Successor, roots: Roots, service: sdnotify.Service, hears: int, tells: int
+) -> str | None:
+    """:param hears: the successor's end of a pipe; `tells` is this one's, which closes when this process dies."""
+    env = {**successor.env, **service.environment(hears)}
+    heard = () if service.address is None else (hears,)
     try:
         process = subprocess.Popen(
-            successor.command, env=env, stdin=subprocess.DEVNULL, start_new_session=True
+            successor.command, env=env, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=heard
         )
     except OSError as error:
         return f"{successor.command[0]} cannot be run: {error.strerror}"
+    reach("upgrade.launched")
     with _Signals(process.terminate):
         why = _wait(process, ControlClient(roots.control_socket), service)
         if why is None:
+            reach("upgrade.answered")
             # From here on systemd watches the new one; it is in the unit's cgroup, as it must be.
             sdnotify.notify(service.address, f"MAINPID={process.pid}", "READY=1")
+            reach("upgrade.named")
+            os.write(tells, sdnotify.NAMED)
             process.returncode = 0  # it outlives this process: nobody here waits for it
             return None
         _end(process)
-    said = written_since(path, begun_at)[-_SHOWN_LINES:] if service.address is None else []
-    return "\n".join([why, *(f"  {line}" for line in said)])
+    return why
+
+
+def watch(predecessor_fd: int, on_death: Callable[[], object]) -> None:
+    """Call `on_death` where the daemon that this one is to replace dies before it has named this one to systemd."""
+    loop = asyncio.get_running_loop()
+
+    def heard() -> None:
+        loop.remove_reader(predecessor_fd)
+        said = os.read(predecessor_fd, len(sdnotify.NAMED))
+        os.close(predecessor_fd)
+        if said != sdnotify.NAMED:
+            on_death()
+
+    loop.add_reader(predecessor_fd, heard)
 
 
 def _wait(process: subprocess.Popen[bytes], client: ControlClient, service: sdnotify.Service) -> str | None:

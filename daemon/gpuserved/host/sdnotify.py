@@ -8,6 +8,9 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+NAMED = b"."
+_PREDECESSOR = "GPUSERVE_PREDECESSOR_FD"
+
 
 @dataclass(frozen=True)
 class Service:
@@ -18,14 +21,25 @@ class Service:
     ping_s: float | None
     """Between two pings of the watchdog; None: there is none."""
 
+    predecessor_fd: int | None = None
+    """Of a daemon that this one is to replace: says `NAMED` once systemd knows this one as the main process, and ends with that daemon.
+    None: systemd started this one.
+    """
+
     @classmethod
     def take(cls) -> Service:
         """From the environment."""
-        return cls(take_socket(), watchdog_interval_s())
+        fd = os.environ.pop(_PREDECESSOR, "")
+        if not fd.isdigit():
+            return cls(take_socket(), watchdog_interval_s())
+        os.set_inheritable(int(fd), False)
+        return cls(take_socket(), watchdog_interval_s(), int(fd))
 
-    def environment(self) -> dict[str, str]:
-        """The variables anew, for a process that becomes the service's main one."""
-        told = {} if self.address is None else {"NOTIFY_SOCKET": self.address}
+    def environment(self, predecessor_fd: int) -> dict[str, str]:
+        """The variables anew, for a process that becomes the service's main one; none where there is no service."""
+        if self.address is None:
+            return {}
+        told = {"NOTIFY_SOCKET": self.address, _PREDECESSOR: str(predecessor_fd)}
         return told if self.ping_s is None else told | {"WATCHDOG_USEC": str(round(self.ping_s * 4e6))}
 
 

@@ -183,6 +183,7 @@ class RouterLink:
             if self.draining:
                 log.info("router %s (%s) has ended after its last request", self.place.row, self.pids)
                 self.place.forget()
+                reach("router.forgotten")
                 self._on_gone(self)
                 return
             log.error("the router shim is gone; starting another on the same socket")
@@ -247,11 +248,13 @@ class RouterLink:
 
     async def _end(self, limit_s: float, *, keep_idle: bool) -> None:
         await say(self.place.control_now, {"op": "drain", "limit_s": limit_s, "keep_idle": keep_idle})
+        reach("router.drained")
         if self._shim is not None and not self._shim.closed.done():
             try:
                 await self._shim.stop(limit_s + KILL_AFTER_S)
             except ShimError as error:
                 log.warning("the router shim was not told to end: %s", error)
+        reach("router.ending")
 
     async def stop(self) -> None:
         """End the router after its requests, and its shim."""

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import msgspec
 
+from gpuserved.host.failpoint import reach
 from gpuserved.host.statefile import write_atomically
 
 _FOLDER = re.compile(r"router(?:-([1-9][0-9]*))?(?:\.([1-9][0-9]*))?")
@@ -114,6 +115,7 @@ class RouterPlace:
         if self._plain.exists() and not self._plain.is_symlink():
             with contextlib.suppress(FileExistsError):
                 os.link(self._plain, self._aside)
+                reach("router.aside")
         fresh = self._plain.with_name(f".{self._plain.name}.new")
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(self.control.name)

@@ -21,8 +21,9 @@ import gpuserved
 from gpuserved.api.errors import GpuserveError, Internal
 from gpuserved.api.roots import Roots
 from gpuserved.api.routing import RouterStats, RoutingTable
+from gpuserved.host.failpoint import reach
 from gpuserved.host.statefile import write_atomically
-from gpuserved.supervisor.router_figures import added, of_the_past
+from gpuserved.supervisor.router_generations import Generations
 from gpuserved.supervisor.router_link import RouterLink
 from gpuserved.supervisor.router_place import RouterPlace, places
 
@@ -56,13 +57,7 @@ class Routers:
         self._count = count
         self._table = RoutingTable()
         self._fast = False
-        self._links = self._generation(1)
-        self._fresh: list[RouterLink] = []
-        """Of the next generation, until they serve."""
-        self._former: list[RouterLink] = []
-        """Of earlier generations, until they have ended."""
-        self._past: RouterStats | None = None
-        """Counters of those that have ended."""
+        self._of = Generations(self._generation(1))
         self._adopted = False
         self._barred: list[RouterLink] = []
         self._replacing = asyncio.Lock()
@@ -78,28 +73,22 @@ class Routers:
     @property
     def links(self) -> list[RouterLink]:
         """Those that serve, then those that come and go."""
-        return [*self._links, *self._fresh, *self._former]
+        return self._of.links
 
     @property
     def listener(self) -> socket.socket | None:
         """The public port."""
-        return self._links[0].listener
+        return self._of.present[0].listener
 
     @property
     def pids(self) -> list[int]:
         """Of the router processes that take connections."""
-        return [pid for link in self._links for pid in link.pids]
+        return [pid for link in self._of.present for pid in link.pids]
 
     @property
     def stats(self) -> RouterStats | None:
-        """All figures together; None while a router does not answer: a sum without it would be a lie."""
-        answered = [link.stats for link in self._links if link.stats is not None]
-        if not answered or len(answered) != len(self._links):
-            return None
-        others = [link.stats for link in (*self._fresh, *self._former) if link.stats is not None]
-        if self._past is not None:
-            others.append(msgspec.structs.replace(self._past, table_generation=answered[0].table_generation))
-        return added([*answered, *others])
+        """All figures together; None while a router does not answer."""
+        return self._of.stats
 
     @property
     def fast(self) -> bool:
@@ -133,18 +122,18 @@ class Routers:
         alive = [link for link in known if await link.adopt()]
         newest = alive[0].place.generation if alive else 1
         there = {link.place: link for link in known}
-        self._links = [there.get(made.place, made) for made in self._generation(newest)]
+        self._of.present = [there.get(made.place, made) for made in self._generation(newest)]
         # In the places of the others nobody will come up any more, while this supervisor lives.
-        self._barred = [link for link in known if link not in alive and link not in self._links]
+        self._barred = [link for link in known if link not in alive and link not in self._of.present]
         for link in self._barred:
             link.place.forget()
         if not alive:
             return False
-        for link in self._links:
+        for link in self._of.present:
             if link not in alive:
                 await link.start(_copy(alive[0].listener))
         # Of an earlier generation, or of a setting that was larger.
-        self._former = [link for link in alive if link not in self._links]
+        self._of.former = [link for link in alive if link not in self._of.present]
         self._adopted = True
         return True
 
@@ -153,7 +142,7 @@ class Routers:
 
         :raises ShimError: one could not be started.
         """
-        first, *others = self._links
+        first, *others = self._of.present
         await first.start(listener)
         for link in others:
             await link.start(_copy(listener))
@@ -168,9 +157,9 @@ class Routers:
     async def _settle(self) -> None:
         """Adopted routers that others have replaced end; those of another version are replaced."""
         try:
-            await self._until_serving(self._links)
-            await self._retire(list(self._former))
-            if any(link.version != gpuserved.__version__ for link in self._links):
+            await self._until_serving(self._of.present)
+            await self._retire(list(self._of.former))
+            if any(link.version != gpuserved.__version__ for link in self._of.present):
                 await self.replace()
         except GpuserveError as error:
             log.error("%s", error.message)  # noqa: TRY400 - the sentence is for the operator
@@ -180,16 +169,10 @@ class Routers:
         """A supervisor that died in the middle may leave new routers that do not serve: those before them, if they still take
         connections, are the present ones again.
         """
-        older = max((link.place.generation for link in self._former), default=0)
-        back = [
-            link
-            for link in self._former
-            if link.place.generation == older and link.stats is not None and not link.stats.draining
-        ]
-        if self._links[0].serves or len(back) != self._count:
-            return
-        broken, self._links = self._links, back
-        self._former = [link for link in self._former if link not in back]
+        broken = self._of.back(self._count)
+        if broken:
+            these = [link.place.folder.name for link in broken]
+            log.warning("%s do not serve and are ended; routers %s serve again", these, self.pids)
         await asyncio.gather(*(link.stop() for link in broken))
 
     async def replace(self) -> None:
@@ -199,27 +182,28 @@ class Routers:
         """
         async with self._replacing:
             self.trouble = None
-            newest = max(link.place.generation for link in self.links)
-            self._fresh = self._generation(newest + 1)
+            self._of.fresh = self._generation(self._of.newest + 1)
             try:
-                for link in self._fresh:
+                for link in self._of.fresh:
                     await link.start(_copy(self.listener))
+                    reach("router.fresh")
                     link.fast = True
                     link.tell(self._table)
                     link.begin()
-                await self._until_serving(self._fresh)
+                await self._until_serving(self._of.fresh)
+                reach("router.serving")
             except (GpuserveError, OSError) as error:
-                failed, self._fresh = self._fresh, []
+                failed, self._of.fresh = self._of.fresh, []
                 await asyncio.gather(*(link.stop() for link in failed))
+                reach("router.failed")
                 why = error.message if isinstance(error, GpuserveError) else str(error)
                 where = self._roots.log / "router.log"
                 self.trouble = (
                     f"the routers could not be replaced, and those from before go on: {why}; see {where}"
                 )
                 raise Internal(self.trouble) from None
-            before, self._links, self._fresh = self._links, self._fresh, []
+            before = self._of.promote()
             self.fast = self._fast
-            self._former += before
             log.info("routers %s take the place of %s", self.pids, [pid for b in before for pid in b.pids])
             await self._retire(before)
 
@@ -227,7 +211,7 @@ class Routers:
         """:raises Internal: one of them does not serve, and why."""
         deadline = time.monotonic() + SERVES_WITHIN_S
         while not all(link.serves for link in links):
-            for link in self._fresh:
+            for link in self._of.fresh:
                 ended = await link.ended_early()
                 if ended is not None:
                     raise Internal(f"a new router does not stay up: {ended}")
@@ -238,15 +222,13 @@ class Routers:
     async def _retire(self, links: list[RouterLink]) -> None:
         """Let these end; the control sockets' names lead to those that serve."""
         await asyncio.gather(*(link.drain(self.drain_s, self._gone) for link in links))
-        for link in self._links:
+        for link in self._of.present:
             with contextlib.suppress(OSError):
                 link.place.take_name()
+        reach("router.renamed")
 
     def _gone(self, link: RouterLink) -> None:
-        self._former.remove(link)
-        if link.last_stats is not None:
-            past = of_the_past(link.last_stats)
-            self._past = past if self._past is None else added([self._past, past])
+        self._of.gone(link)
         self._spawn(link.detach())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -269,12 +251,8 @@ class Routers:
         await asyncio.gather(*(link.look() for link in self.links))
 
     def in_flight(self, replica: str, generation: int) -> int | None:
-        """Requests of one start in all routers, those that are being replaced too, as of the table pushed last; None until each
-        has said so.
-        """
-        counts = [link.in_flight(replica, generation) for link in self.links]
-        known = [count for count in counts if count is not None]
-        return sum(known) if len(known) == len(counts) else None
+        """Requests of one start in all routers, as of the table pushed last; None until each has said so."""
+        return self._of.in_flight(replica, generation)
 
     async def stop(self) -> None:
         """End all routers after their requests, and their shims; the port is free then."""

@@ -1,0 +1,64 @@
+"""A daemon as a process, and which processes belong to a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+from tests.e2e.box import until
+
+from gpuserved.host.shimfiles import start_ticks
+
+
+class Daemon:
+    """One daemon: a child of this process, or the successor of one, which nobody can ask for its exit code."""
+
+    def __init__(self, pid: int, child: subprocess.Popen[bytes] | None = None) -> None:
+        self.pid = pid
+        self._ticks = start_ticks(pid)
+        self._child = child
+
+    @property
+    def ended(self) -> bool:
+        """Is it gone?"""
+        return self.code is not None if self._child else start_ticks(self.pid) != self._ticks
+
+    @property
+    def code(self) -> int | None:
+        """Its exit code; None: it runs, or nobody knows."""
+        return self._child.poll() if self._child else None
+
+    def kill(self) -> None:
+        """kill -9, and wait."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        until(lambda: self.ended, f"daemon {self.pid} is gone", 30)
+
+
+def argv_of(pid: int) -> list[str]:
+    """Its command line; empty where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text("utf-8", errors="replace").split("\0")
+    except OSError:
+        return []
+
+
+def pids() -> list[int]:
+    """Of every process."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def belongs(pid: int, needle: bytes) -> bool:
+    """Has it this folder in its command line or environment, or, being a shim, open?"""
+    try:
+        for name in ("cmdline", "environ"):
+            if needle in Path(f"/proc/{pid}/{name}").read_bytes():
+                return True
+        if Path(f"/proc/{pid}/comm").read_bytes() != b"gpuserve-shim\n":
+            return False
+        return any(needle in os.fsencode(os.readlink(fd)) for fd in Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return False
