@@ -165,7 +165,10 @@ class Run:
             # Every shim of this life dies at it: what was asked is done by the next supervisor, whose shims are not armed.
             time.sleep(SHIMS_DIE_S)
             self._end_life()
-        if ask.verb == "spoil" or self._chance.random() < 0.5:
+        brings_to_it = (
+            ask is self.script.asks[0] and self._present == self.script.again
+        )  # it may take a moment
+        if self._chance.random() < 0.5 or ask.verb == "spoil" or brings_to_it:
             if self.world.until(lambda: _known(self.world.settled()), f"{ask} is done"):
                 self.model.settled()
         else:
