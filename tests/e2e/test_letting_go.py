@@ -68,9 +68,9 @@ def test_a_replica_that_was_let_go_is_had_back(box: Box) -> None:
     before = rows(box)[LAST]
     streams = streams_on_both(box)
     scale(box, 1)
-    box.wait_state(LAST, "DRAINING")
+    box.wait_state(LAST, "DRAINING", leaving=True)
     scale(box, 2)
-    box.wait_state(LAST, "READY", pid=before["pid"], generation=before["generation"])
+    box.wait_state(LAST, "READY", pid=before["pid"], generation=before["generation"], leaving=False)
     scale(box, 1)
     box.wait_state(LAST, "DRAINING")
     assert box.ok("apply", str(box.profiles / "lean.toml")) == "resume lean-1  (it was on its way out)\n"

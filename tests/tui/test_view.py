@@ -232,6 +232,14 @@ def test_scaling_to_nothing_wants_the_name() -> None:
     assert up.typed is None
 
 
+def test_scaling_counts_from_those_that_are_to_stay() -> None:
+    """One that is on its way out is neither had back by `-` nor counted by `+`."""
+    going = msgspec.structs.replace(replica(2), state="DRAINING", leaving=True)
+    fleet = status([], [replica(0), replica(1), going])
+    assert scale_wish(BY_ID["scale_down"], fleet, "qwen").replicas == 1
+    assert scale_wish(BY_ID["scale_up"], fleet, "qwen").replicas == 3
+
+
 def test_many_names_are_cut() -> None:
     fleet = msgspec.structs.replace(many(20), generation=1)
     asked = question(wish(BY_ID["restart"], fleet, fleet.replicas), fleet)

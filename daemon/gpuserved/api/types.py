@@ -150,6 +150,8 @@ class ReplicaView(Answer, frozen=True, kw_only=True):
     load: LoadView | None = None
     outdated: str | None = None
     """How its environment differs by now from what it was started from, in words; None: not at all, or nobody knows."""
+    leaving: bool = False
+    """A smaller scale or an apply has let it go: it drains, stops, and is gone."""
 
 
 class RolloutView(Answer, frozen=True, kw_only=True):

@@ -145,7 +145,7 @@ class Fleet:
             self.inspection.note(owner, previous_state)
             learning.after_change(self, owner, previous_state)
             severity = views.SEVERITIES.get(owner.r.state, "info")
-            view = views.replica_view(owner, self.router.stats, self.inspection.since(replica))
+            view = snapshot.replica(self, owner)
             self.bus.publish("replica", replica=view, previous_state=previous_state, severity=severity)
             if owner.moved_away() and replica in self.let_go:
                 del self.owners[replica], self.let_go[replica]

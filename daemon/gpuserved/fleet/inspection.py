@@ -16,7 +16,7 @@ from gpuserved.config.document import is_secret
 from gpuserved.config.profile import load_profile
 from gpuserved.core.profile import Profile
 from gpuserved.engines.base import Launch, LaunchContext
-from gpuserved.fleet import views
+from gpuserved.fleet import snapshot
 from gpuserved.fleet.desired import Wanted
 from gpuserved.fleet.history import History
 from gpuserved.host.logtail import last_lines, segments
@@ -75,7 +75,7 @@ class Inspection:
         made, error = _launch(fleet, owner)
         log = start.log_path(fleet.roots, replica, owner.r.generation)
         return ReplicaDetail(
-            replica=views.replica_view(owner, fleet.router.stats, self.since(replica)),
+            replica=snapshot.replica(fleet, owner),
             command=list(made.argv) if made else [],
             environment={} if made is None else {k: _masked(k, v) for k, v in sorted(made.env.items())},
             error=error,

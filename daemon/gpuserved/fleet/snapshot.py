@@ -8,11 +8,18 @@ import time
 from typing import TYPE_CHECKING
 
 import gpuserved
-from gpuserved.api.types import Status, SupervisorView
+from gpuserved.api.types import ReplicaView, Status, SupervisorView
 from gpuserved.fleet import views
+from gpuserved.supervisor.owner import Owner
 
 if TYPE_CHECKING:
     from gpuserved.fleet.fleet import Fleet
+
+
+def replica(fleet: Fleet, owner: Owner) -> ReplicaView:
+    """One replica at one moment."""
+    since = fleet.inspection.since(owner.id)
+    return views.replica_view(owner, fleet.router.stats, since, leaving=owner.id in fleet.let_go)
 
 
 def status(fleet: Fleet) -> Status:
@@ -33,10 +40,7 @@ def status(fleet: Fleet) -> Status:
         supervisor=supervisor,
         router=views.router_view(fleet.router),
         gpus=fleet.gpu_list(),
-        replicas=[
-            views.replica_view(fleet.owners[name], fleet.router.stats, fleet.inspection.since(name))
-            for name in sorted(fleet.owners, key=views.order)
-        ],
+        replicas=[replica(fleet, fleet.owners[name]) for name in sorted(fleet.owners, key=views.order)],
         models=views.model_views(fleet.owners.values(), fleet.router.stats),
         load=views.total_load(fleet.owners.values()),
         rollouts=fleet.rolls.views(),

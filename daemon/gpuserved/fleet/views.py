@@ -19,10 +19,13 @@ ROUTED = frozenset({State.STARTING, State.READY, State.UNHEALTHY, State.DRAINING
 SEVERITIES = {State.FAILED: "error", State.UNHEALTHY: "error", State.BACKOFF: "warning"}
 
 
-def replica_view(owner: Owner, stats: RouterStats | None, since: float | None = None) -> ReplicaView:
+def replica_view(
+    owner: Owner, stats: RouterStats | None, since: float | None = None, *, leaving: bool = False
+) -> ReplicaView:
     """One replica now.
 
     :param since: Unix seconds of its last change of state.
+    :param leaving: the desired state has no place for it.
     """
     r, process, figures = owner.r, owner.process, owner.watch.figures
     route = _route(stats, owner)
@@ -49,6 +52,7 @@ def replica_view(owner: Owner, stats: RouterStats | None, since: float | None = 
         state_since=since,
         load=load_view(owner.watch.load.growth),
         outdated=owner.outdated,
+        leaving=leaving,
     )
 
 

@@ -47,8 +47,8 @@ def wish(action: Action, status: Status, targets: Sequence[ReplicaView]) -> Wish
 
 
 def scale_wish(action: Action, status: Status, profile: str) -> Wish:
-    """One replica more, or one less."""
-    have = sum(replica.profile == profile for replica in status.replicas)
+    """One replica more, or one less, of those that are to stay."""
+    have = sum(replica.profile == profile and not replica.leaving for replica in status.replicas)
     wanted = max(0, have + (1 if action.id == "scale_up" else -1))
     return Wish(action, status.generation, profile=profile, replicas=wanted)
 
@@ -114,7 +114,7 @@ def about_apply(profile: ProfileView, plan: ApplyResult) -> Question:
 
 def _about_scale(asked: Wish, status: Status) -> Question:
     name, wanted = asked.profile or "", asked.replicas or 0
-    mine = [replica for replica in status.replicas if replica.profile == name]
+    mine = [replica for replica in status.replicas if replica.profile == name and not replica.leaving]
     lines = [f"Scale {name} from {len(mine)} to {wanted} replicas."]
     typed = None
     if wanted < len(mine):

@@ -132,7 +132,7 @@ def kernel(_host: Host) -> list[Finding]:
 
 
 def _cgroup() -> Finding:
-    """Whether a replica can have a cgroup of its own; without one its tree is found by its parents and its mark."""
+    """What is delegated here. Replicas are found by their parents and their mark all the same; a shim can do more where asked."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
