@@ -83,11 +83,15 @@ def test_with_no_gpu_free_its_replica_waits_and_a_new_daemon_knows(bench: Bench)
 
 
 @pytest.mark.fault(16)
-def test_an_application_error_restarts_the_replica_where_it_is(bench: Bench, measured: Measured) -> None:
+def test_an_application_error_restarts_the_replica_whose_context_is_gone(
+    bench: Bench, measured: Measured
+) -> None:
+    """The kernel never comes back from it: a stopped engine is what that looks like."""
     before = bench.well()
     index = bench.where("tiny-0")
     with PlainLoad(bench.endpoint, "tiny") as load:
         load.reach(10)
+        bench.engine_core(before["tiny-0"]).suspend()
         at = bench.xid(index, 31)
         until(lambda: bench.rotation("tiny-0") != "in", "out of rotation", 20, every_s=0.02)
         measured.detect_s = time.monotonic() - at
@@ -100,6 +104,16 @@ def test_an_application_error_restarts_the_replica_where_it_is(bench: Bench, mea
     assert "Xid 31 (GPU memory page fault) on GPU" in after["reason"]
     assert bench.gpu(index)["state"] == "OK"
     bench.same_but(before, "tiny-0")
+
+
+@pytest.mark.fault(16)
+def test_an_application_error_of_somebody_else_touches_no_replica(bench: Bench) -> None:
+    """As measured on a card: the process whose kernel went wrong was gone before any sample showed it."""
+    before = bench.well()
+    index = bench.where("tiny-0")
+    bench.xid(index, 13)
+    until(lambda: "the error was not tiny-0's" in bench.told(), "the replica is cleared", 30)
+    bench.same_but(before)
 
 
 @pytest.mark.fault(16)

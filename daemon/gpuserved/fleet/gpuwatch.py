@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_HAS_CONTEXT = frozenset({State.STARTING, State.READY, State.UNHEALTHY, State.DRAINING})
+TRIAL_S = 5.0
+"""So long a replica that may have lost its context has for one token. One that is saturated shows by its steps that it computes."""
+_SERVES = frozenset({State.READY, State.UNHEALTHY, State.DRAINING})
+"""A start that loses its context ends by itself, or stalls, which has a deadline of its own."""
 
 
 class GpuWatch:
@@ -69,7 +72,7 @@ class GpuWatch:
         if decides.meaning.verdict.quarantines:
             self._set_aside(gpu, decides)
         elif decides.meaning.verdict is Verdict.RESTART:
-            self._restart(gpu, decides)
+            self._try_tenants(gpu, decides)
 
     def _set_aside(self, gpu: GpuView, fault: Fault) -> None:
         fleet, meaning = self._fleet, fault.meaning
@@ -85,19 +88,27 @@ class GpuWatch:
         async with self._fleet.mutations:
             await evacuate.evacuate(self._fleet, {uuid}, kill=kill, spare_last=True)
 
-    def _restart(self, gpu: GpuView, fault: Fault) -> None:
-        """Whose context it was an event does not say: with one tenant alone on the GPU it can only be that one's."""
-        there = [owner for owner in self._fleet.owners.values() if gpu.uuid in owner.assignment.gpu_uuids]
-        live = [o for o in there if o.r.state in _HAS_CONTEXT and self._present.get(o.id) == o.r.generation]
-        strangers = [each for each in gpu.owners if each.replica is None]
-        if len(live) != 1 or strangers:
-            self._say(
-                gpu, "whose error it was is not told; a replica that it broke ends by itself", "warning"
+    def _try_tenants(self, gpu: GpuView, fault: Fault) -> None:
+        """Whose context is gone the event does not say, and whoever lost one may have ended before the sample that shows it. So each
+        tenant that serves is asked for a token.
+        """
+        for owner in self._fleet.owners.values():
+            there = (
+                gpu.uuid in owner.assignment.gpu_uuids and self._present.get(owner.id) == owner.r.generation
             )
-            return
-        owner: Owner = live[0]
-        cause = Cause(CauseKind.GPU_FAULT, f"{fault.reason} on GPU {gpu.index}: its context there is lost")
-        owner.post(EventKind.GPU_FAULT, generation=owner.r.generation, cause=cause)
+            if there and owner.r.state in _SERVES:
+                cause = Cause(
+                    CauseKind.GPU_FAULT, f"{fault.reason} on GPU {gpu.index}: its context there is lost"
+                )
+                self._soon(self._try(gpu, owner, owner.r.generation, cause))
+
+    async def _try(self, gpu: GpuView, owner: Owner, generation: int, cause: Cause) -> None:
+        wrong = await owner.watch.no_token(TRIAL_S)
+        if wrong is None:
+            self._say(gpu, f"the error was not {owner.id}'s, which computes as before", "info")
+        else:
+            message = f"{cause.message} ({wrong})"
+            owner.post(EventKind.GPU_FAULT, generation=generation, cause=Cause(cause.kind, message))
 
     # --- what holds a GPU and should not
 

@@ -159,6 +159,23 @@ class Watch:
             log.warning("%s: requests are in flight, and the engine runs none; %s", self._owner.id, wrong)
         self._progress = self._progress.canary(answered=wrong is None, now=time.monotonic())
 
+    async def no_token(self, within_s: float) -> str | None:
+        """Why the present process gives no token; None: it gave one, or made steps meanwhile, busy with others' requests."""
+        owner, profile = self._owner, self._owner.assignment.profile
+        if owner.address is None:
+            return "it has no address"
+        prober = Prober(owner.address, owner.around.engine(profile), profile.health.timeout_s)
+        try:
+            before = await prober.figures()
+            wrong = await prober.canary(self._model(), within_s)
+            if wrong is None:
+                return None
+            after = await prober.figures()
+        finally:
+            await prober.close()
+        stands = before is None or after is None or before.steps is None or before.steps == after.steps
+        return wrong if stands else None
+
     def _used_cpu(self) -> bool:
         """Loading weights writes no line for minutes, but it does work."""
         process, now = self._owner.process, time.monotonic()
