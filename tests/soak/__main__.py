@@ -39,6 +39,8 @@ class Soak:
     kills: int = 0
     back: int = 0
     begun: float = field(default_factory=time.monotonic)
+    at: str = field(default_factory=lambda: revision(REPOSITORY))
+    """The revision that it began with: the checkout may move on while it runs."""
 
     def start(self) -> None:
         """Daemon and replicas, ready."""
@@ -163,7 +165,7 @@ def report(soak: Soak, rest: Rest, wrong: list[str]) -> str:
     slope = growth_per_s([(one.at_s, one.pss_bytes) for one in steady]) * 60 / 1e3
     middle = statistics.median(one.pss_bytes for one in steady) / 1e6
     setting = (
-        f"Revision {revision(REPOSITORY)}, {os.cpu_count()} CPUs. `make soak-router SECONDS={options.seconds:g}`: {options.streams} "
+        f"Revision {soak.at}, {os.cpu_count()} CPUs. `make soak-router SECONDS={options.seconds:g}`: {options.streams} "
         f"clients, {REPLICAS} replicas (`sim`, a token every {options.step_ms:g} ms), a replica killed every "
         f"{options.kill_every_s:g} s, seed {options.seed}."
     )

@@ -44,6 +44,8 @@ class Soak:
     zombies_seen: Counter[int] = field(default_factory=Counter)
     said: list[str] = field(default_factory=list)
     begun: float = field(default_factory=time.monotonic)
+    at: str = field(default_factory=lambda: revision(REPOSITORY))
+    """The revision that it began with: the checkout may move on while it runs."""
 
     def __post_init__(self) -> None:
         self.blows = Blows(self.stage, self.options.seed)
@@ -192,7 +194,7 @@ def report(soak: Soak, wrong: list[str], seconds: float) -> str:
     """The run in Markdown."""
     options, count = soak.options, soak.outcomes.count
     setting = (
-        f"Revision {revision(REPOSITORY)}, {os.cpu_count()} CPUs, load average {os.getloadavg()[2]:.1f} over the last 15 minutes. "
+        f"Revision {soak.at}, {os.cpu_count()} CPUs, load average {os.getloadavg()[2]:.1f} over the last 15 minutes. "
         f"`make soak SECONDS={options.seconds:g}`: {options.clients} clients, 5 replicas (`sim`, a token every {options.step_ms:g} ms; "
         f"two of them on leased GPUs), 2 routers, {sum(soak.blows.count.values())} faults, {options.per_minute:g} a minute asked for, "
         f"seed {options.seed}."

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Protocol, cast
 
 from gpuserved.router.body import SLICE_BYTES, Body
 from gpuserved.router.edge import RESPONSE_HEAD_MAX_BYTES, BadAnswer, ResponseHead, parse_response
 from gpuserved.router.framing import (
-    OPENINGS,
-    WHOLE_MAX_BYTES,
     ChunkedDecoder,
     Decoder,
     EofDecoder,
     FramingError,
     decoder_for,
-    whole_chunks,
 )
 from gpuserved.router.headmemo import HeadMemo
+from gpuserved.router.passage import Passage, Passing
 
 INTERIM_MAX = 16
 """More 1xx heads than this before the answer are no answer."""
@@ -46,24 +43,16 @@ class Sink(Protocol):
         """After 101: the replica takes more."""
 
 
-class Passing(Protocol):
-    """A client that takes whole chunks as the replica wrote them."""
-
-    @property
-    def between_events(self) -> bool:
-        """Nothing of the answer is held back."""
-
-    def chunk_ending(self) -> bytes:
-        """How a chunk ends that cuts nothing in two."""
-
-    def chunk_writer(self) -> Callable[[bytes], object]:
-        """Takes a whole chunk, framing and all."""
-
-
-class Upstream(asyncio.Protocol):
+class Upstream(Passage):
     """The protocol of one connection."""
 
+    __slots__ = (
+        "_decoder", "_head", "_head_bytes", "_heads", "_interim", "_passing", "_reading_paused", "_tunnel", "_upgrade", "_writable",
+        "closed", "idle_since", "read_any", "reused", "sink", "spent", "transport",
+    )  # fmt: skip
+
     def __init__(self) -> None:
+        super().__init__()
         self.transport: asyncio.Transport | None = None
         self.sink: Sink | None = None
         self.closed = False
@@ -84,11 +73,6 @@ class Upstream(asyncio.Protocol):
         self._writable.set()
         self._reading_paused = False
         self._passing: Passing | None = None
-        self._forward: Callable[[bytes], object] | None = None
-        """Set while the next chunk may pass as it is: the shortest way through the router, and the one of most bytes."""
-        self._ending = b""
-        self.passed_bytes = 0
-        """Of the present answer, by that way."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Connected."""
@@ -182,22 +166,8 @@ class Upstream(asyncio.Protocol):
             self._reading_paused = False
             self.transport.resume_reading()
 
-    def data_received(self, data: bytes) -> None:
-        """Bytes of the answer."""
-        forward = self._forward
-        if forward is not None:
-            size = len(data)
-            if data.endswith(self._ending) and (
-                (size < WHOLE_MAX_BYTES and data.startswith(OPENINGS[size])) or whole_chunks(data)
-            ):
-                self.passed_bytes += size
-                try:
-                    forward(data)
-                except (
-                    RuntimeError
-                ):  # uvloop's word for a client that has just gone; whoever serves it is about to hear
-                    self._forward = None
-                return
+    def arrived(self, data: bytes) -> None:
+        """Bytes of the answer that do not pass as they are."""
         if self.sink is None:
             self.abort()
             return
