@@ -18,6 +18,8 @@ from tests.e2e.box import REPOSITORY
 from tests.failpoints.census import Census
 from tests.failpoints.run import Run
 from tests.failpoints.script import ALL, Script, script
+from tests.failpoints.world import end_all
+from tests.interrupted import interruptible
 from tests.records import keep
 
 SHOWN_LINES = 80
@@ -136,11 +138,17 @@ def main(argv: list[str]) -> int:
         return None if late else play(seed, census, options.keep)
 
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        for done in concurrent.futures.as_completed([pool.submit(one, seed) for seed in seeds]):
-            result = done.result()
-            if result is not None:
-                results.append(result)
-                show(result)
+        futures = [pool.submit(one, seed) for seed in seeds]
+        try:
+            for done in concurrent.futures.as_completed(futures):
+                result = done.result()
+                if result is not None:
+                    results.append(result)
+                    show(result)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            end_all()
+            raise
     seconds = time.monotonic() - begun
     census.end()
     keep(options.record, report(results, options, seconds, census.scans))
@@ -152,4 +160,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with interruptible():
+        sys.exit(main(sys.argv[1:]))

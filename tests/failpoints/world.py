@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +29,7 @@ from gpuserved.host.failpoint import VARIABLE
 GPUS = 4
 PATIENCE_S = 90.0
 """For one thing to happen on a machine that many such runs share."""
+SWEEP_S = 10.0
 LOG_MAX_BYTES = 2048
 """So small that a start alone rotates the log."""
 A, B = "a", "b"
@@ -34,8 +37,19 @@ A, B = "a", "b"
 T = TypeVar("T")
 
 
+_open: set[World] = set()
+_ending = threading.Event()
+
+
 class Stuck(AssertionError):
     """Something did not happen."""
+
+
+def end_all() -> None:
+    """The program was interrupted: all that any world has running is killed, and nothing is begun any more."""
+    _ending.set()
+    for each in tuple(_open):
+        each.sweep()
 
 
 def profile(name: str, replicas: int, gpus: list[int], mark: str = "1", more: tuple[str, ...] = ()) -> str:
@@ -81,6 +95,7 @@ class World:
 
     def __init__(self, environ: dict[str, str]) -> None:
         self.top = Path(tempfile.mkdtemp(prefix="gsf-"))
+        _open.add(self)
         self.locks = self.top / "locks"
         root = self.top / "root"
         for folder in (root, self.locks):
@@ -137,6 +152,7 @@ class World:
     def begin(self, armed: str) -> None:
         """A new life of the daemon, which may end before it is up."""
         assert not self.alive()
+        _go_on()
         self.lives += 1
         self.say(f"life {self.lives}, {armed or 'not armed'}")
         with (self.top / "daemon.log").open("ab") as log:
@@ -177,8 +193,13 @@ class World:
 
         :raises Stuck: there was none.
         """
+
+        def look() -> T | None:
+            _go_on()
+            return probe()
+
         try:
-            return until(probe, what, limit_s, every_s=0.03)
+            return until(look, what, limit_s, every_s=0.03)
         except AssertionError as late:
             raise Stuck(f"{late}; {self.rows_in_words()}") from None
 
@@ -229,15 +250,21 @@ class World:
 
     def remove(self) -> None:
         """Everything of it, also what should not be there any more."""
-        if self.alive():
-            self.kill()
-        for pid in self.strangers():
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        self.sweep()
         shutil.rmtree(self.top, ignore_errors=True)
         shutil.rmtree(self.roots.run, ignore_errors=True)
+        _open.discard(self)
+
+    def sweep(self) -> None:
+        """Kill every process of it, and what those that were not seen have started meanwhile."""
+        if self.alive():
+            self.kill()
+        deadline = time.monotonic() + SWEEP_S
+        while (left := self.strangers()) and time.monotonic() < deadline:
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
 
     def strangers(self) -> list[int]:
         """Every process that has this root in its command line, its environment, or open: shims have it only there."""
@@ -256,6 +283,11 @@ class World:
 
     def _is_daemon(self, pid: int) -> bool:
         return self.daemon is not None and pid == self.daemon.pid
+
+
+def _go_on() -> None:
+    if _ending.is_set():
+        raise Stuck("interrupted")
 
 
 def held(row: ReplicaView) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 from benchmarks.fetch import revision
 from tests.e2e.box import REPOSITORY, Box, kill, tail
+from tests.interrupted import interruptible
 from tests.records import keep
 from tests.soak.figures import fd_count, pss_bytes
 from tests.soak.judge import Rest, Sample, complaints, growth_per_s, settled
@@ -232,4 +233,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with interruptible():
+        sys.exit(main(sys.argv[1:]))

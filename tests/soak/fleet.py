@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks.fetch import revision
 from tests.e2e.box import REPOSITORY, tail, until
+from tests.interrupted import interruptible
 from tests.records import keep
 from tests.soak.blows import Blows, zombies
 from tests.soak.figures import fd_count, pss_bytes
@@ -264,4 +265,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with interruptible():
+        sys.exit(main(sys.argv[1:]))

@@ -188,9 +188,11 @@ class Stage:
         until(lambda: not self.box.alive(), "everything gone after `down`", 30)
 
     def close(self) -> None:
-        """Whatever happened."""
-        if self._daemon is not None and self._daemon.poll() is None:
-            self.box.run("down", "--yes", timeout_s=180)
+        """Whatever happened. Where the supervisor is dead and others live, another one stops them."""
+        if self._daemon is not None:
+            if self._daemon.poll() is not None and self.box.alive():
+                self.start_supervisor()
+            self.box.run("down", "--yes", "--no-drain", timeout_s=180)
             if self._daemon.poll() is None:
                 self._daemon.kill()
             self._daemon.wait(30)
