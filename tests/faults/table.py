@@ -22,6 +22,7 @@ class Row(NamedTuple):
 
 DAEMON = "no: strikes the daemon, no replica"
 ROUTER = "no: strikes the router, no replica"
+OWNER = "no: the daemon's doing, whichever engine obeys"
 SHIM = "no: the shim's doing, whichever engine it holds"
 GPU = "no: needs a GPU, or its driver's word"
 
@@ -88,7 +89,7 @@ ROWS: Mapping[int, Row] = {
     34: Row("a program that cannot be started", "the reason is the system's own words; nothing half-made"),
     35: Row("zombies and reused PIDs", "none left; a reused PID is never signalled"),
     36: Row("reload with a broken file", "refused with file and line; what ran goes on", DAEMON),
-    37: Row("a storm of commands on one replica", "one after the other; the last one wins"),
+    37: Row("a storm of commands on one replica", "one after the other; the last one wins", OWNER),
     38: Row("the supervisor hangs", "the watchdog replaces it; requests and streams go on", DAEMON),
     39: Row(
         "a start that takes long, and one that stalls",

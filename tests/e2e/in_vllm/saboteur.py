@@ -7,6 +7,7 @@ gpuserve can be imported here.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -49,8 +50,7 @@ class Saboteur:
             transport.write(faults["answer"].encode("latin-1"))
             transport.close()
         if "answer" in faults or faults.get("accept_never_answer"):
-            while (await receive())["type"] != "http.disconnect":
-                pass
+            await _left(receive)
             return
         if "log_flood" in faults:
             for number in range(int(faults["log_flood"])):
@@ -78,9 +78,19 @@ class Saboteur:
         kept = [pair for pair in head[0]["headers"] if pair[0].lower() != b"content-length"]
         await send({**head[0], "headers": kept})
         body = _spoiled(b"".join(parts).decode(), kind).encode()
-        while kind == "endless":
+        # uvicorn drops what is sent to a client that has left: without this wait the loop would spin for ever.
+        left = asyncio.ensure_future(_left(receive))
+        while kind == "endless" and not left.done():
             await send({"type": "http.response.body", "body": body, "more_body": True})
+            await asyncio.sleep(0)
+        left.cancel()
         await send({"type": "http.response.body", "body": body})
+
+
+async def _left(receive: Receive) -> None:
+    """Until the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _faults() -> dict[str, Any]:
