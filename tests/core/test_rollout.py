@@ -94,6 +94,16 @@ def test_a_failure_turns_back_what_was_replaced_already() -> None:
     assert "answered 500" in rollout.reason
 
 
+def test_a_start_that_was_broken_off_with_its_daemon_is_no_failure() -> None:
+    """Found so by the next daemon, before the owner has taken the start up again."""
+    seen = ready("m-0", "m-1") | {"m-1": Seen(State.BACKOFF, Goal.SERVE, 2)}
+    rollout = Rollout(pending=("m-0",), current="m-1", since_generation=1)
+    assert settle(rollout, seen) == (rollout, [])
+    seen["m-1"] = Seen(State.READY, Goal.SERVE, 3)
+    rollout, actions = settle(rollout, seen)
+    assert (rollout.done, actions) == (("m-1",), [Replace("m-0")])
+
+
 def test_a_failure_with_nothing_to_go_back_to_stops() -> None:
     seen = ready("m-0", "m-1") | {"m-0": Seen(State.FAILED, Goal.SERVE, 2, "bad flag")}
     rollout = Rollout(pending=("m-1",), current="m-0", since_generation=1, reversible=False)

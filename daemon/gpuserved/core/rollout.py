@@ -130,9 +130,14 @@ def _look_at_current(rollout: Rollout, name: str, s: Seen | None) -> Decision:
         return rollout, None  # still draining, or being stopped
     if s.state is State.READY:
         return replace(rollout, current=None, done=(*rollout.done, name)), None
-    if s.state in _FAILED:
+    if s.state in _FAILED and not _broken_off(s):
         return _failed(rollout, name, s)
     return rollout, None
+
+
+def _broken_off(s: Seen) -> bool:
+    """Its start ended with the daemon that was at it, and is taken up again: whoever failed by itself has a reason."""
+    return s.state is State.BACKOFF and not s.reason
 
 
 def _waits_for_its_order(rollout: Rollout, name: str, s: Seen) -> bool:
