@@ -1,94 +1,16 @@
-"""A replica with a simulated process and clock: its owner's loop without the world around it.
-
-The clock is virtual and the timers are the ones that the effects armed, so every run is the same on any machine.
-"""
+"""The lifecycle under a fake clock: stories of crashes, and any order of wishes, probes, deaths and time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tests.core.simulated import CRASH, Owner
 
-from gpuserved.core.cause import Cause, CauseKind
-from gpuserved.core.events import (
-    OPERATOR_EVENTS,
-    TIMER_EVENTS,
-    ArmTimer,
-    CancelTimers,
-    Effect,
-    Event,
-    EventKind,
-    KillTree,
-    SaveEvidence,
-    SetRotation,
-    Spawn,
-    Terminate,
-    Timer,
-)
+from gpuserved.core.events import OPERATOR_EVENTS, EventKind, Timer
 from gpuserved.core.profile import RestartPolicy
-from gpuserved.core.replica import allowed, step
-from gpuserved.core.state import Context, Goal, NotAllowed, Replica, State
-
-CRASH = Cause(CauseKind.ENGINE_DIED, "EngineCore died")
-
-
-class Owner:
-    """Performs the effects on a process that exists or does not."""
-
-    def __init__(self, context: Context) -> None:
-        self.context = context
-        self.replica = Replica()
-        self.now_s = 0.0
-        self.timers: dict[Timer, tuple[float, int]] = {}
-        self.process: int | None = None
-        self.admitted = False
-        self.spawns: list[float] = []
-        self.seen: list[State] = [State.STOPPED]
-        self._perform: dict[type, Callable[..., None]] = {
-            Spawn: self._spawn, Terminate: lambda _: None, KillTree: lambda _: None, SetRotation: self._rotate,
-            ArmTimer: self._arm, CancelTimers: lambda _: self.timers.clear(), SaveEvidence: self._save,
-        }  # fmt: skip
-
-    def tell(self, kind: EventKind, cause: Cause | None = None, generation: int | None = None) -> None:
-        if generation is None and kind not in OPERATOR_EVENTS:
-            generation = self.replica.generation
-        self.replica, effects = step(self.replica, Event(kind, generation, cause), self.context)
-        if self.replica.state is not self.seen[-1]:
-            self.seen.append(self.replica.state)
-        for effect in effects:
-            self._perform[type(effect)](effect)
-
-    def _spawn(self, effect: Spawn) -> None:
-        assert self.process is None, "two processes of one replica"
-        assert effect.generation == self.replica.generation
-        self.process = effect.generation
-        self.spawns.append(self.now_s)
-
-    def _rotate(self, effect: SetRotation) -> None:
-        self.admitted = effect.admit
-
-    def _arm(self, effect: ArmTimer) -> None:
-        self.timers[effect.timer] = (self.now_s + effect.delay_s, self.replica.generation)
-
-    def _save(self, effect: Effect) -> None:
-        assert self.process is not None, "evidence of nothing"
-
-    def exit(self) -> None:
-        """The whole tree is gone."""
-        generation, self.process = self.process, None
-        self.tell(EventKind.EXITED, CRASH, generation)
-
-    def pass_time(self, seconds: float) -> None:
-        """Let virtual time go by, firing what falls due."""
-        end = self.now_s + seconds
-        while due := [(at, timer, g) for timer, (at, g) in self.timers.items() if at <= end]:
-            at, timer, generation = min(due)
-            del self.timers[timer]
-            self.now_s = max(self.now_s, at)
-            self.tell(TIMER_EVENTS[timer], generation=generation)
-        self.now_s = end
+from gpuserved.core.replica import allowed
+from gpuserved.core.state import Context, Goal, NotAllowed, State
 
 
 def crash_after_load(owner: Owner, load_s: float) -> None:
@@ -179,6 +101,12 @@ class ReplicaMachine(RuleBasedStateMachine):
         super().__init__()
         self.owner = Owner(Context())
 
+    @initialize(ready=st.booleans())
+    def begin(self, ready: bool) -> None:
+        self.owner.tell(EventKind.START)
+        if ready:
+            self.owner.tell(EventKind.PROBE_UP)
+
     @rule(last=st.booleans(), moves=st.booleans(), jitter=st.floats(-1, 1), budget=st.integers(1, 6))
     def world_changes(self, last: bool, moves: bool, jitter: float, budget: int) -> None:
         policy = RestartPolicy(budget=budget)
@@ -194,9 +122,16 @@ class ReplicaMachine(RuleBasedStateMachine):
             assert kind not in allowed(before.state) or before.goal is not Goal.HOLD
 
     @precondition(lambda self: self.owner.process is not None)
-    @rule(kind=st.sampled_from(["probe_up", "probe_down", "stalled", "hung", "drained", "dying"]))
+    @rule(kind=st.sampled_from(["hung", "drained", "dying", "gpu_fault", "canary_failed"]))
     def observed(self, kind: str) -> None:
         self.owner.tell(EventKind(kind), CRASH)
+
+    @precondition(lambda self: self.owner.process is not None)
+    @rule(kinds=st.lists(st.sampled_from(["probe_up", "probe_down", "stalled"]), min_size=1, max_size=3))
+    def probed(self, kinds: list[str]) -> None:
+        for kind in kinds:
+            self.owner.tell(EventKind(kind), CRASH)
+            self.only_ready_is_in_rotation()
 
     @precondition(lambda self: self.owner.process is not None)
     @rule()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -79,6 +81,32 @@ def test_who_waits_gives_way_to_who_runs() -> None:
     for blocked, other in (({"SIM-0": "x"}, ("SIM-2", "SIM-3")), ({}, ("SIM-0", "SIM-2"))):
         found = held_by(arrange(profile, gpus(4), held, quarantined=blocked, waiting=["p-1"]))
         assert found == {"p-0": ("SIM-1", "SIM-3"), "p-1": other}
+
+
+def sim(name: str, replicas: int, size: int = 1) -> Wanted:
+    found = wanted(replicas, size)["p"]
+    return replace(found, profile=replace(found.profile, name=name))
+
+
+def test_a_profile_that_grows_does_not_push_another_one_off_its_gpus() -> None:
+    """Whichever of them was applied first: a grows around b, or not at all."""
+    before = {"a-0": ("SIM-0",), "b-0": ("SIM-1",)}
+    small, large = {"a": sim("a", 1), "b": sim("b", 1)}, {"a": sim("a", 2), "b": sim("b", 1)}
+    assert held_by(arrange(small, gpus(3), before)) == before
+    assert held_by(arrange(large, gpus(3), before)) == before | {"a-1": ("SIM-2",)}
+    with pytest.raises(Refused, match="GPU 1 by b-0"):
+        arrange(large, gpus(2), before)
+    anew = large | {"a": replace(large["a"], solved=None)}
+    assert held_by(arrange(anew, gpus(3), before)) == before | {"a-1": ("SIM-2",)}
+
+
+def test_one_that_waits_goes_on_waiting_where_its_other_gpus_were_given_away() -> None:
+    """b waited for GPU 1 of its two, and a got GPU 0 meanwhile: the release of GPU 1 is no error, and takes nothing from a."""
+    both = {"b": sim("b", 1, 2), "a": sim("a", 1)}
+    held = {"b-0": ("SIM-0", "SIM-1"), "a-0": ("SIM-0",)}
+    found = arrange(both, gpus(2), held, waiting=["b-0"])
+    assert held_by(found) == held
+    assert [one.replica for one in found.placements["b"].replicas] == []
 
 
 @settings(deadline=None)

@@ -56,6 +56,11 @@ class Wanted:
         """The profile with the scale."""
         return self.profile if self.scaled is None else replace(self.profile, replicas=self.scaled)
 
+    @property
+    def base(self) -> Profile:
+        """That with what the planner decided, where it has."""
+        return self.effective if self.solved is None else self.solved.applied(self.effective)
+
 
 @dataclass(frozen=True)
 class Known:
@@ -108,7 +113,9 @@ def arrange(
     """
     gpus = with_simulated(inventory, [each.profile for each in wanted.values()])
     gpus = [replace(gpu, blocked=(quarantined or {}).get(gpu.uuid, gpu.blocked)) for gpu in gpus]
-    ours = [replace(gpu, memory_used_bytes=None) for gpu in gpus]
+    ours = [
+        replace(gpu, memory_used_bytes=None) for gpu in gpus
+    ]  # what runs is not weighed against today's free memory
     keep = _undisputed(held, waiting)
     leases: list[Lease] = []
     assignments: list[Assignment] = []
@@ -116,29 +123,28 @@ def arrange(
     placements: dict[str, Placements] = {}
     # Profiles that hold GPUs come first, so that one that is new is placed around them.
     order = sorted(wanted, key=lambda name: not any(r.rsplit("-", 1)[0] == name and held[r] for r in held))
-    for name in order:
+    for at, name in enumerate(order):
         each, about = wanted[name], (known or {}).get(name, Known())
         profile = each.effective
-        if each.solved is not None:  # what runs is not weighed against today's free memory
-            found = place(each.solved.applied(profile), ours, leases, keep=keep)
+        others = [*leases, *_claims({later: wanted[later] for later in order[at + 1 :]}, keep, gpus)]
+        if each.solved is not None:
+            found = place(each.base, ours, others, keep=keep)
         else:
-            found = place(
-                profile, gpus, [*leases, *taken], keep=keep, facts=about.facts, lookup=about.lookup, version=about.version
-            )  # fmt: skip
+            found = _planned(profile, gpus, [*others, *taken], keep, about)
         mine = {r: held[r] for r in held if r.rsplit("-", 1)[0] == name and held[r]}
-        if isinstance(found, NoFit) and each.solved is not None and _all_wait(mine, gpus):
+        waits = each.solved is not None and (_all_wait(mine, gpus) or not mine.keys().isdisjoint(waiting))
+        if isinstance(found, NoFit) and waits:
             found = Placements(())
         if isinstance(found, NoFit):
             raise Refused(found.message, found.hint, {"code": found.code, "levers": [vars(lever) for lever in found.levers]})  # fmt: skip
-        base = each.solved.applied(profile) if each.solved is not None else profile
         placements[name] = found
         warnings += [PlanWarning(code=each.code, message=each.message) for each in found.warnings]
         for placed in found.replicas:
             uuids = tuple(gpu.uuid for gpu in placed.gpus)
             indexes = tuple(gpu.index for gpu in placed.gpus)
-            assignments.append(Assignment(placed.replica, placed.resolved(base), indexes, uuids))
+            assignments.append(Assignment(placed.replica, placed.resolved(each.base), indexes, uuids))
             leases += [Lease(uuid, placed.replica, profile.gpu_share or 1.0) for uuid in uuids]
-        assignments += _waiting(base, found, mine, gpus, waiting)
+        assignments += _waiting(each.base, found, mine, gpus, waiting)
     unplanned = frozenset(
         name
         for name, each in wanted.items()
@@ -160,6 +166,36 @@ def _undisputed(held: Mapping[str, tuple[str, ...]], waiting: Collection[str]) -
     return {
         replica: uuids for replica, uuids in held.items() if replica not in waiting or busy.isdisjoint(uuids)
     }
+
+
+def _planned(
+    profile: Profile,
+    gpus: Sequence[Gpu],
+    leases: Sequence[Lease],
+    keep: Mapping[str, tuple[str, ...]],
+    about: Known,
+) -> Placements | NoFit:
+    return place(
+        profile, gpus, leases, keep=keep, facts=about.facts, lookup=about.lookup, version=about.version
+    )
+
+
+def _claims(
+    wanted: Mapping[str, Wanted], keep: Mapping[str, tuple[str, ...]], gpus: Sequence[Gpu]
+) -> list[Lease]:
+    """Where replicas of profiles that are not planned anew stay: nobody else is placed there, whose turn ever it is."""
+    blocked = {gpu.uuid for gpu in gpus if gpu.blocked}
+    found = []
+    for replica, uuids in keep.items():
+        name, _, number = replica.rpartition("-")
+        each = wanted.get(name)
+        if each is None or each.solved is None or not number.isdigit():
+            continue
+        profile = each.base
+        counted = profile.replicas is None or int(number) < profile.replicas
+        if counted and len(uuids) == profile.gpus_per_replica and blocked.isdisjoint(uuids):
+            found += [Lease(uuid, replica, profile.gpu_share or 1.0) for uuid in uuids]
+    return found
 
 
 def _all_wait(mine: Mapping[str, tuple[str, ...]], gpus: Sequence[Gpu]) -> bool:
