@@ -113,6 +113,8 @@ def test_an_object_with_too_many_values_is_not_looked_at_either() -> None:
 
     assert of(30) is not None
     assert of(40) is None
+    alone = {"system": {f"k{n}": [1] * 40 for n in range(3000)}}
+    assert prefix_key(json.dumps(alone).encode()) is None
     messages = [{"content": [1] * 40}] * 3000
     assert prefix_key(json.dumps({"messages": messages[:2000]}).encode()) is not None
     assert prefix_key(json.dumps({"messages": messages}).encode()) is None
