@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from gpuserved.core.rollout import (
     Action,
@@ -19,8 +16,6 @@ from gpuserved.core.rollout import (
     Seen,
     TurnBack,
     decide,
-    meant_to_serve,
-    serves,
 )
 from gpuserved.core.state import Goal, State
 
@@ -171,129 +166,6 @@ def test_one_that_was_let_go_is_replaced_once_it_is_down(state: State) -> None:
 def test_replicas_that_are_gone_are_forgotten(names: set[str]) -> None:
     rollout, actions = settle(Rollout(pending=tuple(names)), {})
     assert (rollout.outcome, actions) == (Outcome.DONE, [])
-
-
-@dataclass
-class Engine:
-    """One replica as its owner would drive it, reduced to what a change can see."""
-
-    seen: Seen = READY
-    runs: str = "old"
-    next: str | None = None
-    inbox: list[str] = field(default_factory=list)
-
-
-class RollingFleet(RuleBasedStateMachine):
-    """The change's orders are read late; starts succeed or fail; replicas crash and recover by themselves."""
-
-    @initialize(count=st.integers(1, 5), crashed=st.sets(st.integers(0, 4)))
-    def begin(self, count: int, crashed: set[int]) -> None:
-        self.fleet = {f"m-{n}": Engine() for n in range(count)}
-        for n in crashed:
-            if n < count:
-                self.fleet[f"m-{n}"].seen = Seen(State.BACKOFF, Goal.SERVE, 1, "crashed")
-        self.rollout = Rollout(pending=tuple(self.fleet))
-        self.ordered: list[str] = []
-        self.step()
-
-    def view(self) -> dict[str, Seen]:
-        return {name: engine.seen for name, engine in self.fleet.items()}
-
-    def step(self) -> None:
-        while True:
-            before, seen = self.rollout, self.view()
-            self.rollout, action = decide(before, seen)
-            if isinstance(action, Replace):
-                self.check_capacity(action.replica, seen)
-                self.ordered.append(action.replica)
-                engine = self.fleet[action.replica]
-                engine.next = "old" if self.rollout.direction is Direction.BACK else "new"
-                engine.inbox.append("replace")
-            if self.rollout == before:
-                return
-
-    def check_capacity(self, name: str, seen: dict[str, Seen]) -> None:
-        """The whole promise, at the one place where a change can break it."""
-        for other, s in seen.items():
-            if other != name and serves(seen[name]) and meant_to_serve(s):
-                assert serves(s), f"{name} is taken away while {other} is {s.state}"
-            if other != name:
-                assert not self.fleet[other].inbox, "two at once"
-                assert s.goal is not Goal.REPLACE, "two at once"
-
-    @precondition(lambda self: any(e.inbox for e in self.fleet.values()))
-    @rule(data=st.data())
-    def read_order(self, data: st.DataObject) -> None:
-        engine = data.draw(st.sampled_from([e for e in self.fleet.values() if e.inbox]))
-        engine.inbox.clear()
-        s = engine.seen
-        if s.state in {State.BACKOFF, State.FAILED, State.STOPPED}:
-            self.spawn(engine, Goal.REPLACE)
-        else:
-            state = State.DRAINING if s.state is State.READY else State.STOPPING
-            engine.seen = Seen(state, Goal.REPLACE, s.generation)
-        self.step()
-
-    def spawn(self, engine: Engine, goal: Goal) -> None:
-        engine.runs, engine.next = engine.next or engine.runs, None
-        engine.seen = Seen(State.STARTING, goal, engine.seen.generation + 1)
-
-    @rule(data=st.data(), well=st.integers(0, 3))
-    def move_on(self, data: st.DataObject, well: int) -> None:
-        """One replica's next step by itself; a start fails one time in four."""
-        engine = data.draw(st.sampled_from(list(self.fleet.values())))
-        s = engine.seen
-        if engine.inbox and s.state is not State.BACKOFF:
-            return  # an inbox is read in order: whatever comes later finds the order read
-        if s.state in {State.DRAINING, State.STOPPING}:
-            self.spawn(engine, Goal.REPLACE)
-        elif s.state is State.STARTING and well:
-            engine.seen = Seen(State.READY, Goal.SERVE, s.generation)
-        elif s.state is State.STARTING:
-            engine.seen = Seen(State.BACKOFF, Goal.SERVE, s.generation, "did not start")
-        elif s.state is State.BACKOFF:
-            self.spawn(engine, Goal.SERVE)
-        self.step()
-
-    @rule(data=st.data())
-    def crash(self, data: st.DataObject) -> None:
-        engine = data.draw(st.sampled_from(list(self.fleet.values())))
-        if engine.seen.state is State.READY:
-            engine.seen = Seen(State.BACKOFF, Goal.SERVE, engine.seen.generation, "crashed")
-        self.step()
-
-    @invariant()
-    def an_end_is_a_whole_one(self) -> None:
-        rollout = self.rollout
-        if rollout.outcome is Outcome.DONE:
-            assert {e.runs for e in self.fleet.values()} == {"new"}
-        elif rollout.outcome is Outcome.ROLLED_BACK:
-            assert {e.next or e.runs for e in self.fleet.values()} == {"old"}
-            assert rollout.reason
-        elif rollout.outcome is Outcome.STOPPED:
-            assert "with the former settings" in rollout.reason
-
-    def teardown(self) -> None:
-        """Left alone and with starts that succeed, every change ends."""
-        for _ in range(200):
-            if self.rollout.outcome is not None:
-                break
-            for engine in self.fleet.values():
-                s = engine.seen
-                if engine.inbox:
-                    engine.inbox.clear()
-                    self.spawn(engine, Goal.REPLACE)
-                elif s.state is State.STARTING:
-                    engine.seen = Seen(State.READY, Goal.SERVE, s.generation)
-                elif s.state is not State.READY:
-                    self.spawn(engine, s.goal)
-                self.step()
-        assert self.rollout.outcome is not None
-        self.an_end_is_a_whole_one()
-
-
-TestRollingFleet = RollingFleet.TestCase
-TestRollingFleet.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 
 
 def test_how_many_replicas_it_is_about() -> None:
