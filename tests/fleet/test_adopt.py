@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from gpuserved.api.roots import from_environment
 from gpuserved.core.cause import Cause, CauseKind
+from gpuserved.core.events import EventKind
 from gpuserved.core.restart import RestartHistory
 from gpuserved.core.state import Goal, State
-from gpuserved.fleet.adopt import Found, match, resumed
+from gpuserved.fleet.adopt import Found, match, resume_without_process, resumed
 from gpuserved.fleet.store import FleetRecord, ReplicaRecord, WantedRecord
 from gpuserved.fleet.take_up import _let_go
 from gpuserved.host import statefile
@@ -61,6 +63,18 @@ def test_what_served_serves(state: State) -> None:
 def test_a_start_later_than_the_state_is_a_start(state: State) -> None:
     r = resumed(record(state), 4)
     assert (r.state, r.goal, r.generation, r.history.restarts) == (State.STARTING, Goal.SERVE, 4, 4)
+
+
+@pytest.mark.parametrize(("goal", "posted"), [(Goal.SERVE, [EventKind.START]), (Goal.STOP, [])])
+def test_an_order_to_start_that_was_saved_and_not_read_is_carried_out(
+    tmp_path: Path, goal: Goal, posted: list[EventKind]
+) -> None:
+    """One that somebody has stopped stays so."""
+    heard: list[EventKind] = []
+    around = SimpleNamespace(roots=from_environment({"GPUSERVE_ROOT": str(tmp_path)}, uid=0))
+    owner: Any = SimpleNamespace(id="a-0", around=around, r=None, post=heard.append)
+    resume_without_process(owner, record(State.STOPPED, generation=0, goal=goal))
+    assert (owner.r.state, owner.r.goal, heard) == (State.STOPPED, Goal.STOP, posted)
 
 
 def test_what_was_let_go_is_taken_up_where_it_is_known_and_has_no_place() -> None:

@@ -170,6 +170,9 @@ def resume_without_process(owner: Owner, record: ReplicaRecord | None, tried: in
     if r.goal is Goal.REPLACE:
         owner.r = replace(r, state=State.BACKOFF, goal=Goal.SERVE)
         owner.post(EventKind.REPLACE)
+    elif r.state is State.STOPPED and r.goal is Goal.SERVE:
+        owner.r = replace(r, goal=Goal.STOP)
+        owner.post(EventKind.START)  # the order was saved, and not read
     elif r.state is State.STOPPED or (r.goal is Goal.STOP and r.state is not State.FAILED):
         owner.r = replace(r, state=State.STOPPED, goal=Goal.STOP)
     elif r.state in {State.FAILED, State.BACKOFF}:

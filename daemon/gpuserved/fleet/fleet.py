@@ -175,6 +175,7 @@ class Fleet:
         self.owners[assignment.replica] = owner
         owner.begin()
         if first is not None:
+            owner.is_to_run()
             owner.post(first)
         return owner
 

@@ -278,6 +278,10 @@ class Owner:
             self.process.detach()
         await self.watch.closed()
 
+    def is_to_run(self) -> None:
+        """New, and not yet told to start: what is saved meanwhile must not look like a replica that somebody has stopped."""
+        self.r = replace(self.r, goal=Goal.SERVE)
+
     def forgive_generation(self, generation: int) -> None:
         """Continue numbering after `generation`: a log of that number exists."""
         self.r = replace(self.r, generation=max(self.r.generation, generation))
