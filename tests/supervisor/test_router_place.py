@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gpuserved.supervisor import router_place
 from gpuserved.supervisor.router_place import RouterPlace, places
 
 
@@ -105,6 +106,30 @@ def test_nothing_is_left_of_those_that_are_forgotten(tmp_path: Path, sockets: So
         place.shim.unlink()
         place.forget()
     assert names(tmp_path) == {"router", "routing.json"}
+
+
+@pytest.mark.parametrize("row", [0, 3])
+def test_nothing_is_left_where_a_supervisor_died_before_the_plain_name_led_elsewhere(
+    tmp_path: Path, sockets: Sockets, monkeypatch: pytest.MonkeyPatch, row: int
+) -> None:
+    def die(_step: str) -> None:
+        raise KeyboardInterrupt
+
+    first, second = RouterPlace(tmp_path, row), RouterPlace(tmp_path, row, 2)
+    sockets.live(first)
+    sockets.live(second)
+    with monkeypatch.context() as dying:
+        dying.setattr(router_place, "reach", die)
+        with pytest.raises(KeyboardInterrupt):
+            second.take_name()
+    assert inode(first.control_now) == inode(RouterPlace(tmp_path, row).control), "it has two names"
+    first.shim.unlink()  # it has ended before the next supervisor looks, which forgets it and goes on
+    first.forget()
+    second.take_name()
+    assert inode(RouterPlace(tmp_path, row).control) == inode(second.control)
+    second.shim.unlink()
+    second.forget()
+    assert names(tmp_path) == {"router"}
 
 
 def test_the_version_of_a_shim_is_known_where_it_was_noted(tmp_path: Path) -> None:

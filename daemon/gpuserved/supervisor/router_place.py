@@ -124,9 +124,11 @@ class RouterPlace:
     def forget(self) -> None:
         """Remove what a router that has ended leaves: a later one has its own."""
         self.control.with_name(self.control.name + ".prompts").unlink(missing_ok=True)
-        control = self.control_now
-        if not control.is_symlink():
-            control.unlink(missing_ok=True)
+        # Both names of a first generation: where a supervisor died between giving it the second and taking the plain one away,
+        # the plain one would be put aside once more.
+        for control in (self.control_now, self.control):
+            if not control.is_symlink():
+                control.unlink(missing_ok=True)
         if self._plain.is_symlink() and os.readlink(self._plain) == self.control.name:
             self._plain.unlink(missing_ok=True)
         if self.folder != self._common:
