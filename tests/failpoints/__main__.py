@@ -49,8 +49,7 @@ def play(seed: int, census: Census, keep: Path | None) -> Result:
     except Exception as error:
         wrong = [str(error) if isinstance(error, AssertionError) else traceback.format_exc()]
         wrong += census.wrong(run.world.roots.run)
-    path = run.world.top / "daemon.log"
-    log = path.read_text("utf-8", errors="replace") if path.exists() else ""
+    log = run.world.log.read_text("utf-8", errors="replace") if run.world.log.exists() else ""
     if wrong and keep is not None:
         shutil.copytree(run.world.roots.log, keep / f"seed-{seed}" / "log", dirs_exist_ok=True)
         shutil.copytree(run.world.roots.state, keep / f"seed-{seed}" / "state", dirs_exist_ok=True)

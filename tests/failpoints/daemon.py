@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -12,12 +13,17 @@ from tests.e2e.box import until
 
 from gpuserved.host.shimfiles import start_ticks
 
+_HANDED_OVER = re.compile(rb"gpuserved\.app\.life: .* has taken over$", re.MULTILINE)
+
 
 class Daemon:
     """One daemon: a child of this process, or the successor of one, which nobody can ask for its exit code."""
 
-    def __init__(self, pid: int, child: subprocess.Popen[bytes] | None = None) -> None:
+    def __init__(self, pid: int, log: Path, child: subprocess.Popen[bytes] | None = None) -> None:
+        """:param log: where it writes, and those before it wrote."""
         self.pid = pid
+        self._log = log
+        self._log_begins = log.stat().st_size
         self._ticks = start_ticks(pid)
         self._child = child
 
@@ -30,6 +36,13 @@ class Daemon:
     def code(self) -> int | None:
         """Its exit code; None: it runs, or nobody knows."""
         return self._child.poll() if self._child else None
+
+    @property
+    def handed_over(self) -> bool:
+        """Has it said that another serves in its place? It is the last that it says, and behind the last step it can die at."""
+        with self._log.open("rb") as log:
+            log.seek(self._log_begins)
+            return _HANDED_OVER.search(log.read()) is not None
 
     def kill(self) -> None:
         """kill -9, and wait."""

@@ -81,13 +81,13 @@ class Run:
             return
         self.world.forget()
         heir = self.world.heir()
-        if daemon.code == KILLED or (daemon.code is None and self._present):
+        handed_over = daemon.handed_over and daemon.code in {0, None}
+        if daemon.code == KILLED or (daemon.code is None and self._present and not handed_over):
             self.struck = True
             self.world.say("the supervisor died at its failpoint")
-        elif not (heir is not None and daemon.code == 0) and not (
-            self.script.of_shim and self.world.lives == 1
-        ):
-            raise AssertionError(f"the daemon ended by itself, exit code {daemon.code}")
+        elif not (handed_over and heir is not None) and not (self.script.of_shim and self.world.lives == 1):
+            who = "the successor" if handed_over else "the daemon"
+            raise AssertionError(f"{who} ended by itself, exit code {None if handed_over else daemon.code}")
         self._die_unwatched()
         if heir is not None:
             self.world.succeed(heir)

@@ -96,6 +96,8 @@ class World:
     def __init__(self, environ: dict[str, str]) -> None:
         self.top = Path(tempfile.mkdtemp(prefix="gsf-"))
         _open.add(self)
+        self.log = self.top / "daemon.log"
+        """Of all its daemons."""
         self.locks = self.top / "locks"
         root = self.top / "root"
         for folder in (root, self.locks):
@@ -112,7 +114,7 @@ class World:
         }
         self.roots = from_environment(self.env, uid=os.getuid())
         self.roots.log.mkdir(parents=True, mode=0o700)
-        (self.roots.log / "daemon.log").symlink_to(self.top / "daemon.log")  # beside what else is said there
+        (self.roots.log / "daemon.log").symlink_to(self.log)  # beside what else is said there
         self.port = free_port()
         self.client = ControlClient(self.roots.control_socket)
         self.daemon: Daemon | None = None
@@ -125,7 +127,7 @@ class World:
 
     def say(self, what: str) -> None:
         """A line between those of the daemon."""
-        with (self.top / "daemon.log").open("a", encoding="utf-8") as log:
+        with self.log.open("a", encoding="utf-8") as log:
             log.write(f"{time.strftime('%H:%M:%S')}.{int(time.time() * 1000) % 1000:03d} ---- {what}\n")
 
     # --- lives
@@ -139,7 +141,7 @@ class World:
         for pid in self.strangers():
             argv = argv_of(pid)
             if "gpuserved.app.main" in argv and "--check" not in argv:
-                return Daemon(pid)
+                return Daemon(pid, self.log)
         return None
 
     def succeed(self, heir: Daemon) -> None:
@@ -155,12 +157,12 @@ class World:
         _go_on()
         self.lives += 1
         self.say(f"life {self.lives}, {armed or 'not armed'}")
-        with (self.top / "daemon.log").open("ab") as log:
+        with self.log.open("ab") as log:
             child = subprocess.Popen(
                 [*GPUSERVED, "--background", "--listen", f"127.0.0.1:{self.port}"], env=self.env | {VARIABLE: armed}, cwd="/",
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
-        self.daemon = Daemon(child.pid, child)
+        self.daemon = Daemon(child.pid, self.log, child)
         self.until(lambda: not self.alive() or self.answers(), "the daemon answers")
 
     def answers(self) -> bool:
