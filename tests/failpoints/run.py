@@ -73,8 +73,8 @@ class Run:
                 self.world.begin(self._present)
 
     def _note_end(self) -> None:
-        """A supervisor that is gone without having been killed here died at its failpoint, or handed over; something may die
-        unwatched now.
+        """A supervisor that is gone without having been killed here died at its failpoint, or handed over to one that may be gone
+        by now as well; something may die unwatched now.
         """
         daemon = self.world.daemon
         if daemon is None or not daemon.ended:
@@ -85,6 +85,10 @@ class Run:
         if daemon.code == KILLED or (daemon.code is None and self._present and not handed_over):
             self.struck = True
             self.world.say("the supervisor died at its failpoint")
+        elif handed_over and heir is None and self._present:
+            self.struck = True  # a successor is armed as the one before was
+            self.world.lives += 1
+            self.world.say("the successor died at its failpoint before it was looked for")
         elif not (handed_over and heir is not None) and not (self.script.of_shim and self.world.lives == 1):
             who = "the successor" if handed_over else "the daemon"
             raise AssertionError(f"{who} ended by itself, exit code {None if handed_over else daemon.code}")
