@@ -72,7 +72,7 @@ class SimStage(Stage):
         profile = sim(
             SERVED,
             flags=flags,
-            tables={"health": HEALTH | {"startup_stall_s": 3}, "restart": RESTART},
+            tables={"health": HEALTH | {"startup_stall_s": 8}, "restart": RESTART},
             tensor_parallel_size=2,
             gpus="all",
         )

@@ -147,7 +147,10 @@ def test_a_poison_request_is_blocked_and_its_neighbours_are_answered(
     measured.recover_s = time.monotonic() - at
     measured.failed, measured.answered = 0, NEIGHBOURS
     restarts = sum(stage.replica(name)["restarts"] - count for name, count in first.items())
-    assert restarts == 3
+    assert restarts in {
+        2,
+        3,
+    }  # 2 where no neighbour waited beside it any more when it struck again: then it is known
 
 
 @pytest.mark.fault(37)
