@@ -59,6 +59,19 @@ async def test_full_queue_is_429_and_a_passed_deadline_503(bench: Bench) -> None
     assert (stats["rejected_total"], stats["queued"]) == (4, 0)
 
 
+async def test_who_waits_for_a_model_that_is_removed_is_told_at_once(bench: Bench) -> None:
+    await bench.start(bench.model(), bench.model(name="other"))
+    asked = [asyncio.create_task(bench.chat()) for _ in range(3)]
+    other = asyncio.create_task(bench.chat("other"))
+    await _queued(bench, 4)
+    await bench.tell(bench.model(name="other"))
+    answers = await asyncio.gather(*asked)
+    assert [(a.status, a.json["error"]["code"]) for a in answers] == [(503, "model_removed")] * 3
+    assert not other.done(), "whose model is still served goes on waiting"
+    await bench.tell()
+    assert (await other).status == 503
+
+
 async def test_client_that_leaves_the_queue_frees_its_place(bench: Bench) -> None:
     await bench.start(bench.model(queue=1))
     client = await bench.client()

@@ -166,12 +166,14 @@ async def acquire(
     :param ask: what ties the request to a replica, for the model's policy.
     :param deadline: loop time at which the client gives up, if it said so.
     :param again: a replay: it was admitted before, so it goes to the front and the queue's bound is not its concern.
-    :raises HttpError: 429 when too many wait, 503 when none became ready in time.
+    :raises HttpError: 429 when too many wait, 503 when none became ready in time, or the model is no longer served.
     """
     if again or not model.waiters:
         entry = _pick(model, avoid, ask)
         if entry is not None:
             return Lease(model, entry, ask)
+    if model.removed:
+        raise errors.removed(model.name)
     if not again:
         _make_room(model, tenant)
     loop = asyncio.get_running_loop()

@@ -142,6 +142,13 @@ def none_ready(model: str) -> HttpError:
     )  # fmt: skip
 
 
+def removed(model: str) -> HttpError:
+    """503: it was taken out of service while the request waited."""
+    return HttpError(
+        503, f"'{model}' is no longer served here.", kind="service_unavailable", code="model_removed", retry_after_s=5
+    )  # fmt: skip
+
+
 def overloaded() -> HttpError:
     """503 at the connection cap."""
     return HttpError(

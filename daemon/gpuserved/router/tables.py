@@ -13,6 +13,7 @@ from gpuserved.core.policy.base import Ask, Policy
 from gpuserved.core.policy.least_inflight import LeastInflight
 from gpuserved.core.policy.make import make_policy
 from gpuserved.core.policy.prefix_key import PrefixKey
+from gpuserved.router import errors
 from gpuserved.router.counts import Counts
 from gpuserved.router.replica import Replica
 
@@ -54,6 +55,17 @@ class Model:
     """At hand, for the clock: before Python 3.12 asking which loop runs is a system call."""
     suspects: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by the one suspect of a second crash that may run."""
+    removed: bool = False
+    """No longer served: nobody will come who could serve those that wait."""
+
+    def remove(self) -> None:
+        """It is served no longer: those that wait are told now, and not when their time in the queue is over."""
+        self.removed = True
+        self.entries = []
+        while (waiter := self.waiters.head()) is not None:
+            self.waiters.pop()
+            if not waiter.future.done():
+                waiter.future.set_exception(errors.removed(self.name))
 
     def take_settings(self, routes: list[ModelRoute]) -> None:
         """Of profiles that share a name the first one says how to choose; a policy that stays keeps what it remembers."""
@@ -141,7 +153,7 @@ class Fleet:
         for replica in gone:
             replica.retire()
         for model in removed:
-            model.entries = []
+            model.remove()
         for model in models.values():
             self._on_change(model)
 
