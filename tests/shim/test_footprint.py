@@ -48,7 +48,11 @@ async def test_an_idle_shim_does_not_wake_up(yard: Yard, connect: Connect) -> No
     await (await connect(folder)).hello("cli")
 
     def wakes() -> int:
-        found = re.search(r"^voluntary_ctxt_switches:\s+(\d+)", Path(f"/proc/{started.shim_pid}/status").read_text(), re.M)
+        found = re.search(
+            r"^voluntary_ctxt_switches:\s+(\d+)",
+            Path(f"/proc/{started.shim_pid}/status").read_text(),
+            re.MULTILINE,
+        )
         assert found is not None
         return int(found[1])
 
