@@ -44,6 +44,19 @@ def test_each_change_that_brings_something() -> None:
     assert not any("fp8" in one for one in changes(facts=quantised, flags={"kv_cache_dtype": "fp8"}))
 
 
+def test_a_utilisation_that_the_next_plan_would_refuse_is_not_advised() -> None:
+    fixed: dict[str, Any] = {"flags": {"gpu_memory_utilization": 0.3}}
+    full = replace(configs.host(1, 80)[0], memory_used_bytes=40 * GIB)
+    for gpu, profile, most in (
+        (full, fixed, "gpu_memory_utilization = 0.49"),
+        (configs.host(1, 80)[0], fixed | {"gpu_share": 0.5}, "gpu_memory_utilization = 0.47"),
+        (full, {}, None),
+        (configs.host(1, 80)[0], {"gpu_share": 0.5}, None),
+    ):
+        found = [one.change for one in levers(asked(**profile), gpu, 1, 8)]
+        assert [one for one in found if one.startswith("gpu_memory")] == ([most] if most else [])
+
+
 @pytest.mark.parametrize(
     ("size", "there", "wider"), [(1, 8, 2), (2, 8, 4), (2, 3, None), (1, 1, None), (8, 8, None), (4, 8, 8)]
 )

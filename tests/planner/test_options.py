@@ -11,8 +11,8 @@ from tests.planner import configs
 from gpuserved.core.placement import Gpu
 from gpuserved.core.planner.memory import Measured, Setting
 from gpuserved.core.planner.options import Asked, Option, Place, option
-from gpuserved.core.planner.room import free_bytes
 from gpuserved.core.planner.topology import Group
+from gpuserved.core.planner.utilization import free_bytes
 
 GIB = configs.GIB
 SMALL = configs.facts(configs.QWEN3_06B)
@@ -185,10 +185,17 @@ def test_a_group_is_as_roomy_as_the_gpu_of_it_that_others_use_most() -> None:
     first, second = configs.host(2)
     for used in ({"memory_used_bytes": 30 * GIB}, {"memory_total_bytes": 40 * GIB}):
         fuller = replace(second, **used)  # type: ignore[arg-type]  # the fields of a Gpu
-        alone = option(asked([fuller]), 1).places[0].card
+        both = option(asked([replace(first, **used), fuller]), 2).places[0].card  # type: ignore[arg-type]
         pair = option(asked([first, fuller]), 2).places[0].card
-        assert (pair.total_bytes, pair.utilization) == (alone.total_bytes, alone.utilization)
+        assert pair == both
         assert option(asked([fuller, first]), 2).places[0].card == pair
+
+
+def test_gpus_that_differ_only_in_what_the_driver_keeps_have_cards_of_their_own() -> None:
+    first, second = configs.host(2, linked=False)
+    more = replace(second, memory_reserved_bytes=4 * GIB)
+    places = option(replace(asked([first, more]), version="0.26.0"), 1).places
+    assert places[0].card.kv_cache_bytes - places[1].card.kv_cache_bytes > 2 * GIB
 
 
 def test_what_nobody_knows_of_a_gpu_is_no_room() -> None:

@@ -24,11 +24,8 @@ from gpuserved.core.planner.memory import Setting
 from gpuserved.core.planner.model import Unknown
 from gpuserved.core.planner.room import (
     allowed,
-    chosen_utilization,
     foreigners,
     room,
-    utilization_cap,
-    utilization_of,
 )
 from gpuserved.core.profile import EngineName
 
@@ -90,35 +87,6 @@ def test_what_is_blocked_says_why_whoever_holds_it() -> None:
         [0, 2],
         [1],
     )
-
-
-def test_the_share_that_vllm_finds_free() -> None:
-    assert utilization_cap(gpu(0)) == 1.0
-    assert utilization_cap(gpu(0, memory_used_bytes=30 * GIB)) == 0.7
-    assert utilization_cap(gpu(0, memory_used_bytes=30 * GIB + 1)) == 0.69, "rounded down: it wants that much"
-    assert utilization_cap(gpu(0, memory_used_bytes=None)) == 1.0
-    assert utilization_cap(gpu(0, memory_total_bytes=None)) == 1.0
-    beside = gpu(0, memory_used_bytes=30 * GIB)
-    assert obstacles([], beside, flags={"gpu_memory_utilization": 0.7}) == []
-    assert obstacles([], beside, flags={"gpu_memory_utilization": 0.71}) == [
-        "by processes that are not ours (30720 MiB)"
-    ]
-    assert obstacles([], beside, gpu_share=0.8) == ["by processes that are not ours (30720 MiB)"]
-    assert obstacles([], beside) == [], "the planner takes what is left"
-
-
-def test_the_share_that_is_asked_for() -> None:
-    assert utilization_of(configs.profile(flags={"gpu_memory_utilization": 0.8}, gpu_share=0.5)) == 0.8
-    assert utilization_of(configs.profile(flags={"gpu_memory_utilization": 1})) == 1.0
-    assert utilization_of(configs.profile(flags={"gpu_memory_utilization": "0.8"}, gpu_share=0.5)) == 0.5
-    assert utilization_of(configs.profile()) is None
-    assert utilization_of(configs.profile(engine=EngineName.SIM, gpu_share=0.5)) is None
-    assert chosen_utilization(configs.profile(), gpu(0)) is None
-    assert chosen_utilization(configs.profile(), gpu(0, memory_used_bytes=8 * GIB)) is None, (
-        "0.92 is vLLM's default"
-    )
-    assert chosen_utilization(configs.profile(), gpu(0, memory_used_bytes=9 * GIB)) == 0.91
-    assert chosen_utilization(configs.profile(gpu_share=0.5), gpu(0, memory_used_bytes=9 * GIB)) == 0.5
 
 
 def test_who_holds_memory() -> None:
@@ -261,7 +229,7 @@ def test_the_share_of_a_replica_is_that_of_its_fullest_gpu() -> None:
     gpus = [gpu(0, memory_used_bytes=40 * GIB), gpu(1, memory_used_bytes=20 * GIB), gpu(2), gpu(3)]
     answer = place(configs.profile(tensor_parallel_size=2), gpus)
     assert isinstance(answer, Placements)
-    assert [one.utilization for one in answer.replicas] == [0.6, None]
+    assert [one.utilization for one in answer.replicas] == [0.59, None]
     other = place(configs.profile(tensor_parallel_size=2, engine=EngineName.COMMAND), gpus)
     assert isinstance(other, Placements)
     assert [one.utilization for one in other.replicas] == [None, None]

@@ -31,7 +31,7 @@ def test_shares_of_a_card_must_be_explicit_and_add_up() -> None:
     half = configs.profile(gpu_share=0.5)
     first = place(half, gpus, facts=SMALL)
     assert isinstance(first, Placements)
-    assert first.replicas[0].utilization == 0.5
+    assert first.replicas[0].utilization == 0.47, "what vLLM has beside its budget is in the share, too"
     leases = [Lease("GPU-0", "a-0", 0.5)]
     assert placed(place(half, gpus, leases, facts=SMALL)) == [[0]]
     for share in (None, 0.6):

@@ -24,6 +24,7 @@ from gpuserved.core.planner.options import (
     sizes,
 )
 from gpuserved.core.planner.room import Room, allowed, room
+from gpuserved.core.planner.utilization import too_high
 from gpuserved.core.profile import EngineName, Profile
 
 
@@ -54,6 +55,8 @@ def place(
     gpus = allowed(profile, inventory)
     if isinstance(gpus, NoFit):
         return gpus
+    if refused := too_high(profile, gpus):
+        return refused
     space = room(profile, gpus, leases)
     own = {name: uuids for name, uuids in (keep or {}).items() if name.rpartition("-")[0] == profile.name}
     if not isinstance(facts, ModelFacts) or not gpus or any(gpu.memory_total_bytes is None for gpu in gpus):

@@ -12,6 +12,7 @@ from gpuserved.core.planner.memory import Card, Setting
 from gpuserved.core.planner.model import ModelFacts
 from gpuserved.core.planner.options import VLLM_DEFAULT_LENGTH, Asked, divides
 from gpuserved.core.planner.peak import default_batch
+from gpuserved.core.planner.utilization import utilization_cap, utilization_limit
 
 HIGHEST_UTILIZATION = 0.95
 """Above it too little is left for what vLLM does not count: cuBLAS workspaces, fragmentation."""
@@ -26,7 +27,7 @@ def levers(asked: Asked, gpu: Gpu, size: int, there: int) -> tuple[Lever, ...]:
     facts, setting = asked.facts, asked.setting(gpu, size)
     now = memory.card(facts, setting).kv_cache_tokens
     found = []
-    for change, fresh, other in _changes(asked, setting, size, there):
+    for change, fresh, other in _changes(asked, setting, size, there, _highest(asked, gpu, size)):
         card = memory.card(other, fresh)
         longest = card.longest(other, asked.limit)
         wanted = asked.profile.max_model_len or min(asked.limit, VLLM_DEFAULT_LENGTH)
@@ -36,18 +37,14 @@ def levers(asked: Asked, gpu: Gpu, size: int, there: int) -> tuple[Lever, ...]:
 
 
 def _changes(
-    asked: Asked, setting: Setting, size: int, there: int
+    asked: Asked, setting: Setting, size: int, there: int, highest: float
 ) -> Iterator[tuple[str, Setting, ModelFacts]]:
     facts, base = asked.facts, replace(setting, measured=None)
     wider = next((n for n in range(size + 1, there + 1) if divides(facts, n) is None), None)
     if wider is not None and setting.data_parallel_size == 1:
         yield f"tensor_parallel_size = {wider}", replace(base, tensor_parallel_size=wider), facts
-    if setting.utilization is not None and setting.utilization < HIGHEST_UTILIZATION:
-        yield (
-            f"gpu_memory_utilization = {HIGHEST_UTILIZATION}",
-            replace(base, utilization=HIGHEST_UTILIZATION),
-            facts,
-        )
+    if setting.utilization is not None and setting.utilization < highest:
+        yield f"gpu_memory_utilization = {highest:g}", replace(base, utilization=highest), facts
     if (setting.kv_value_bytes or facts.dtype_bytes) > 1:
         yield 'kv_cache_dtype = "fp8"', replace(base, kv_value_bytes=1), facts
     if facts.quantization is None:
@@ -61,6 +58,13 @@ def _changes(
             replace(base, max_num_seqs=FEWER_SEQUENCES, max_num_batched_tokens=2048),
             facts,
         )
+
+
+def _highest(asked: Asked, gpu: Gpu, size: int) -> float:
+    """The utilisation that may be advised: nothing that would be refused then."""
+    span = size * (asked.profile.data_parallel_size or 1)
+    limit = min(utilization_limit(asked.profile, gpu, span), utilization_cap(gpu, span))
+    return min(HIGHEST_UTILIZATION, limit)
 
 
 def smallest_change(asked: Asked, card: Card | None, found: tuple[Lever, ...], size: int) -> str:

@@ -136,12 +136,16 @@ def _weights(facts: ModelFacts, setting: Setting, release: Release) -> int:
 
 def cuda_bytes(setting: Setting, release: Release) -> int:
     """What CUDA sees of the card: `gpu_memory_utilization` is a share of this."""
-    total, reserved = setting.memory_total_bytes, setting.memory_reserved_bytes
     if not release.reserve_apart:
-        return total  # the release's error holds the reserve
-    if reserved is None:
-        reserved = max(RESERVED_LEAST_BYTES, int(RESERVED_SHARE * total))
-    return total - reserved
+        return setting.memory_total_bytes  # the release's error holds the reserve
+    return visible_bytes(setting.memory_total_bytes, setting.memory_reserved_bytes)
+
+
+def visible_bytes(total_bytes: int, reserved_bytes: int | None) -> int:
+    """A card without what the driver keeps from CUDA; None: NVML does not say how much that is."""
+    if reserved_bytes is None:
+        reserved_bytes = max(RESERVED_LEAST_BYTES, int(RESERVED_SHARE * total_bytes))
+    return total_bytes - reserved_bytes
 
 
 def card(facts: ModelFacts, setting: Setting) -> Card:

@@ -9,7 +9,7 @@ from gpuserved.core.placement import Gpu
 from gpuserved.core.planner import memory, topology
 from gpuserved.core.planner.memory import Card, Measured, Setting
 from gpuserved.core.planner.model import ModelFacts
-from gpuserved.core.planner.room import chosen_utilization, free_bytes
+from gpuserved.core.planner.utilization import chosen_utilization, free_bytes
 from gpuserved.core.profile import FlagValue, Profile
 
 VLLM_DEFAULT_LENGTH = 2048
@@ -85,7 +85,7 @@ class Asked:
         bare = Setting(
             memory_total_bytes=gpu.memory_total_bytes or 0, gpu_name=gpu.name,
             tensor_parallel_size=tensor_parallel_size, data_parallel_size=data_parallel_size,
-            utilization=chosen_utilization(self.profile, gpu), kv_value_bytes=kv_value_bytes(flags),
+            utilization=chosen_utilization(self.profile, gpu, tensor_parallel_size * data_parallel_size), kv_value_bytes=kv_value_bytes(flags),
             max_num_seqs=_whole(flags.get("max_num_seqs")), max_num_batched_tokens=_whole(flags.get("max_num_batched_tokens")),
             kv_cache_bytes=_whole(flags.get("kv_cache_memory_bytes")), graphs=flags.get("enforce_eager") is not True,
             async_scheduling=flags.get("async_scheduling") is not False, version=self.version,
@@ -169,7 +169,7 @@ def _place(
 ) -> Place:
     """:param cards: those of equal GPUs, computed once."""
     tight = min(group.gpus, key=free_bytes)
-    alike = (tight.memory_total_bytes, tight.memory_used_bytes, tight.name)
+    alike = (tight.memory_total_bytes, tight.memory_used_bytes, tight.memory_reserved_bytes, tight.name)
     if alike not in cards:
         card = memory.card(asked.facts, asked.setting(tight, size, parallel))
         cards[alike] = (card, card.longest(asked.facts, asked.limit))

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from gpuserved.core.placement import Gpu, NoFit, Placed, Placements, Warned
 from gpuserved.core.planner import refusals, topology
 from gpuserved.core.planner.model import Unknown
-from gpuserved.core.planner.room import Room, chosen_utilization
+from gpuserved.core.planner.room import Room
+from gpuserved.core.planner.utilization import chosen_utilization
 from gpuserved.core.profile import EngineName, Profile
 
 _LENGTH_MATTERS = frozenset({EngineName.VLLM, EngineName.SIM})
@@ -80,7 +81,7 @@ def _utilization(profile: Profile, gpus: Sequence[Gpu]) -> float | None:
     """Only where vLLM's default would not do: beside foreign memory, or on a share of a card."""
     if profile.engine is not EngineName.VLLM:
         return None
-    found = [value for gpu in gpus if (value := chosen_utilization(profile, gpu)) is not None]
+    found = [value for gpu in gpus if (value := chosen_utilization(profile, gpu, len(gpus))) is not None]
     return min(found, default=None)
 
 

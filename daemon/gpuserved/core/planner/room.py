@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gpuserved.core.placement import SIM_PREFIX, Gpu, Lease, NoFit
-from gpuserved.core.planner.memory import DEFAULT_UTILIZATION
+from gpuserved.core.planner.utilization import utilization_cap, wanted_utilization
 from gpuserved.core.profile import EngineName, Profile
 
 FRACTION_ERROR = 1e-9
@@ -70,36 +69,11 @@ def _obstacle(profile: Profile, gpu: Gpu, held: list[Lease]) -> str | None:
         owners = ", ".join(sorted({lease.replica for lease in held}))
         left = 1.0 - sum(lease.fraction for lease in held)
         return f"by {owners}" if left < 0.01 else f"by {owners}, {left:.2f} of it is free"
-    wanted = utilization_of(profile)
-    if wanted is not None and wanted > utilization_cap(gpu) + FRACTION_ERROR:
+    size = profile.gpus_per_replica
+    wanted = wanted_utilization(profile, gpu, size)
+    if wanted is not None and wanted > utilization_cap(gpu, size) + FRACTION_ERROR:
         return "by " + foreigners(gpu)
     return None
-
-
-def utilization_of(profile: Profile) -> float | None:
-    """The share of a card that the profile asks for; None: the planner chooses."""
-    if profile.engine is not EngineName.VLLM:
-        return None
-    value = profile.flags.get("gpu_memory_utilization")
-    return float(value) if isinstance(value, (int, float)) else profile.gpu_share
-
-
-def free_bytes(gpu: Gpu) -> int:
-    """What others leave of it; 0 where nobody knows."""
-    return (gpu.memory_total_bytes or 0) - (gpu.memory_used_bytes or 0)
-
-
-def utilization_cap(gpu: Gpu) -> float:
-    """The largest utilisation with which vLLM starts beside what others hold: it wants that much to be free."""
-    total, used = gpu.memory_total_bytes, gpu.memory_used_bytes or 0
-    return math.floor(100 * (total - used) / total) / 100 if total else 1.0
-
-
-def chosen_utilization(profile: Profile, gpu: Gpu) -> float | None:
-    """What a card is computed with; None: the default, which keeps room for the estimate's error."""
-    wanted = utilization_of(profile)
-    cap = utilization_cap(gpu)
-    return wanted if wanted is not None or cap >= DEFAULT_UTILIZATION else cap
 
 
 def foreigners(gpu: Gpu) -> str:

@@ -1,0 +1,114 @@
+"""The share of a card that vLLM is given (`gpu_memory_utilization`), so that it starts, and beside others.
+
+VLLM takes its share of what CUDA sees of the card, and first looks whether as much is free (`request_memory`): by then its own CUDA
+context is there, and NCCL's buffers. Beside the share it has CUDA graphs and workspaces that it does not count.
+"""
+
+from __future__ import annotations
+
+import math
+
+from gpuserved.core.placement import Gpu, NoFit
+from gpuserved.core.planner.memory import DEFAULT_UTILIZATION, visible_bytes
+from gpuserved.core.planner.releases import GIB
+from gpuserved.core.profile import EngineName, Profile
+
+CONTEXT_BYTES = int(0.55 * GIB)
+"""A process's CUDA context with torch's kernels: 0.4 GiB are reported of a card of 24 GB, 0.5 GiB of an H100."""
+PARALLEL_BYTES = int(0.41 * GIB)
+"""NCCL's buffers where several GPUs are one replica: llm-d-planner's table, as in `releases`."""
+UNCOUNTED_BYTES = int(1.1 * GIB)
+"""CUDA graphs that 0.26 captures from what is left over (up to 1.04 GiB measured); later releases count those, and not all of
+cuBLAS's workspaces. On a card of its own a replica has the rest of the card for it."""
+
+
+def asked_utilization(profile: Profile) -> float | None:
+    """What the profile sets; None: the planner chooses."""
+    value = profile.flags.get("gpu_memory_utilization")
+    return float(value) if profile.engine is EngineName.VLLM and isinstance(value, (int, float)) else None
+
+
+def wanted_utilization(profile: Profile, gpu: Gpu, size: int) -> float | None:
+    """What a replica of `size` GPUs is given whatever others hold: what is asked for, else its share; None: neither is set."""
+    asked = asked_utilization(profile)
+    return asked if asked is not None else _shared(profile, gpu, size)
+
+
+def chosen_utilization(profile: Profile, gpu: Gpu, size: int) -> float | None:
+    """What a card is computed with; None: the default, which keeps room for the estimate's error."""
+    wanted = wanted_utilization(profile, gpu, size)
+    cap = utilization_cap(gpu, size)
+    return wanted if wanted is not None or cap >= DEFAULT_UTILIZATION else cap
+
+
+def utilization_cap(gpu: Gpu, size: int) -> float:
+    """The largest with which a replica of `size` GPUs starts beside what others hold; 1 where nobody knows the card's size."""
+    if not gpu.memory_total_bytes:
+        return 1.0
+    visible = _visible_bytes(gpu)
+    used = max(
+        gpu.memory_used_bytes or 0, gpu.memory_total_bytes - visible
+    )  # NVML's figure holds the driver's reserve
+    return _floor((gpu.memory_total_bytes - used - _before_bytes(size)) / visible)
+
+
+def utilization_limit(profile: Profile, gpu: Gpu, size: int) -> float:
+    """The largest that a profile may ask for on this card when nobody else is there but who has the other shares."""
+    shared = _shared(profile, gpu, size)
+    return shared if shared is not None else utilization_cap(_empty(gpu), size)
+
+
+def too_high(profile: Profile, gpus: list[Gpu]) -> NoFit | None:
+    """What the profile asks for is more than vLLM, or its share, can have on the smallest of these cards."""
+    asked = asked_utilization(profile)
+    known = [gpu for gpu in gpus if gpu.memory_total_bytes]
+    limit = min((utilization_limit(profile, gpu, profile.gpus_per_replica) for gpu in known), default=1.0)
+    if asked is None or asked <= limit:
+        return None
+    whole = profile.gpu_share is None or profile.gpu_share >= 1
+    why = (
+        "the CUDA context needs some of the card, and vLLM wants all of its share to be free"
+        if whole
+        else f"gpu_share = {profile.gpu_share:g} holds the CUDA context, and graphs that vLLM does not count, too"
+    )
+    return NoFit(
+        "does_not_fit",
+        f"{profile.name}: gpu_memory_utilization = {asked:g} is more than the {limit:g} that can be had: {why}",
+        f"gpu_memory_utilization = {limit:g}, or leave it out" if limit > 0 else "a larger gpu_share",
+    )
+
+
+def free_bytes(gpu: Gpu) -> int:
+    """What others leave of it; 0 where nobody knows."""
+    return (gpu.memory_total_bytes or 0) - (gpu.memory_used_bytes or 0)
+
+
+def _shared(profile: Profile, gpu: Gpu, size: int) -> float | None:
+    """With `gpu_share` everything that a replica takes lies inside its share: the next one finds its own part free."""
+    share = profile.gpu_share
+    if profile.engine is not EngineName.VLLM or share is None or share >= 1:
+        return None
+    if not gpu.memory_total_bytes:
+        return share
+    eager = profile.flags.get("enforce_eager") is True
+    beside = _before_bytes(size) + (0 if eager else UNCOUNTED_BYTES)
+    return _floor(share - beside / _visible_bytes(gpu))
+
+
+def _before_bytes(size: int) -> int:
+    """What vLLM's own process holds before it looks at what is free."""
+    return CONTEXT_BYTES + (PARALLEL_BYTES if size > 1 else 0)
+
+
+def _visible_bytes(gpu: Gpu) -> int:
+    return visible_bytes(gpu.memory_total_bytes or 0, gpu.memory_reserved_bytes)
+
+
+def _empty(gpu: Gpu) -> Gpu:
+    return Gpu(
+        gpu.index, gpu.uuid, gpu.name, gpu.memory_total_bytes, memory_reserved_bytes=gpu.memory_reserved_bytes
+    )
+
+
+def _floor(share: float) -> float:
+    return max(0.0, math.floor(100 * share + 1e-9) / 100)
