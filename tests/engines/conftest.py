@@ -60,7 +60,7 @@ class Running:
         finally:
             connection.close()
 
-    def wait_ready(self, within_s: float = 60.0) -> None:
+    def wait_ready(self, within_s: float = 100.0) -> None:
         end = time.monotonic() + within_s
         while time.monotonic() < end:
             assert self.process.poll() is None, "\n".join(self.lines())

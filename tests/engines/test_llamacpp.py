@@ -53,6 +53,7 @@ def deltas(body: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_real_model_answers_on_a_unix_socket(gemma: Make, context: Make, run: Make, folder: Path) -> None:
     engine = LlamacppEngine(folder / "cache")
     wanted = gemma()
@@ -95,10 +96,11 @@ def test_a_real_model_answers_on_a_unix_socket(gemma: Make, context: Make, run: 
     assert phases[0] == "assembling model"
     assert {"loading weights", "starting server"} <= set(phases)
     server.process.terminate()
-    assert server.process.wait(20) == 0
+    assert server.process.wait(60) == 0
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_metrics_move_with_the_work_and_a_kill_is_a_kill(
     gemma: Make, context: Make, run: Make, folder: Path
 ) -> None:
@@ -129,7 +131,7 @@ def test_metrics_move_with_the_work_and_a_kill_is_a_kill(
     end = time.monotonic() + 60
     while time.monotonic() < end and any(thread.is_alive() for thread in threads):
         seen.append(figures())
-        time.sleep(0.05)
+        time.sleep(0.01)
     for thread in threads:
         thread.join(60)
     assert len(answers) == 2
@@ -139,7 +141,7 @@ def test_metrics_move_with_the_work_and_a_kill_is_a_kill(
     assert len(set(steps)) > 5, "the step counter moves while a request is decoded, not only after it"
 
     server.process.kill()
-    assert server.process.wait(20) == -signal.SIGKILL
+    assert server.process.wait(60) == -signal.SIGKILL
     found = engine.cause(ExitInfo(None, signal.SIGKILL, 0.0), server.lines())
     assert found.kind is CauseKind.KILLED
 
@@ -284,7 +286,7 @@ def test_concurrent_starts_wait_for_one_another(small: Any, folder: Path) -> Non
         for other in others:
             other.start()
         assert not (models / "small.gguf").exists()
-    assert [done.get(timeout=30), done.get(timeout=30)] == ["whole", "whole"]
+    assert [done.get(timeout=60), done.get(timeout=60)] == ["whole", "whole"]
     for other in others:
-        other.join(30)
+        other.join(60)
     assert (models / "small.gguf").stat().st_size == model.size_bytes

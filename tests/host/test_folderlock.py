@@ -56,7 +56,7 @@ async def test_a_shim_on_its_way_is_waited_for(tmp_path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(tmp_path / "shim.sock"))
             listener.listen()
-            assert await asyncio.wait_for(waiting, 5) is None
+            assert await asyncio.wait_for(waiting, 30) is None
     finally:
         shim.kill()
         shim.wait()
@@ -72,6 +72,6 @@ async def test_a_shim_that_dies_on_its_way_leaves_the_folder_to_us(tmp_path: Pat
     shim.wait()
     assert shim.stdout is not None
     shim.stdout.close()
-    barred = await asyncio.wait_for(waiting, 5)
+    barred = await asyncio.wait_for(waiting, 30)
     assert barred is not None
     barred.release()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.shim.yard import IsAlive, WaitUntil, Yard
+from tests.shim.yard import IsAlive, WaitUntil, Yard, stopped
 
 from gpuserved.api.roots import Roots
 from gpuserved.core.cause import ExitInfo
@@ -148,6 +148,7 @@ async def test_a_new_supervisor_adopts_signals_stops_and_hears_the_end(
     assert await process.attach()
     assert (process.pid, process.shim_pid) == (started.pid, started.shim_pid)
     os.kill(started.pid, signal.SIGSTOP)  # so that SIGTERM cannot end it yet
+    await stopped(started.pid)
     await process.terminate()
     assert not dying
     os.kill(started.pid, signal.SIGCONT)

@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.shim.yard import Connect, IsAlive, WaitUntil, Yard
+from tests.shim.yard import Connect, IsAlive, WaitUntil, Yard, stopped
 
 from gpuserved.host import shimclient as sc
 
+PAUSE_S = 0.9
+"""Less than the second between a short life and the next one; more than any restart at once."""
+TRIES = 5
 # Whether an accept waits is a flag of the open socket, which all that share it share: as routers do, this one never waits in it.
 ANSWER_PID = """
 import os, select, socket
@@ -73,25 +76,35 @@ async def test_the_port_stays_open_while_the_router_is_killed_again_and_again(
     folder, started = await start(yard, listener)
     listener.close()
     client = await connect(folder, "supervisor")
-    restarts: list[tuple[int, float]] = []
-    await client.watch(lambda event: restarts.append((event.pid or 0, time.monotonic())))
+    lives: list[tuple[int, float]] = []
+    await client.watch(lambda event: lives.append((event.pid or 0, time.monotonic())))
     assert await who_answers(port) == started.pid
-    os.kill(started.pid, signal.SIGKILL)
-    killed_at = time.monotonic()
-    await wait_until(lambda: not is_alive(started.pid), "the killed one takes no more")
-    answers = await asyncio.gather(*(who_answers(port) for _ in range(50)))  # none is refused
-    await wait_until(lambda: len(restarts) == 1, "the first restart")
-    assert set(answers) == {restarts[0][0]}
-    assert restarts[0][1] - killed_at >= 0.9, "a router that lived under a second is restarted after one"
-    while time.monotonic() - restarts[0][1] < 1.1:  # a life long enough for an immediate restart
-        await who_answers(port)
-    os.kill(restarts[0][0], signal.SIGKILL)
-    killed_at = time.monotonic()
-    await wait_until(lambda: len(restarts) == 2, "the second restart")
-    assert restarts[1][1] - killed_at < 0.9, "a router that lived longer is restarted at once"
-    assert await who_answers(port) == restarts[1][0]
+
+    async def pause_after_killing(pid: int) -> float:
+        count, killed_at = len(lives), time.monotonic()
+        os.kill(pid, signal.SIGKILL)
+        await wait_until(lambda: not is_alive(pid), "the killed one takes no more")
+        answers = await asyncio.gather(*(who_answers(port) for _ in range(50)))  # none is refused
+        await wait_until(lambda: len(lives) > count, "the next one")
+        assert set(answers) == {lives[count][0]}
+        return lives[count][1] - killed_at
+
+    # A machine that stalls makes a short life a long one, and no pause a pause: one try of each that it leaves alone is enough.
+    short = [await pause_after_killing(started.pid)]
+    while max(short) < PAUSE_S and len(short) < TRIES:
+        short.append(await pause_after_killing(lives[-1][0]))
+    assert max(short) >= PAUSE_S, "a router that lived under a second is restarted after one"
+    long: list[float] = []
+    while not long or (min(long) >= PAUSE_S and len(long) < TRIES):
+        while time.monotonic() - lives[-1][1] < 1.1:  # a life long enough for an immediate restart
+            await who_answers(port)
+            await asyncio.sleep(0.02)
+        long.append(await pause_after_killing(lives[-1][0]))
+    assert min(long) < PAUSE_S, "a router that lived longer is restarted at once"
+    assert await who_answers(port) == lives[-1][0]
     hello = await client.hello("supervisor")
-    assert (hello.restarts, hello.pid, hello.role, hello.generation) == (2, restarts[1][0], "router", None)
+    seen = (hello.restarts, hello.pid, hello.role, hello.generation)
+    assert seen == (len(lives), lives[-1][0], "router", None)
 
 
 async def test_two_processes_accept_on_the_same_socket(
@@ -105,6 +118,7 @@ async def test_two_processes_accept_on_the_same_socket(
         assert ours.getsockname()[1] == again.getsockname()[1] == port
         assert not os.get_inheritable(ours.fileno())
         os.kill(started.pid, signal.SIGSTOP)
+        await stopped(started.pid)
         with socket.create_connection(("127.0.0.1", port)) as peer:
             ours.settimeout(30)
             accepted, address = await asyncio.to_thread(ours.accept)
@@ -150,10 +164,15 @@ async def test_kill_ends_this_life_and_the_next_follows(
     client = await connect(folder)
     pids: list[int | None] = []
     await client.watch(lambda event: pids.append(event.pid))
-    await client.kill()
-    await client.kill()  # comes while there is no life to end; the next one is not its target
-    await wait_until(lambda: pids, "the next life")
-    assert await who_answers(listener.getsockname()[1]) == pids[0]
+    survived: list[bool] = []
+    while not any(survived):
+        # Where the machine stalls between the two, the second may come when the next life is there: once more, then.
+        assert len(survived) < TRIES, "the next life was a target, too"
+        pids.clear()
+        await client.kill()
+        await client.kill()  # comes while there is no life to end; the next one is not its target
+        await wait_until(lambda: pids, "the next life")
+        survived.append(await who_answers(listener.getsockname()[1]) == pids[0])
 
 
 async def test_a_router_does_not_survive_its_shim(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.shim.yard import Connect, IsAlive, WaitUntil, Yard
+from tests.shim.yard import Connect, IsAlive, WaitUntil, Yard, stopped
 
 from gpuserved.host import shimclient as sc
 
@@ -94,6 +94,7 @@ async def test_a_late_watcher_of_a_dying_tree_is_told_at_once(yard: Yard, connec
     watcher = await connect(folder)
     events: list[sc.ShimEvent] = []
     os.kill(started.shim_pid, signal.SIGSTOP)
+    await stopped(started.shim_pid)
     os.kill(started.pid, signal.SIGKILL)
     asking = asyncio.ensure_future(watcher.watch(events.append))
     await asyncio.sleep(0)
@@ -279,11 +280,24 @@ async def test_orphaned_after_the_ttl_without_supervisor_and_router(yard: Yard) 
     )
 
 
+async def run_kept(
+    yard: Yard, connect: Connect, who: str, code: str | None = None, **changes: Any
+) -> tuple[Path, sc.ShimConnection]:
+    """A replica with a keeper. Its time may be over before the keeper is there, on a machine that stalls: another one, then."""
+    for _ in range(20):
+        began = time.monotonic()
+        folder, _ = await yard.run(code, **changes)
+        with contextlib.suppress(sc.ShimError):
+            keeper = await connect(folder, who)
+            if time.monotonic() - began < changes["orphan_ttl_s"]:
+                return folder, keeper
+    pytest.fail("no keeper came in time")
+
+
 @pytest.mark.parametrize("who", ["supervisor", "router"])
 async def test_a_keeper_keeps_it_and_its_end_starts_the_clock(yard: Yard, connect: Connect, who: str) -> None:
     ttl_s = 0.5
-    folder, _ = await yard.run(orphan_ttl_s=ttl_s)
-    keeper = await connect(folder, who)
+    folder, keeper = await run_kept(yard, connect, who, orphan_ttl_s=ttl_s)
     began = time.monotonic()
     while time.monotonic() - began < 3 * ttl_s:
         assert (await keeper.hello(who)).running
@@ -297,9 +311,12 @@ async def test_a_keeper_keeps_it_and_its_end_starts_the_clock(yard: Yard, connec
 async def test_a_cli_is_no_keeper_and_an_orphan_that_ignores_sigterm_is_killed(
     yard: Yard, connect: Connect, wait_until: WaitUntil
 ) -> None:
-    code = "import signal,time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"
-    folder, _started = await yard.run(code, orphan_ttl_s=1.5, term_grace_s=0.3)
+    code = "import signal,time; signal.signal(15, signal.SIG_IGN); print('up'); time.sleep(600)"
+    folder, keeper = await run_kept(yard, connect, "supervisor", code, orphan_ttl_s=0.5, term_grace_s=0.3)
+    log = folder / "log" / "1.log"
+    await wait_until(lambda: b"up" in log.read_bytes(), "it ignores SIGTERM")
     await connect(folder, "cli")
+    keeper.close()
     record = await yard.exit(folder)
     assert record.cause == "orphaned"
     assert record.info.signal == signal.SIGKILL

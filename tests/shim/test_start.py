@@ -233,7 +233,9 @@ def subprocess_sleeping(_: Path) -> int:
 STRANGERS: list[subprocess.Popen[bytes]] = []
 
 
-async def test_a_cgroup_is_killed_whole_and_one_that_is_none_is_refused(yard: Yard, connect: Connect) -> None:
+async def test_a_cgroup_is_killed_whole_and_one_that_is_none_is_refused(
+    yard: Yard, wait_until: WaitUntil
+) -> None:
     with pytest.raises(sc.ShimError, match="cannot enter the cgroup"):
         await yard.launch(yard.spec(cgroup=str(yard.top / "not-a-cgroup")))
     group = await asyncio.to_thread(delegated_cgroup)
@@ -246,7 +248,7 @@ async def test_a_cgroup_is_killed_whole_and_one_that_is_none_is_refused(yard: Ya
         os.kill(started.pid, signal.SIGKILL)
         await yard.exit(folder)
         assert await asyncio.to_thread(STRANGERS[-1].wait, 30) == -signal.SIGKILL
-        assert not group.exists()
+        await wait_until(lambda: not group.exists(), "the shim removes it once it has recorded the end")
     finally:
         for stranger in STRANGERS:
             stranger.kill()

@@ -31,12 +31,22 @@ async def until(condition: Callable[[], Any], what: str, within_s: float = DEADL
     pytest.fail(f"not within {within_s} s: {what}")
 
 
+async def stopped(pid: int) -> None:
+    """Wait until a process that was sent SIGSTOP has stopped: until then it may still act, or die of a later signal first."""
+    await until(lambda: state(pid) == "T", f"{pid} is stopped")
+
+
+def state(pid: int) -> str | None:
+    """The kernel's letter for a process; None where there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return None
+
+
 def alive(pid: int) -> bool:
     """True for a living process; a zombie is none."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
-    except OSError:
-        return False
+    return state(pid) not in {None, "Z", "X"}
 
 
 @dataclass

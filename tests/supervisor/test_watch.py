@@ -23,7 +23,7 @@ from gpuserved.supervisor.watch import Watch
 if TYPE_CHECKING:
     from gpuserved.supervisor.owner import Owner
 
-HEALTH = HealthPolicy(interval_s=0.02, timeout_s=0.3, failure_threshold=3)
+HEALTH = HealthPolicy(interval_s=0.02, timeout_s=0.8, failure_threshold=3)
 
 
 @pytest.fixture
