@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.e2e.box import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -37,7 +37,7 @@ class Shell:
         }
 
     def __call__(
-        self, *arguments: str, timeout_s: float = 60, stdin: str | None = None, **env: str
+        self, *arguments: str, timeout_s: float = 100, stdin: str | None = None, **env: str
     ) -> subprocess.CompletedProcess[str]:
         """`gpuserve ARGUMENTS`."""
         return subprocess.run(
@@ -66,7 +66,7 @@ class Shell:
     def close(self) -> None:
         """`down`, then nothing that names this root may run."""
         done = self("down", "--yes", timeout_s=120)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while (left := _running(str(self.root))) and time.monotonic() < deadline:
             time.sleep(0.1)
         for pid in left:
@@ -88,10 +88,7 @@ def _running(root: str) -> list[int]:
 
 
 def make_shell() -> Shell:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    return Shell(Path(tempfile.mkdtemp(prefix="gsl-")), port)
+    return Shell(Path(tempfile.mkdtemp(prefix="gsl-")), free_port())
 
 
 @pytest.fixture

@@ -106,7 +106,7 @@ def vllm(shell: Any, *, version: str = "0.32.0", cuda: str = "'12.8'") -> str:
 def test_a_bare_host_passes_with_every_check_told_once_and_in_time(host: Any) -> None:
     begun = time.monotonic()
     report = host()
-    assert time.monotonic() - begun < 20, "a generous guard: it takes half a second on a quiet host"
+    assert time.monotonic() - begun < 60, "a generous guard: it takes half a second on a quiet host"
     assert {one["check"] for one in report.body["checks"]} == CHECKS
     assert report.code == 0, report.text
     assert report.body["ok"]
@@ -161,7 +161,7 @@ def test_a_driver_that_does_not_start(host: Any, shell: Any, error: int, says: s
 
 def test_a_driver_that_hangs_holds_up_nothing(host: Any, shell: Any) -> None:
     report = host(PYTHONPATH=cards(shell, hangs=True))
-    assert report.one("gpu")[:2] == ("warn", "no answer within 1.5 s")
+    assert report.one("gpu")[:2] == ("warn", "no answer within 6 s")
     assert report.one("daemon")[0] == "ok"
 
 
@@ -308,28 +308,31 @@ def test_the_clock(host: Any, shell: Any, says: str, level: str) -> None:
     assert host().one("clock")[0] == level
 
 
+def _leftovers(report: Report, shell: Any) -> list[tuple[str, str, str | None]]:
+    """Without what another test, or anybody, has left on this host."""
+    found = report.of("leftovers")
+    return [one for one in found if not one[1].startswith("shim PID") or str(shell.root) in one[1]]
+
+
 def test_what_a_dead_daemon_left_is_seen_from_its_root_and_from_others(host: Any, shell: Any) -> None:
     shell.profile("demo", 'model = "sim/demo"\nengine = "sim"\nreplicas = 1\nmax_model_len = 4096\n')
     assert shell.up("demo.toml").returncode == 0
     report = host()
     assert "1 of 1 replicas ready" in report.one("daemon")[1]
     assert report.one("port")[1].startswith("our router serves http://127.0.0.1:")
-    assert report.one("leftovers")[0] == "ok"
+    assert {level for level, _, _ in _leftovers(report, shell)} <= {"ok"}
     daemon = json.loads(shell("status", "--json").stdout)["supervisor"]["pid"]
     os.kill(daemon, signal.SIGKILL)
-    level, fact, fix = host().one("leftovers")
+    [(level, fact, fix)] = _leftovers(host(), shell)
     assert (level, fact) == ("warn", "demo-0 runs without a daemon")
     assert "gpuserve up" in str(fix)
     other = shell.root / "other"
     other.mkdir()
-    seen = [
-        one for one in host(GPUSERVE_ROOT=str(other)).of("leftovers") if str(shell.root / "run") in one[1]
-    ]
-    assert len(seen) == 1
-    assert seen[0][2] is not None
-    assert seen[0][2].startswith("kill ")
+    [(_, fact, fix)] = _leftovers(host(GPUSERVE_ROOT=str(other)), shell)
+    assert str(shell.root / "run") in fact
+    assert str(fix).startswith("kill ")
     assert shell("up", "--wait", "60").returncode == 0
-    assert host().one("leftovers")[0] == "ok"
+    assert {level for level, _, _ in _leftovers(host(), shell)} <= {"ok"}
 
 
 def test_a_daemon_that_does_not_answer_is_named(host: Any, shell: Any) -> None:
@@ -343,7 +346,7 @@ def test_a_daemon_that_does_not_answer_is_named(host: Any, shell: Any) -> None:
     assert holder.stdout is not None
     holder.stdout.readline()
     level, fact, fix = host().one("daemon")
-    holder.communicate(b"\n", timeout=10)
+    holder.communicate(b"\n", timeout=60)
     assert level == "fail"
     assert "PID 4711 holds the daemon's lock and does not answer" in fact
     assert "kill 4711" in str(fix)

@@ -140,10 +140,10 @@ def engine(shell: Any) -> Iterator[str]:
         argv, env=shell.env, cwd=shell.root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     url = f"http://127.0.0.1:{shell.port}"
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while True:
         try:
-            urllib.request.urlopen(f"{url}/health", timeout=2).close()
+            urllib.request.urlopen(f"{url}/health", timeout=10).close()
             break
         except OSError:
             assert process.poll() is None
@@ -151,7 +151,7 @@ def engine(shell: Any) -> Iterator[str]:
             time.sleep(0.05)
     yield url
     process.terminate()
-    process.wait(20)
+    process.wait(60)
 
 
 def test_prompts_are_compared_with_a_running_engine(shell: Any, file: Path, engine: str) -> None:

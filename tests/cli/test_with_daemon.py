@@ -21,7 +21,7 @@ def test_up_ends_with_the_url_and_a_curl_line(served: Any) -> None:
 
 
 def test_up_shows_one_line_per_change_off_a_terminal(shell: Any) -> None:
-    path = shell.profile("slow", 'model = "sim/x"\nengine = "sim"\nmax_model_len = 4096\n[sim]\nload_s = 1\n')
+    path = shell.profile("slow", 'model = "sim/x"\nengine = "sim"\nmax_model_len = 4096\n[sim]\nload_s = 3\n')
     done = shell.up(path)
     assert done.returncode == 0, done.stderr
     states = re.findall(r"^\[ *\d+s\] slow-0  (\w+)", done.stderr, re.MULTILINE)
@@ -92,7 +92,7 @@ def test_events_show_what_an_operator_does(served: Any) -> None:
             seen.append(json.loads(watching.stdout.readline()))
     finally:
         watching.send_signal(signal.SIGINT)
-        watching.communicate(timeout=20)
+        watching.communicate(timeout=60)
     assert watching.returncode == 0
     past = served("events").stdout
     assert re.search(r"^\d\d-\d\d \d\d:\d\d:\d\d  demo-1  READY -> DRAINING", past, re.MULTILINE)
@@ -127,7 +127,7 @@ def test_a_pipe_that_closes_early_is_no_error(served: Any) -> None:
     with served.popen("logs", "demo-0", "-f") as following:
         following.stdout.close()
         served("chat", "--max-tokens", "2", "hi")
-        assert following.wait(30) == 0
+        assert following.wait(60) == 0
         assert "Traceback" not in following.stderr.read()
 
 
@@ -142,7 +142,7 @@ def test_status_is_quick(served: Any) -> None:
     whole = [timed(served.argv("status")) for _ in range(9)]
     # A guard. The figure (144 ms) is scripts/measure_footprint.py's; on a host with other work the limit moves with what an
     # empty interpreter takes there (10 ms on a quiet one).
-    assert min(whole) < max(0.3, 25 * min(bare))
+    assert min(whole) < max(0.5, 40 * min(bare))
 
 
 def test_a_failed_replica_ends_up_with_its_reason_and_log(shell: Any) -> None:
@@ -174,7 +174,7 @@ def test_interrupting_up_leaves_the_daemon_running(shell: Any) -> None:
         assert "STARTING" in line
         waiting.send_signal(signal.SIGINT)
         rest = waiting.stderr.read()
-        assert waiting.wait(20) == 130
+        assert waiting.wait(60) == 130
     assert "go on" in rest
     assert shell("status").returncode == 0
 
@@ -206,7 +206,7 @@ def test_keys_come_and_go_without_a_restart_and_show_what_they_used(shell: Any) 
     assert shell("chat", "--max-tokens", "2", "hi", GPUSERVE_API_KEY=key).returncode == 1
     assert shell("reload").returncode == 0
     assert shell("chat", "--max-tokens", "2", "hi", GPUSERVE_API_KEY=key).returncode == 0
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:  # the routers' figures reach `status` once a second
         rows = {row["name"]: row for row in json.loads(shell("keys", "--json").stdout)}
         if rows["bob"]["completion_tokens_total"] or time.monotonic() > deadline:

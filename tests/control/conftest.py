@@ -32,8 +32,10 @@ from gpuserved.api.types import (
     SupervisorView,
 )
 from gpuserved.api.upgrade import UpgradeAccepted, UpgradeRequest
-from gpuserved.control.server import ControlServer
+from gpuserved.control.server import HEADER_TIMEOUT_S, ControlServer
 from gpuserved.fleet.bus import Bus, Subscription
+
+PATIENCE_S = 60.0
 
 
 @dataclass
@@ -186,11 +188,12 @@ class Daemon:
         async def run() -> Any:
             return call(*arguments, **named)
 
-        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(10)
+        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(PATIENCE_S)
 
 
 @pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[Daemon]:
+def daemon(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Daemon]:
+    """With the usual patience for a first request; `parametrize("daemon", [SECONDS], indirect=True)` for another."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
@@ -199,18 +202,18 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
 
         async def start() -> tuple[MemoryFleet, ControlServer]:
             fleet = MemoryFleet(tmp_path)
-            server = ControlServer(fleet, path, header_timeout_s=0.5)
+            server = ControlServer(fleet, path, header_timeout_s=getattr(request, "param", HEADER_TIMEOUT_S))
             await server.start()
             return fleet, server
 
-        fleet, server = asyncio.run_coroutine_threadsafe(start(), loop).result(10)
+        fleet, server = asyncio.run_coroutine_threadsafe(start(), loop).result(PATIENCE_S)
         try:
             yield Daemon(path, fleet, loop)
         finally:
-            asyncio.run_coroutine_threadsafe(server.stop(), loop).result(10)
+            asyncio.run_coroutine_threadsafe(server.stop(), loop).result(PATIENCE_S)
             assert not path.exists()
             loop.call_soon_threadsafe(loop.stop)
-            thread.join(10)
+            thread.join(PATIENCE_S)
             loop.close()
 
 
@@ -219,7 +222,7 @@ def until() -> Callable[[Callable[[], object], str], None]:
     """Wait for a condition."""
 
     def wait(condition: Callable[[], object], what: str) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE_S
         while not condition():
             assert time.monotonic() < deadline, what
             time.sleep(0.02)

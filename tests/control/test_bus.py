@@ -82,5 +82,5 @@ async def test_closing_wakes_a_reader_that_waits() -> None:
     await asyncio.sleep(0)
     events.publish("notice")
     events.close()
-    assert await asyncio.wait_for(waiting, 5) == ["notice"]
+    assert await asyncio.wait_for(waiting, 60) == ["notice"]
     assert events.readers == 0

@@ -35,7 +35,7 @@ REQUESTS = {
 def leave(path: Any, sent: bytes, read: int) -> None:
     """Connect, send, read so much of the answer, and go; the kernel resets the connection for what was not read."""
     with socket.socket(socket.AF_UNIX) as raw:
-        raw.settimeout(15)
+        raw.settimeout(60)
         raw.connect(str(path))
         raw.sendall(sent)
         while read > 0 and (piece := raw.recv(read)):

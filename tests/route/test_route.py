@@ -20,9 +20,10 @@ from typing import Any
 
 import pytest
 import requests
+from tests.e2e.box import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -136,9 +137,7 @@ class Routes:
         ]  # fmt: skip
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         with (self.dir / "log").open("ab") as log:
             process = subprocess.Popen(
                 self.argv(*arguments), stdout=log, stderr=log, cwd=self.dir, env=self.env
@@ -159,7 +158,10 @@ class Routes:
     def _listens(self) -> bool:
         assert self.processes[-1].poll() is None, self.log
         try:
-            return requests.get(f"http://127.0.0.1:{self.port}/health", timeout=5).status_code in {200, 503}
+            return requests.get(f"http://127.0.0.1:{self.port}/health", timeout=PATIENCE_S).status_code in {
+                200,
+                503,
+            }
         except requests.ConnectionError:
             return False
 
@@ -174,7 +176,7 @@ class Routes:
             time.sleep(0.02)
 
     def models(self) -> list[str]:
-        answer = requests.get(f"http://127.0.0.1:{self.port}/v1/models", timeout=10).json()
+        answer = requests.get(f"http://127.0.0.1:{self.port}/v1/models", timeout=PATIENCE_S).json()
         return [card["id"] for card in answer["data"]]
 
     def chat(self, model: str = "llama", **more: Any) -> requests.Response:

@@ -17,7 +17,8 @@ from tests.router.scripted import Script, Upstream, plain
 
 from gpuserved.api.routing import ModelRoute, ReplicaRoute, RoutingTable
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
+"""For what happens at once on a quiet machine, and later on one that has stalled."""
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.router.bench import Bench, Client, true
+from tests.router.bench import PATIENCE_S, Bench, Client, true
 from tests.router.scripted import Script, Seen, Upstream, plain
 
 CHAT = "/v1/chat/completions"
@@ -57,7 +57,7 @@ async def _to_the_end(client: Client) -> tuple[bytes, bool]:
     """What comes until the connection ends, and whether it ended with a reset."""
     rest = b""
     try:
-        while data := await asyncio.wait_for(client.reader.read(65536), 20):
+        while data := await asyncio.wait_for(client.reader.read(65536), PATIENCE_S):
             rest += data
     except ConnectionResetError:
         return rest, True

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.router.bench import Bench, true
+from tests.router.bench import PATIENCE_S, Bench, true
 from tests.router.scripted import Seen, Upstream, send_chunk, send_json, send_stream_head
 
 CHAT = "/v1/chat/completions"
@@ -114,7 +114,7 @@ async def test_suspects_run_one_at_a_time_so_that_only_the_culprit_is_blocked(be
             if up.name in {"a-0", "b-0"}:
                 if len(present) == 3:
                     together.set()
-                await asyncio.wait_for(together.wait(), 15)
+                await asyncio.wait_for(together.wait(), PATIENCE_S)
                 await up.die()
                 return False
             await asyncio.sleep(0.2)
@@ -203,7 +203,7 @@ async def test_shim_s_word_takes_a_replica_out_at_once_and_a_new_generation_brin
     writer.write(b'{"op":"watch"}\n')
     assert json.loads(await reader.readline()) == {"ok": True}
     events.put_nowait(event)
-    told = json.loads(await asyncio.wait_for(reader.readline(), 10))
+    told = json.loads(await asyncio.wait_for(reader.readline(), PATIENCE_S))
     assert told == {"event": "replica_failed", "id": "a-0", "generation": 1, "kind": "death"}
     writer.close()
     assert (await bench.replica("a-0"))["rotation"] == "ejected"

@@ -114,10 +114,12 @@ async def test_a_handshake_that_does_not_come_ends_like_a_head_that_does_not(ben
     up = await bench.upstream("a-0")
     await bench.start(bench.model(up), tls=_certificate(bench.dir, "one.test"))
     loop = asyncio.get_running_loop()
-    client, began = await bench.client(), loop.time()
+    began = loop.time()
+    client = await bench.client()
     client.writer.write(b"\x16\x03\x01\x02\x00")
     assert await client.gone()
-    assert 8.0 < loop.time() - began < 16.0
+    # Ten seconds, and room for a machine that stalls; the TLS library's own limit is a minute.
+    assert 8.0 < loop.time() - began < 45.0
 
 
 async def test_a_refused_request_over_tls_is_answered_before_the_end(bench: Bench) -> None:

@@ -222,7 +222,7 @@ async def test_websocket_is_spliced_both_ways(bench: Bench) -> None:
     assert (await bench.replica("a-0"))["in_flight"] == 1
     client.writer.close()
     await bench.until(lambda: true(up.open == 0))
-    assert (await bench.replica("a-0"))["in_flight"] == 0
+    await bench.until(lambda: _idle(bench))
     assert (await bench.ask("GET", "/v1/realtime?model=m")).status == 426
     assert (await bench.ask("GET", "/v1/realtime?model=x", headers=wanted)).status == 404
 
@@ -268,10 +268,9 @@ async def test_client_that_leaves_ends_the_engine_s_work(bench: Bench) -> None:
     client = await bench.client()
     await client.send("POST", CHAT, {"model": "m", "stream": True})
     await client.head()
-    started = asyncio.get_running_loop().time()
     client.writer.close()
-    await bench.until(lambda: true(up.open == 0), 5.0)
-    assert asyncio.get_running_loop().time() - started < 1.0
+    # It takes milliseconds; no limit of the router's that would end it is below the guard.
+    await bench.until(lambda: true(up.open == 0), 20.0)
     await bench.until(lambda: _idle(bench))
     replica = await bench.replica("a-0")
     assert (replica["failures_total"], replica["rotation"]) == (0, "in")

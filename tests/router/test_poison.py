@@ -16,6 +16,8 @@ from tests.router.bench import Bench, true
 from gpuserved.api.routing import ModelRoute, ReplicaRoute
 
 NEIGHBOURS = 256
+TOKENS = 8
+"""Eight seconds on the slow engines: all neighbours are in flight together well before the first would be answered."""
 POISON = "the prompt that kills"
 DAEMON = Path(__file__).resolve().parents[2] / "daemon"
 
@@ -71,15 +73,17 @@ def _model(*engines: Engine) -> ModelRoute:
 
 
 async def _ask(bench: Bench, text: str) -> tuple[int, str]:
-    answer = await bench.chat(messages=[{"role": "user", "content": text}], max_tokens=4, ignore_eos=True)
+    answer = await bench.chat(
+        messages=[{"role": "user", "content": text}], max_tokens=TOKENS, ignore_eos=True
+    )
     return answer.status, answer.headers.get("x-gpuserve-replica", "")
 
 
 @pytest.mark.fault(43)
 async def test_256_neighbours_of_a_poison_request_survive_and_it_kills_three_replicas(bench: Bench) -> None:
     folder = Path(tempfile.mkdtemp(prefix="poison-"))
-    slow = [Engine(name, folder, 250) for name in ("a-0", "b-0")]
-    quick = [Engine(name, folder, 2) for name in ("c-0", "d-0", "e-0")]
+    slow = [Engine(name, folder, 1000) for name in ("a-0", "b-0")]
+    quick = [Engine(name, folder, 1) for name in ("c-0", "d-0", "e-0")]
     engines = slow + quick
     try:
         await asyncio.gather(*(engine.start() for engine in engines))

@@ -7,6 +7,7 @@ import mmap
 import os
 import resource
 import sys
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from tests.router.bench import Bench
+from tests.router.bench import Bench, true
 from tests.router.scripted import Seen, Upstream, send_json
 
 from gpuserved.api.routing import CacheMetrics, ModelRoute
@@ -104,8 +105,8 @@ async def test_routers_know_what_the_others_sent_and_a_new_one_what_its_predeces
     second, control = await _second(bench)
     try:
         names = [f"c{n}" for n in range(6)]
-        # A second for each to have mapped the other's ring.
-        await asyncio.sleep(1.5)
+        for process in (bench.running, second):
+            await bench.until(lambda pid=process.pid: true(_rings(pid) == 2))  # type: ignore[misc]
         homes = {name: await by(bench, name, 1) for name in names}
         # Until each router takes the other's prompts for computed.
         await asyncio.sleep(1.5)
@@ -120,7 +121,9 @@ async def test_routers_know_what_the_others_sent_and_a_new_one_what_its_predeces
         await old.wait()
         await second.wait()
         await bench.start_process()
-        await bench.until(lambda: _heard(bench))
+        # The successor hears what its predecessors told from their rings, and takes for waiting what they sent in the last second.
+        await bench.until(lambda: true(_rings(bench.running.pid) == 2))
+        await asyncio.sleep(1.5)
         assert {name: await by(bench, name, count + 1) for name in names} == homes
     finally:
         if second.returncode is None:
@@ -128,10 +131,10 @@ async def test_routers_know_what_the_others_sent_and_a_new_one_what_its_predeces
             await second.wait()
 
 
-async def _heard(bench: Bench) -> bool:
-    """The successor has mapped its predecessor's ring: it does so at its first tick, before it can be asked twice."""
-    await asyncio.sleep(0.1)
-    return bool((await bench.stats())["table_generation"] > 0)
+def _rings(pid: int) -> int:
+    """How many routers' prompts this one has mapped."""
+    maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return len({line.split()[-1] for line in maps if line.endswith(".prompts")})
 
 
 async def test_the_engines_counters_are_read_for_models_chosen_by_prompt_alone(bench: Bench) -> None:

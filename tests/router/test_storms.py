@@ -72,7 +72,7 @@ async def test_sdk_retries_do_not_multiply_at_the_replicas(bench: Bench, status:
     loop = asyncio.get_running_loop()
     began = loop.time()
     async with openai.AsyncOpenAI(
-        base_url=f"http://127.0.0.1:{bench.port}/v1", api_key="x", max_retries=2, timeout=30
+        base_url=f"http://127.0.0.1:{bench.port}/v1", api_key="x", max_retries=2, timeout=100
     ) as client:
 
         async def ask() -> None:
@@ -103,7 +103,7 @@ async def test_a_blocked_request_is_final_for_the_sdk_and_remembered(bench: Benc
     ups = [await bench.upstream(f"a-{n}", kill) for n in range(5)]
     await bench.start(bench.model(*ups))
     async with openai.AsyncOpenAI(
-        base_url=f"http://127.0.0.1:{bench.port}/v1", api_key="x", max_retries=4, timeout=30
+        base_url=f"http://127.0.0.1:{bench.port}/v1", api_key="x", max_retries=4, timeout=100
     ) as client:
         for _ in range(2):
             with pytest.raises(openai.InternalServerError, match="blocked") as caught:
@@ -163,12 +163,12 @@ async def test_an_ejected_replica_sits_out_its_time_however_healthy_it_says_it_i
 
     a, b = await bench.upstream("a-0", cut), await bench.upstream("b-0")
     await bench.start(bench.model(a, b))
-    assert (await bench.chat()).json["by"] == "b-0"
     loop = asyncio.get_running_loop()
-    ejected = loop.time()
+    before = loop.time()
+    assert (await bench.chat()).json["by"] == "b-0"
 
     async def back() -> bool:
         return bool((await bench.replica("a-0"))["rotation"] == "probation")
 
     await bench.until(back)
-    assert loop.time() - ejected > 4.0
+    assert loop.time() - before > 4.0

@@ -7,7 +7,7 @@ import json
 import signal
 
 import pytest
-from tests.router.bench import Bench, true
+from tests.router.bench import PATIENCE_S, Bench, true
 from tests.router.scripted import Seen, Upstream, plain, send_chunk, send_json, send_stream_head
 
 CHAT = "/v1/chat/completions"
@@ -47,16 +47,20 @@ async def test_full_queue_is_429_and_a_passed_deadline_503(bench: Bench) -> None
     await bench.start(
         bench.model(queue=2, queue_timeout_s=600.0), bench.model(name="quick", queue_timeout_s=0.2)
     )
-    waiting = [asyncio.create_task(bench.chat(headers={"X-Request-Timeout": "1.5"})) for _ in range(2)]
+    late = await bench.chat(headers={"X-Request-Timeout": "0.3"})
+    assert (late.status, late.json["error"]["code"]) == (503, "no_replica_ready")
+    waiting = [asyncio.create_task(bench.chat()) for _ in range(2)]
     await _queued(bench, 2)
     full = await bench.chat()
     assert (full.status, full.json["error"]["code"], full.headers["retry-after"]) == (429, "queue_full", "1")
     late = await bench.chat("quick")
     assert (late.status, late.json["error"]["code"]) == (503, "no_replica_ready")
     assert int(late.headers["retry-after"]) > 0
-    assert [a.status for a in await asyncio.gather(*waiting)] == [503, 503]
     stats = await bench.stats()
-    assert (stats["rejected_total"], stats["queued"]) == (4, 0)
+    assert (stats["rejected_total"], stats["queued"]) == (3, 2)
+    await bench.tell()
+    assert [a.status for a in await asyncio.gather(*waiting)] == [503, 503]
+    assert (await bench.stats())["queued"] == 0
 
 
 async def test_who_waits_for_a_model_that_is_removed_is_told_at_once(bench: Bench) -> None:
@@ -156,9 +160,9 @@ async def test_broken_tables_and_garbage_on_the_control_socket_change_nothing(be
     reader, writer = await asyncio.open_unix_connection(str(bench.dir / "ctl.sock"))
     writer.write(b"\x00\xff garbage\n" + b"x" * (5 << 20))
     try:
-        await asyncio.wait_for(writer.drain(), 10)
-        assert json.loads(await asyncio.wait_for(reader.readline(), 10))["ok"] is False
-        assert await asyncio.wait_for(reader.read(), 10) == b""
+        await asyncio.wait_for(writer.drain(), PATIENCE_S)
+        assert json.loads(await asyncio.wait_for(reader.readline(), PATIENCE_S))["ok"] is False
+        assert await asyncio.wait_for(reader.read(), PATIENCE_S) == b""
     except ConnectionError:
         pass
     writer.close()
@@ -199,7 +203,7 @@ async def test_sigterm_finishes_what_runs_and_a_successor_serves_the_same_socket
     go.set()
     assert await busy.chunk() == b"data: 2\n\n"
     assert await busy.chunk() == b""
-    assert await asyncio.wait_for(old.wait(), 20) == 0
+    assert await asyncio.wait_for(old.wait(), PATIENCE_S) == 0
     assert (await bench.chat()).status == 200
 
 
@@ -221,14 +225,14 @@ async def test_connections_over_the_cap_get_503_and_the_others_go_on(bench: Benc
 async def test_a_trickled_head_ends_at_the_absolute_deadline(bench: Bench) -> None:
     up = await bench.upstream("a-0")
     await bench.start(bench.model(up))
-    client = await bench.client()
     loop = asyncio.get_running_loop()
     started = loop.time()
+    client = await bench.client()
     client.writer.write(b"GET /v1/models HTTP/1.1\r\n")
     answering = asyncio.create_task(client.head())
     while not answering.done():
         client.writer.write(b"X: 1\r\n")
         await asyncio.wait({answering}, timeout=0.5)
-        assert loop.time() - started < 20
+        assert loop.time() - started < 45
     assert (await answering)[0] == 408
-    assert 9.0 < loop.time() - started < 15.0
+    assert loop.time() - started > 9.0

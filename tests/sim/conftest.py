@@ -20,7 +20,7 @@ import httpx
 import pytest
 
 PACKAGE_ROOT = str(Path(__file__).resolve().parents[2] / "daemon")
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 def wait_for(what: str, check: Callable[[], Any], deadline_s: float = DEADLINE_S) -> Any:
@@ -78,7 +78,7 @@ class Replica:
         # Not through httpx, which leaks the socket of a connection that is refused.
         try:
             with socket.socket(socket.AF_UNIX) as asked:
-                asked.settimeout(5)
+                asked.settimeout(20)
                 asked.connect(self.socket)
                 asked.sendall(b"GET /health HTTP/1.1\r\nHost: sim\r\nConnection: close\r\n\r\n")
                 with asked.makefile("rb") as answer:
@@ -142,7 +142,7 @@ class Replica:
             if not alive:
                 break
             time.sleep(0.02)
-        self.process.wait(10)
+        self.process.wait(60)
 
 
 def body(text: str, **more: Any) -> dict[str, Any]:

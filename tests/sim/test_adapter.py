@@ -100,6 +100,7 @@ def test_what_is_launched_serves_and_its_metric_names_exist(tools: Any) -> None:
             with httpx.Client(
                 transport=httpx.HTTPTransport(uds=launch.address.removeprefix("unix:")),
                 base_url="http://replica",
+                timeout=60,
             ) as http:
                 assert http.get(ENGINE.health_path).status_code == 200
                 assert http.get("/v1/models").json()["data"][0]["id"] == "name"
@@ -110,7 +111,7 @@ def test_what_is_launched_serves_and_its_metric_names_exist(tools: Any) -> None:
                 assert f"\n{name}{{" in text
         finally:
             process.terminate()
-            process.communicate(timeout=20)
+            process.communicate(timeout=60)
         assert process.returncode == 0
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import socket
 from typing import Any
 
 import httpx
 import openai
 import pytest
+from tests.e2e.box import free_port
 
 MESSAGES = [{"role": "user", "content": "My order is late."}]
 
@@ -246,9 +246,7 @@ def test_development_routes_answer(shared: Any, path: Any) -> None:
 
 
 async def test_official_client_streams_lists_models_and_gets_typed_errors(start: Any, tools: Any) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     replica = start("--host", "127.0.0.1", "--port", str(port), ready=False)
     tools.wait_for("listening", lambda: "Application startup complete." in replica.text())
     async with openai.AsyncOpenAI(

@@ -51,21 +51,22 @@ def test_a_repeated_prefix_hits_the_cache_and_a_reset_forgets_it(start: Any) -> 
     first = replica.chat(text, max_tokens=1)
     assert replica.metric("vllm:prefix_cache_hits_total") == 0
     tokens = first.json()["usage"]["prompt_tokens"]
-    again = replica.chat(text, max_tokens=1)
+    replica.chat(text, max_tokens=1)
     hits = replica.metric("vllm:prefix_cache_hits_total")
     assert tokens - 17 <= hits < tokens
     assert hits % 16 == 0
     assert replica.metric("vllm:prefix_cache_queries_total") == 2 * tokens
-    assert again.elapsed < first.elapsed / 2
     replica.chat(text, max_tokens=1, cache_salt="another tenant")
     replica.http.post("/reset_prefix_cache")
     replica.chat(text, max_tokens=1)
     assert replica.metric("vllm:prefix_cache_hits_total") == hits
+    again = min(replica.chat(text, max_tokens=1).elapsed for _ in range(4))
+    assert again < first.elapsed / 2
 
 
 def test_requests_beyond_max_num_seqs_wait(start: Any, tools: Any) -> None:
     replica = start("--max-num-seqs", "2")
-    long = {"max_tokens": 1500, "ignore_eos": True}
+    long = {"max_tokens": 8000, "ignore_eos": True}
     with replica.stream(**long) as one, replica.stream(**long) as two, socket.socket(socket.AF_UNIX) as third:
         assert (one.status_code, two.status_code) == (200, 200)
         third.connect(replica.socket)  # its answer does not begin while it waits, so no client could go on

@@ -11,8 +11,10 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.e2e.box import free_port
 
-LONG = {"max_tokens": 1500, "ignore_eos": True}
+LONG = {"max_tokens": 8000, "ignore_eos": True}
+"""Half a minute at 4 ms a step: no stream ends by itself in a test."""
 DEAD = "EngineCore encountered an issue. See stack trace (above) for the root cause."
 
 
@@ -29,7 +31,7 @@ class Client(threading.Thread):
     def run(self) -> None:
         transport = httpx.HTTPTransport(uds=self.replica.socket)
         try:
-            with httpx.Client(transport=transport, base_url="http://replica", timeout=30) as http:
+            with httpx.Client(transport=transport, base_url="http://replica", timeout=60) as http:
                 content = self.tools.body("My order is late.", stream=True, **{**LONG, **self.more})
                 with http.stream("POST", "/v1/chat/completions", json=content) as answer:
                     for line in answer.iter_lines():
@@ -69,14 +71,14 @@ def test_one_gpu_has_no_worker_process(shared: Any) -> None:
 def test_kill_of_the_engine_ends_streams_with_an_error_event_and_the_server_with_code_0(
     start: Any, tools: Any
 ) -> None:
-    replica = start("--tensor-parallel-size", "2", "--dead-engine-linger-s", "0.8")
+    replica = start("--tensor-parallel-size", "2", "--dead-engine-linger-s", "4")
     streams = [Client(replica, tools).under_way() for _ in range(2)]
     os.kill(replica.engine().pid, signal.SIGKILL)
     tools.wait_for("health 503", lambda: replica.health() == 503)
     late = replica.chat()
     assert (late.status_code, late.json()["error"]["message"]) == (500, DEAD)
     for stream in streams:
-        stream.join(20)
+        stream.join(60)
         *_, error, done = stream.events
         assert stream.error is None
         assert error == {
@@ -103,7 +105,7 @@ def test_kill_of_the_server_leaves_engine_and_workers_behind(start: Any, tools: 
     client = Client(replica, tools).under_way()
     os.kill(replica.process.pid, signal.SIGKILL)
     assert replica.exit() == -signal.SIGKILL
-    client.join(20)
+    client.join(60)
     assert isinstance(client.error, httpx.RemoteProtocolError)
     left = {process.title: process.ppid for process in replica.tree() if process.title.startswith("VLLM::")}
     assert set(left) == {"VLLM::EngineCore", "VLLM::Worker_TP0", "VLLM::Worker_TP1"}
@@ -119,13 +121,19 @@ def test_stopped_engine_keeps_health_200_with_running_above_0_and_a_flat_step_co
     engine = replica.engine().pid
     os.kill(engine, signal.SIGSTOP)
     tools.wait_for("stopped", lambda: replica.engine().state == "T")
-    time.sleep(0.2)  # for what was on its way
-    steps, said = replica.metric("vllm:iteration_tokens_total_count"), len(client.events)
-    time.sleep(0.3)  # many steps' time, in which nothing may move
+
+    def so_far() -> tuple[float, int]:
+        return replica.metric("vllm:iteration_tokens_total_count"), len(client.events)
+
+    def flat() -> bool:
+        before = so_far()
+        time.sleep(0.3)  # many steps' time, in which nothing may move; but what was on its way may
+        return so_far() == before
+
+    tools.wait_for("flat", flat)
+    said = len(client.events)
     assert replica.health() == 200
     assert replica.metric("vllm:num_requests_running") == 1
-    assert replica.metric("vllm:iteration_tokens_total_count") == steps
-    assert len(client.events) == said
     os.kill(engine, signal.SIGCONT)
     tools.wait_for("moving again", lambda: len(client.events) > said + 5)
 
@@ -161,7 +169,7 @@ def test_client_that_leaves_is_aborted(start: Any, tools: Any) -> None:
 def test_sigterm_ends_an_idle_server_at_once_with_code_0(start: Any, tools: Any) -> None:
     replica = start("--tensor-parallel-size", "2")
     replica.process.terminate()
-    assert replica.exit(10) == 0
+    assert replica.exit() == 0
     tools.wait_for("nothing left", lambda: not replica.tree())
 
 
@@ -182,24 +190,24 @@ def test_sigterm_with_an_open_stream_stops_the_engine_and_hangs_until_the_client
 
 
 def test_shutdown_timeout_lets_streams_finish_and_refuses_new_ones_with_500(start: Any, tools: Any) -> None:
-    replica = start("--shutdown-timeout", "20", "--step-ms", "10")
-    client = Client(replica, tools, max_tokens=150).under_way()
+    replica = start("--shutdown-timeout", "60", "--step-ms", "10")
+    client = Client(replica, tools, max_tokens=450).under_way()
     replica.process.terminate()
-    tools.wait_for("draining", lambda: "mode=drain timeout=20s" in replica.text())
+    tools.wait_for("draining", lambda: "mode=drain timeout=60s" in replica.text())
     assert replica.health() == 200
     late = replica.chat()
     assert (late.status_code, late.json()["error"]["message"]) == (
         500,
         "cannot schedule new futures after shutdown",
     )
-    client.join(20)
+    client.join(60)
     assert client.events[-1] == "[DONE]"
     assert client.events[-2]["choices"][0]["finish_reason"] == "length"
     assert replica.exit() == 0
 
 
 def test_socket_is_bound_before_the_load_and_refuses_until_after_it(start: Any, tools: Any) -> None:
-    replica = start("--load-s", "1.5", ready=False)
+    replica = start("--load-s", "4", ready=False)
     tools.wait_for("bound", lambda: os.path.exists(replica.socket))
     with socket.socket(socket.AF_UNIX) as probe, pytest.raises(ConnectionRefusedError):
         probe.connect(replica.socket)
@@ -217,12 +225,10 @@ def test_sigterm_while_loading_leaves_nothing(start: Any, tools: Any) -> None:
 
 
 def test_tcp_port(start: Any, tools: Any) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     replica = start("--host", "127.0.0.1", "--port", str(port), ready=False)
     tools.wait_for("listening", lambda: "Application startup complete." in replica.text())
-    assert httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).status_code == 200
+    assert httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False, timeout=60).status_code == 200
 
 
 def test_an_idle_replica_costs_next_to_nothing(start: Any, tools: Any) -> None:
@@ -237,6 +243,10 @@ def test_an_idle_replica_costs_next_to_nothing(start: Any, tools: Any) -> None:
             total += int(fields[11]) + int(fields[12])
         return total
 
-    before = cpu_ticks()
-    time.sleep(1.5)  # what is measured is idleness
-    assert cpu_ticks() - before <= 3  # 2 % of a core
+    def idle() -> bool:
+        before = cpu_ticks()
+        time.sleep(1.5)  # what is measured is idleness
+        return cpu_ticks() - before <= 3  # 2 % of a core
+
+    # The last work of the start may outlast the first answer of /health; one that polls is never idle.
+    tools.wait_for("idle", idle)

@@ -20,7 +20,7 @@ _NOFILE_GOOD = 16384
 _DISK_MIN_BYTES, _DISK_GOOD_BYTES = GIB, 5 * GIB
 """State and logs are small; compiled kernels take a few GiB."""
 _PR_GET_CHILD_SUBREAPER = 37
-_CLOCK_WAIT_S = 0.8
+_CLOCK_WAIT_S = 5.0
 
 
 def disk(host: Host) -> list[Finding]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from gpuserved.cli.doctor.base import Finding, Host, fail, ok, warn
 
 NAME = "service"
-_WAIT_S = 1.0
+_WAIT_S = 5.0
 _OLDEST = 249
 
 
