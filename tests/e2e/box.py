@@ -43,9 +43,10 @@ def until(probe: Callable[[], T | None], what: str, timeout_s: float, every_s: f
 
 
 def free_port() -> int:
-    """A port nobody listens on, below the range that outgoing connections draw from."""
+    """A port nobody listens on, below the range that outgoing connections draw from, and of no other process of the same test run."""
+    which = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
     for _ in range(200):
-        port = random.randrange(15000, 30000)
+        port = random.randrange(15000 + which * 2000, 15000 + (which + 1) * 2000)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
@@ -55,12 +56,12 @@ def free_port() -> int:
 
 class _UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: Path) -> None:
-        super().__init__("gpuserved", timeout=10)
+        super().__init__("gpuserved", timeout=30)
         self._path = path
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(10)
+        self.sock.settimeout(30)
         self.sock.connect(str(self._path))
 
 
@@ -146,7 +147,7 @@ class Box:
     def router_stats(self) -> Json | None:
         """Router 0's own figures; None while it does not answer."""
         with socket.socket(socket.AF_UNIX) as link:
-            link.settimeout(5)
+            link.settimeout(30)
             try:
                 link.connect(str(self.roots.run / "router" / "ctl.sock"))
                 link.sendall(b'{"op": "stats"}\n')
@@ -168,7 +169,7 @@ class Box:
         rows: dict[str, Json] = {row["id"]: row for row in self.look()["replicas"]}
         return rows[replica]
 
-    def wait_state(self, replica: str, state: str, timeout_s: float = 30, **more: Any) -> Json:
+    def wait_state(self, replica: str, state: str, timeout_s: float = 60, **more: Any) -> Json:
         """Wait until a replica is in `state` and every field of `more` has its value."""
         last: Json = {}
 
@@ -238,7 +239,7 @@ class Box:
         """`gpuserve down`, then nothing of ours may be left."""
         self.remember()
         self.ok("down", "--yes", timeout_s=120)
-        until(lambda: not self.alive(), "everything gone after `down`", 15)
+        until(lambda: not self.alive(), "everything gone after `down`", 60)
         assert self.left_in_shared_memory() == []
 
     def close(self) -> None:
@@ -247,7 +248,7 @@ class Box:
         done = self.run("down", "--yes", timeout_s=120)
         trouble = [] if done.returncode in {0, 3} else [f"down: rc {done.returncode} {done.stderr}"]
         try:
-            until(lambda: not self.alive(), "everything gone after `down`", 15)
+            until(lambda: not self.alive(), "everything gone after `down`", 60)
         except AssertionError:
             trouble += [f"still alive: {line}" for line in self.alive()]
         trouble += [f"left: {name}" for name in self.left_in_shared_memory()]

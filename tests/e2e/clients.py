@@ -91,6 +91,23 @@ class Streams:
         for stream in self.streams:
             assert stream.began.wait(max(0.0, deadline - time.monotonic())), "a stream did not begin in time"
 
+    def flow(self, timeout_s: float = 60) -> None:
+        """Each of them goes on: nothing has cut it, and text still comes."""
+        deadline = time.monotonic() + timeout_s
+        before = [stream.chunks for stream in self.streams]
+        while not all(s.chunks > chunks + 5 for s, chunks in zip(self.streams, before, strict=True)):
+            assert [s for s in self.streams if s.failure or s.error or s.done] == []
+            assert time.monotonic() < deadline, "a stream stands still"
+            time.sleep(0.05)
+
+    def leave(self) -> list[Stream]:
+        """Their clients have seen enough, and nothing has cut them before."""
+        for stream in self.streams:
+            stream.hang_up_after = 0
+        ended = self.join()
+        assert [s for s in ended if s.failure or s.error] == []
+        return ended
+
     def join(self, timeout_s: float = 90) -> list[Stream]:
         """Until every stream has ended."""
         deadline = time.monotonic() + timeout_s

@@ -160,7 +160,7 @@ def test_a_port_in_use_names_its_holder_and_starts_nothing(box: Box) -> None:
     assert done.returncode in {1, 4}, said
     assert str(box.port) in said
     assert str(process.pid) in said
-    until(lambda: not box.alive(), "nothing was left running", 15)
+    until(lambda: not box.alive(), "nothing was left running", 60)
     assert box.run("status").returncode == 3
 
 

@@ -30,7 +30,7 @@ def rows(box: Box) -> dict[str, Json]:
 
 def served(box: Box) -> dict[str, Json]:
     """The router's own figures for each replica."""
-    stats = until(box.router_stats, "the router answers", 10)
+    stats = until(box.router_stats, "the router answers", 60)
     return {row["id"]: row for row in stats["replicas"]}
 
 
@@ -88,7 +88,7 @@ def test_stop_lets_streams_finish_and_start_brings_it_back(pair: Box) -> None:
     ended = streams.join()
     assert "red-0" in {stream.replica for stream in ended}
     assert [stream for stream in ended if not stream.whole] == []
-    until(lambda: not any(p.is_running() for p in old_tree), "the stopped tree is gone", 15)
+    until(lambda: not any(p.is_running() for p in old_tree), "the stopped tree is gone", 60)
     assert stopped["pid"] is None
     assert stopped["started_at"] is None
     pair.ok("start", "red-0")
@@ -101,7 +101,7 @@ def test_restart_replaces_the_process_and_is_no_crash(pair: Box) -> None:
     settle(pair, "blue-0")
     before = rows(pair)["blue-0"]
     pair.ok("restart", "blue-0")
-    after = pair.wait_restarted(before, 30)
+    after = pair.wait_restarted(before, 60)
     assert after["pid"] != before["pid"]
     assert after["restarts"] == before["restarts"]
 
@@ -111,7 +111,7 @@ def test_a_request_waits_while_the_only_replica_restarts(pair: Box) -> None:
     with PlainLoad(pair.endpoint, "blue") as load:
         before = rows(pair)["blue-0"]
         pair.ok("restart", "blue-0")
-        pair.wait_restarted(before, 30)
+        pair.wait_restarted(before, 60)
         load.reach(5)
 
 
@@ -131,14 +131,14 @@ def test_scale_up_and_down(pair: Box) -> None:
     settle(pair, "blue-0")
     first = rows(pair)["blue-0"]["pid"]
     pair.ok("scale", "blue", "3")
-    until(lambda: len([r for r in rows(pair) if r.startswith("blue")]) == 3, "three rows", 10)
+    until(lambda: len([r for r in rows(pair) if r.startswith("blue")]) == 3, "three rows", 60)
     settle(pair, "blue-1", "blue-2")
     trees = [p for name in ("blue-1", "blue-2") for p in pair.tree(rows(pair)[name]["shim_pid"])]
     with PlainLoad(pair.endpoint, "blue") as load:
         pair.ok("scale", "blue", "1")
-        until(lambda: [r for r in rows(pair) if r.startswith("blue")] == ["blue-0"], "one row", 30)
+        until(lambda: [r for r in rows(pair) if r.startswith("blue")] == ["blue-0"], "one row", 60)
         load.reach(5)
-    until(lambda: not any(p.is_running() for p in trees), "the others' processes are gone", 15)
+    until(lambda: not any(p.is_running() for p in trees), "the others' processes are gone", 60)
     assert rows(pair)["blue-0"]["pid"] == first
 
 
@@ -211,20 +211,20 @@ def test_events_begin_with_a_snapshot_and_tell_of_changes(pair: Box) -> None:
 
 
 def test_a_stop_overtakes_a_start(pair: Box) -> None:
-    pair.ok("apply", pair.write("slow", sim("slow", replicas=1, flags={"load_s": 60})))
+    pair.ok("apply", pair.write("slow", sim("slow", replicas=1, flags={"load_s": 600})))
     starting = pair.wait_state("slow-0", "STARTING")
-    pid = until(lambda: pair.replica("slow-0")["shim_pid"], "the shim of the start", 20)
+    pid = until(lambda: pair.replica("slow-0")["shim_pid"], "the shim of the start", 60)
     old_tree = pair.tree(pid)
     begun = time.monotonic()
     pair.ok("stop", "slow-0")
     stopped = pair.wait_state("slow-0", "STOPPED")
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < 60, "it did not wait for the load"
     assert stopped["generation"] == starting["generation"]
-    until(lambda: not any(p.is_running() for p in old_tree), "the half-started tree is gone", 15)
+    until(lambda: not any(p.is_running() for p in old_tree), "the half-started tree is gone", 60)
 
 
 def test_up_reports_a_start_that_is_not_done_in_time(pair: Box) -> None:
-    path = pair.write("later", sim("later", replicas=1, flags={"load_s": 60}))
+    path = pair.write("later", sim("later", replicas=1, flags={"load_s": 600}))
     late = pair.run("up", path, "--wait", "1")
     assert late.returncode == 5
     assert "later-0" in late.stdout + late.stderr
@@ -248,7 +248,7 @@ def test_what_was_stopped_before_is_removed_too(box: Box) -> None:
         box.ok("stop", replica)
         box.wait_state(replica, "STOPPED")
     box.ok("apply", str(box.profiles / "kept.toml"), "--prune")
-    until(lambda: "gone-0" not in rows(box), "what is not wanted is gone", 20)
+    until(lambda: "gone-0" not in rows(box), "what is not wanted is gone", 60)
     box.wait_state("kept-0", "READY")
     box.ok("stop", "kept-0")
     box.wait_state("kept-0", "STOPPED")

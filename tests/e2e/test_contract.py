@@ -139,7 +139,7 @@ def test_the_official_client_works(fleet: Fleet) -> None:
 
 
 def test_both_replicas_get_traffic(fleet: Fleet) -> None:
-    streams = open_streams(fleet.endpoint, SERVED, count=8, tokens=20).join()
+    streams = open_streams(fleet.endpoint, SERVED, count=8, tokens=100).join()
     assert [stream.failure for stream in streams if not stream.whole] == []
     assert {stream.replica for stream in streams} == {"tiny-0", "tiny-1"}
 

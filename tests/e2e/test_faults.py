@@ -11,7 +11,7 @@ import time
 import pytest
 from tests.e2e.box import Json, kill, until
 from tests.e2e.clients import open_streams
-from tests.e2e.strikes import Struck, both_ready, strike
+from tests.e2e.strikes import LATE_S, Struck, both_ready, strike
 from tests.e2e.texts import SERVED, Fleet
 from tests.faults.table import Measured
 
@@ -47,7 +47,7 @@ def test_the_api_process_hangs(fleet: Fleet, measured: Measured) -> None:
     before = fleet.replica("tiny-1")
     tree = fleet.tree(before["shim_pid"])
     at = kill(before["pid"], signal.SIGSTOP)
-    until(lambda: fleet.rotation("tiny-1") != "in", "out of rotation", 30)
+    until(lambda: fleet.rotation("tiny-1") != "in", "out of rotation", 60)
     measured.detect_s = time.monotonic() - at
     struck = Struck(fleet, before, tree, at, measured)
     struck.replaced(r"(?i)health|liveness|answer|hung|without a step")
@@ -61,9 +61,11 @@ def idle(fleet: Fleet) -> bool:
 @pytest.mark.fault(19)
 def test_a_client_that_leaves_frees_its_place(fleet: Fleet, measured: Measured) -> None:
     both_ready(fleet)
-    streams = open_streams(fleet.endpoint, SERVED, 1, fleet.flavour.stream_tokens, hang_up_after=3)
+    # The look-alike would go on for more than two minutes.
+    tokens = 7000 if fleet.flavour.engine == "sim" else fleet.flavour.stream_tokens
+    streams = open_streams(fleet.endpoint, SERVED, 1, tokens, hang_up_after=3)
     streams.join()
     gone_at = time.monotonic()
-    until(lambda: idle(fleet), "in-flight counts back to 0", 5)
+    until(lambda: idle(fleet), "in-flight counts back to 0", 60)
     measured.recover_s = time.monotonic() - gone_at
-    assert measured.recover_s < 1.0
+    assert measured.recover_s < 1.0 + LATE_S

@@ -143,7 +143,7 @@ def test_a_second_apply_takes_the_place_of_the_first(box: Box) -> None:
     with PlainLoad(box.endpoint, SERVED), CapacityWatch(box).watching() as capacity:
         streams = streams_on_all(box)
         box.ok("apply", "--no-wait", box.write("roll", profile(step_ms=19)))
-        until(lambda: roll(box)["current"], "the first change has begun", 20)
+        until(lambda: roll(box)["current"], "the first change has begun", 60)
         again = box.ok("apply", "--no-wait", str(box.profiles / "roll.toml"))
         assert "replace roll-2" in again
         began_at = roll(box)["began_at"]
@@ -160,7 +160,7 @@ def test_a_change_outlives_the_daemon(box: Box) -> None:
     with PlainLoad(box.endpoint, SERVED) as load, CapacityWatch(box).watching() as capacity:
         streams = streams_on_all(box)
         box.ok("apply", "--no-wait", box.write("roll", profile(step_ms=19)))
-        until(lambda: any(r["state"] == "DRAINING" for r in rows(box).values()), "one drains", 20)
+        until(lambda: any(r["state"] == "DRAINING" for r in rows(box).values()), "one drains", 60)
         restart_daemon(box)
         until(lambda: roll(box)["done"] >= 1, "the first is replaced", 60)
         restart_daemon(box)

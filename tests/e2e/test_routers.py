@@ -18,16 +18,16 @@ def test_two_routers_serve_die_and_are_adopted(box: Box) -> None:
         pids: list[int] = box.look()["router"]["pids"]
         return pids if len(set(pids)) == 2 else None
 
-    pids = until(two, "status shows two routers", 15)
+    pids = until(two, "status shows two routers", 60)
     with PlainLoad(box.endpoint, "tiny") as load:
         load.reach(20)
-    until(lambda: (box.look()["router"]["requests_total"] or 0) >= 20, "their requests are added up", 10)
-    page = urllib.request.urlopen(f"{box.endpoint}/metrics", timeout=5).read().decode()
+    until(lambda: (box.look()["router"]["requests_total"] or 0) >= 20, "their requests are added up", 60)
+    page = urllib.request.urlopen(f"{box.endpoint}/metrics", timeout=60).read().decode()
     figures = [line for line in page.splitlines() if line and not line.startswith("#")]
     assert figures
     assert all('{router="' in line for line in figures)
     kill(pids[1])
-    until(lambda: (found := two()) is not None and found[1] != pids[1], "the second router is back", 15)
+    until(lambda: (found := two()) is not None and found[1] != pids[1], "the second router is back", 60)
     with PlainLoad(box.endpoint, "tiny") as load:
         load.reach(20)
     kill(box.look()["supervisor"]["pid"])

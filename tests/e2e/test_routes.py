@@ -137,7 +137,7 @@ async def test_realtime_is_a_websocket_to_one_replica(lookalike: Fleet) -> None:
         f"GET /v1/realtime?model={SERVED} HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
         f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n".encode()
     )
-    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
     assert head.startswith(b"HTTP/1.1 101 ")
     assert accept_key(key) in head
 

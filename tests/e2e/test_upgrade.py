@@ -61,24 +61,6 @@ def broken(streams: Streams) -> list[Stream]:
     return [stream for stream in streams.join() if not stream.whole]
 
 
-def flow(streams: Streams) -> None:
-    """Each of these goes on: nothing has cut it, and text still comes."""
-    before = [stream.chunks for stream in streams.streams]
-
-    def more() -> bool:
-        assert [s for s in streams.streams if s.failure or s.error or s.done] == []
-        return all(s.chunks > chunks + 5 for s, chunks in zip(streams.streams, before, strict=True))
-
-    until(more, "every stream goes on", 60)
-
-
-def leave(streams: Streams) -> None:
-    """Their clients have seen enough."""
-    for stream in streams.streams:
-        stream.hang_up_after = 0
-    streams.join()
-
-
 @pytest.mark.fault(45)
 def test_two_upgrades_in_a_row_under_load(served: Box, measured: Measured) -> None:
     before = served.look()
@@ -89,7 +71,7 @@ def test_two_upgrades_in_a_row_under_load(served: Box, measured: Measured) -> No
         assert f"6.0.0, PID {before['supervisor']['pid']}" in told
         assert "2 of 2 replicas adopted" in told
         assert {each["version"] for each in routers(served, draining=False)} == {"7.0.1"}
-        flow(endless)
+        endless.flow()
         assert broken(short) == []
         second, short = Release(served.top, "7.0.2"), begun(served, 4, SHORT_TOKENS)
         second.upgrade(served)
@@ -97,7 +79,7 @@ def test_two_upgrades_in_a_row_under_load(served: Box, measured: Measured) -> No
         shown = served.ok("status")
         assert "was replaced and ends after its last request" in shown
         assert "versions: daemon 7.0.2; routers 7.0.2 (2); shims 6.0.0 (2)" in shown
-        flow(endless)
+        endless.flow()
         assert broken(short) == []
         load.reach(10)
     measured.failed, measured.answered = len(load.failures), load.answered
@@ -106,7 +88,7 @@ def test_two_upgrades_in_a_row_under_load(served: Box, measured: Measured) -> No
     assert after["supervisor"]["pid"] != before["supervisor"]["pid"]
     assert not set(after["router"]["pids"]) & set(before["router"]["pids"])
     same(served, before)
-    leave(endless)
+    endless.leave()
     all_drained(served)
     assert (served.look()["router"]["requests_total"] or 0) >= load.answered
     assert "nothing to upgrade" in second.run(served, "upgrade").stdout
@@ -226,7 +208,7 @@ def test_replaced_routers_count_for_the_next_supervisor_and_its_down(served: Box
         return all(each["version"] == gpuserved.__version__ for each in serving)
 
     until(replaced_again, "a daemon that starts replaces routers of another version", 60)
-    until(lambda: _held(served) == 4, "the streams of routers two generations back are counted", 30)
+    until(lambda: _held(served) == 4, "the streams of routers two generations back are counted", 60)
 
     def drains() -> bool:
         rows = served.look()["replicas"]
@@ -234,11 +216,11 @@ def test_replaced_routers_count_for_the_next_supervisor_and_its_down(served: Box
         return bool(sum(held) == 4)
 
     with served.popen("down", "--yes") as down:
-        until(drains, "`down` waits for requests of replaced routers", 30)
-        flow(streams)
-        leave(streams)
+        until(drains, "`down` waits for requests of replaced routers", 60)
+        streams.flow()
+        streams.leave()
         assert down.wait(60) == 0
-    until(lambda: not served.alive(), "everything gone", 15)
+    until(lambda: not served.alive(), "everything gone", 60)
     assert [p for p in served.roots.run.rglob("*") if p.is_socket()] == []
     assert list(served.roots.run.glob("router.*")) == []
 

@@ -59,7 +59,7 @@ class Fleet(Box):
 
 
 SERVED = "tiny"
-HEALTH = {"interval_s": 0.5, "timeout_s": 2, "hang_rotation_s": 2, "hang_timeout_s": 5}
+HEALTH = {"interval_s": 0.5, "timeout_s": 2, "hang_rotation_s": 2, "hang_timeout_s": 8}
 """The minute-long defaults, shortened so that the suite can wait for them."""
 RESTART = {"backoff_s": 0.2, "budget": 20}
 

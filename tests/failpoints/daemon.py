@@ -48,7 +48,7 @@ class Daemon:
         """kill -9, and wait."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
-        until(lambda: self.ended, f"daemon {self.pid} is gone", 30)
+        until(lambda: self.ended, f"daemon {self.pid} is gone", 60)
 
 
 def argv_of(pid: int) -> list[str]:

@@ -63,7 +63,7 @@ class Bench(Box):
 
     def wait_gpu(self, index: int, state: str) -> Json:
         """Wait until `status` shows the GPU so."""
-        return until(lambda: (g := self.gpu(index))["state"] == state and g, f"GPU {index} {state}", 30) or {}
+        return until(lambda: (g := self.gpu(index))["state"] == state and g, f"GPU {index} {state}", 60) or {}
 
     def well(self) -> dict[str, Json]:
         """All three READY on GPUs that are OK; their rows."""

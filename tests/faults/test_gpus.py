@@ -62,7 +62,7 @@ def test_with_no_gpu_free_its_replica_waits_and_a_new_daemon_knows(bench: Bench)
     spare, index = bench.free(), bench.where("tiny-2")
     bench.ok("quarantine", str(spare))
     bench.ok("quarantine", f"SIM-{index}", "--reason", "ticket 812")
-    row = bench.wait_state("tiny-2", "FAILED", 30)
+    row = bench.wait_state("tiny-2", "FAILED", 60)
     assert row["reason"] == f"could not be started: GPU {index} is quarantined: ticket 812"
     plan = bench.run("plan", bench.write("other", sim("other", replicas=2, gpus="all")))
     assert plan.returncode == 4
@@ -74,7 +74,7 @@ def test_with_no_gpu_free_its_replica_waits_and_a_new_daemon_knows(bench: Bench)
         "--config", str(bench.top / "gpuserved.toml"), "--wait", "0",
     )  # fmt: skip
     assert [bench.gpu(n)["state"] for n in (spare, index)] == ["QUARANTINED", "QUARANTINED"]
-    bench.wait_state("tiny-2", "FAILED", 30)
+    bench.wait_state("tiny-2", "FAILED", 60)
     bench.same_but(before, "tiny-2")
     said = json.loads(bench.ok("release", str(index), str(spare), "--json"))
     assert said["replicas"] == {"tiny-2": f"is started on GPU {index}"}
@@ -93,7 +93,7 @@ def test_an_application_error_restarts_the_replica_whose_context_is_gone(
         load.reach(10)
         bench.engine_core(before["tiny-0"]).suspend()
         at = bench.xid(index, 31)
-        until(lambda: bench.rotation("tiny-0") != "in", "out of rotation", 20, every_s=0.02)
+        until(lambda: bench.rotation("tiny-0") != "in", "out of rotation", 60, every_s=0.02)
         measured.detect_s = time.monotonic() - at
         after = bench.wait_restarted(before["tiny-0"], 60)
         measured.recover_s = time.monotonic() - at
@@ -112,7 +112,7 @@ def test_an_application_error_of_somebody_else_touches_no_replica(bench: Bench) 
     before = bench.well()
     index = bench.where("tiny-0")
     bench.xid(index, 13)
-    until(lambda: "the error was not tiny-0's" in bench.told(), "the replica is cleared", 30)
+    until(lambda: "the error was not tiny-0's" in bench.told(), "the replica is cleared", 60)
     bench.same_but(before)
 
 
@@ -136,7 +136,7 @@ def test_a_hardware_error_sets_the_gpu_aside_and_its_replica_moves(bench: Bench,
     bench.same_but(before, "tiny-0")
     bench.xid(index, 45)  # as the driver reports every kill
     bench.xid(index, 777)
-    until(lambda: "Xid 777" in bench.told(), "an unknown one is told", 20)
+    until(lambda: "Xid 777" in bench.told(), "an unknown one is told", 60)
     bench.same_but(before, "tiny-0")
     bench.ok("release", str(index))
     bench.well()
@@ -222,7 +222,7 @@ def test_memory_that_does_not_come_back_keeps_the_gpu_from_everybody(
     index, row = bench.where("tiny-0"), before["tiny-0"]
     core = bench.engine_core(row).pid
     bench.say(index, processes=[{"pid": core, "memory_bytes": 70 * GIB}])
-    until(lambda: bool(bench.gpu(index)["owners"]), "the process is seen there", 20)
+    until(lambda: bool(bench.gpu(index)["owners"]), "the process is seen there", 60)
     at = kill(row["pid"])
     gpu = bench.wait_gpu(index, "QUARANTINED")
     assert f"PID {core} of an earlier start still holds its memory" in gpu["reason"]
@@ -247,7 +247,7 @@ def freezer() -> Iterator[Path]:
         )
     yield path
     (path / "freezer.state").write_text("THAWED")
-    until(lambda: not (path / "cgroup.procs").read_text(), "the freezer is empty", 30)
+    until(lambda: not (path / "cgroup.procs").read_text(), "the freezer is empty", 60)
     path.rmdir()
 
 

@@ -19,7 +19,7 @@ from tests.faults.table import Measured
 from gpuserved.host import oom
 
 LIMIT_BYTES = 4 * 1024 * 1024
-HUNGER = "import time\ntime.sleep(0.5)\nheld = bytearray(64 * 1024 * 1024)\nheld[::4096] = b'x' * len(held[::4096])\n"
+HUNGER = "import sys\nsys.stdin.read()\nheld = bytearray(64 * 1024 * 1024)\nheld[::4096] = b'x' * len(held[::4096])\n"
 """A process that takes 64 MiB once it has been put into its cgroup."""
 
 
@@ -42,6 +42,13 @@ class Cgroup:
 
     def take(self, pid: int) -> None:
         (self.path / "cgroup.procs").write_text(str(pid))
+
+    def hungry(self) -> int:
+        """The exit code of a process that takes more than there is."""
+        with subprocess.Popen([sys.executable, "-c", HUNGER], stdin=subprocess.PIPE) as process:
+            self.take(process.pid)
+            process.communicate(timeout=60)
+        return process.returncode
 
     def remove(self) -> None:
         deadline = time.monotonic() + 20
@@ -69,10 +76,8 @@ def test_a_replica_that_the_kernel_kills_for_memory_says_so(
     starved.take(victim)
     Path(f"/proc/{victim}/oom_score_adj").write_text("1000")
     time.sleep(1.5)  # a round of probes sees where it is now
-    hungry = subprocess.Popen([sys.executable, "-c", HUNGER])
-    starved.take(hungry.pid)
     at = time.monotonic()
-    hungry.wait(60)
+    starved.hungry()
     after = stage.wait_restarted(before, stage.flavour.start_s)
     measured.recover_s = time.monotonic() - at
     assert "OOM-killed" in after["reason"], after["reason"]
@@ -87,9 +92,7 @@ def test_a_strangers_death_explains_no_other(box: Box, starved: Cgroup) -> None:
     if oom.cgroup_of(before["pid"]) is None:
         pytest.skip("OOM KILLS ARE NOT TOLD APART BY CGROUP: none with a memory controller can be read here")
     host = oom.kills() or 0
-    hungry = subprocess.Popen([sys.executable, "-c", HUNGER])
-    starved.take(hungry.pid)
-    assert hungry.wait(60) == -9
+    assert starved.hungry() == -9
     assert (oom.kills() or 0) > host
     kill(before["pid"])
     after = box.wait_restarted(before, 90)

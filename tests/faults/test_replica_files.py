@@ -74,6 +74,6 @@ def test_a_disk_that_takes_no_log_never_blocks_the_replica(stage: Stage, measure
         )
         return "bytes dropped" in stage.ok("logs", "tiny-0", "-n", "100000")
 
-    until(said, "the log says how much was dropped", 30)
+    until(said, "the log says how much was dropped", 60)
     assert stage.replica("tiny-0")["pid"] == row["pid"]
     stage.mend()

@@ -74,7 +74,7 @@ def test_an_engine_that_refuses_its_settings_says_why_and_waits(stage: Stage) ->
         done = stage.run("apply", stage.write("wrong", text), timeout_s=120)
         row = stage.wait_state("wrong-0", "FAILED", stage.flavour.start_s)
         stage.ok("apply", "--prune", stage.write("tiny", stage.flavour.profile), timeout_s=60)
-        until(lambda: "wrong-0" not in {each["id"] for each in stage.look()["replicas"]}, "it is let go", 30)
+        until(lambda: "wrong-0" not in {each["id"] for each in stage.look()["replicas"]}, "it is let go", 60)
     assert done.returncode in {0, 1, 5}, done
     assert row["restarts"] == 0
     assert "will not heal by itself" in row["reason"], row["reason"]

@@ -58,7 +58,7 @@ def test_a_replica_that_never_answers(stage: Stage, measured: Measured) -> None:
     before = stage.replica("tiny-1")
     at = time.monotonic()
     with PlainLoad(stage.endpoint, SERVED, clients=4) as load:
-        until(lambda: stage.rotation("tiny-1") != "in", "out of rotation", 40)
+        until(lambda: stage.rotation("tiny-1") != "in", "out of rotation", 60)
         measured.detect_s = time.monotonic() - at
         stage.wait_restarted(before, stage.flavour.start_s)
         measured.recover_s = time.monotonic() - at
@@ -180,4 +180,4 @@ def test_no_zombie_is_left(stage: Stage) -> None:
             if process.info["ppid"] in mine and process.info["status"] == psutil.STATUS_ZOMBIE
         ]
 
-    until(lambda: not zombies(), "no zombie below the supervisor or a shim", 5)
+    until(lambda: not zombies(), "no zombie below the supervisor or a shim", 60)

@@ -27,7 +27,7 @@ class Terminal:
         environment = {k: v for k, v in os.environ.items() if k not in {"TMUX", "TMUX_PANE"}}
         done = subprocess.run(
             ["tmux", "-L", self._name, "-f", "/dev/null", *arguments],
-            capture_output=True, text=True, timeout=30, check=False, env=environment | {"LANG": "C.UTF-8"},
+            capture_output=True, text=True, timeout=60, check=False, env=environment | {"LANG": "C.UTF-8"},
         )  # fmt: skip
         return done.stdout
 
@@ -44,7 +44,7 @@ class Terminal:
         """Another size of window."""
         self.tmux("resize-window", "-x", str(columns), "-y", str(rows))
 
-    def shows(self, wanted: str, timeout_s: float = 30.0, *, absent: bool = False) -> str:
+    def shows(self, wanted: str, timeout_s: float = 60.0, *, absent: bool = False) -> str:
         """Wait until the screen holds a text, or no longer does."""
         deadline = time.monotonic() + timeout_s
         while (wanted in (text := self.text)) is absent:

@@ -10,10 +10,11 @@ import msgspec
 import pytest
 from tests.tui.fleets import replica
 from textual.pilot import Pilot
-from textual.widgets import Button
+from textual.widgets import Button, OptionList
 
 from gpuserve_tui.actions import ACTIONS, BY_ID, PANES, Action, Grade, Situation, key_name, unavailable
 from gpuserve_tui.app import FleetApp
+from gpuserve_tui.screens import dialogs
 from gpuserve_tui.screens.dialogs import Confirm
 from gpuserve_tui.settings import Settings
 from gpuserve_tui.widgets.table import RowTable
@@ -99,8 +100,11 @@ async def test_keys_where_nothing_may_be_changed(
         assert app.is_running
 
 
-async def test_keys_where_everything_is_possible(daemon: Daemon, fleet: Status, until: Until) -> None:
+async def test_keys_where_everything_is_possible(
+    daemon: Daemon, fleet: Status, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What adds capacity is done at once; whatever else changes something asks, and enter on the question changes nothing."""
+    monkeypatch.setattr(dialogs, "DEAF_S", 0.0)
     aside = msgspec.structs.replace(fleet.gpus[3], state="QUARANTINED", reason="fan is loud")
     fleet = msgspec.structs.replace(fleet, gpus=[*fleet.gpus[:3], aside, *fleet.gpus[4:]])
     app = FleetApp(daemon)
@@ -121,7 +125,6 @@ async def test_keys_where_everything_is_possible(daemon: Daemon, fleet: Status, 
                 elif action.mutates:
                     await until(pilot, lambda: isinstance(app.screen, Confirm))
                     assert app.screen.focused is app.screen.query_one("#cancel", Button)
-                    await pilot.pause(0.3)
                     await pilot.press("enter")
                     await until(pilot, lambda: not isinstance(app.screen, Confirm))
                     assert daemon.calls == []
@@ -167,13 +170,19 @@ async def test_help_is_made_from_the_keys_in_force(daemon: Daemon, fleet: Status
         assert re.search(r"^\s+S +Stop .*attached read-only", text, re.MULTILINE)
 
 
+def offered(app: FleetApp) -> str:
+    """What the palette has found so far."""
+    found = app.screen.query_one(OptionList)
+    return " ".join(str(found.get_option_at_index(n).prompt) for n in range(found.option_count)).lower()
+
+
 async def test_the_palette_acts_on_replicas_by_name(daemon: Daemon, fleet: Status, until: Until) -> None:
     app = FleetApp(daemon)
     async with app.run_test(size=(120, 36)) as pilot:
         await ready(app, pilot, daemon, fleet, until)
         await pilot.press("colon")
         await pilot.press(*"start qwen-7")
-        await pilot.pause(0.5)
+        await until(pilot, lambda: "start qwen-7" in offered(app))
         await pilot.press("enter")
         await until(pilot, lambda: daemon.calls)
         assert daemon.calls[0][0] == "start"
