@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tests.e2e.clients import PlainLoad
+from tests.e2e.strikes import mappings_known
 from tests.e2e.texts import (
     HEALTH,
     RESTART,
@@ -90,6 +91,8 @@ class SimStage(Stage):
         """See `Stage.poison`."""
         self.arm({"*": {"crash_on_prompt": text}})
         self._restart("tiny-0", "tiny-1")
+        for replica in ("tiny-0", "tiny-1"):
+            mappings_known(self.replica(replica))
         self._spoilt = {row["id"]: -1 for row in self.look()["replicas"]}
 
     def mend(self) -> None:

@@ -17,6 +17,8 @@ from tests.e2e.texts import SERVED, Fleet
 from tests.faults.table import Measured
 
 STREAMS = 16
+LOOKS_AFTER_S = (2.0, 5.0, *range(10, 300, 5))
+"""When a shim looks at what its tree maps, after the start: `_LEARN_AFTER_S` of shim/replica.py, from where engines have loaded."""
 LATE_S = 0.0 if os.environ.get("GPUSERVE_TEST_SLOW") else 15.0
 """How much later than promised a quick test may find something, which shares its processors with others. That it was found by what
 should find it, and not by a slower way, is in the reason that `Struck.replaced` looks at; `make faults` asks for what is promised.
@@ -57,6 +59,13 @@ class RotationWatch:
 def both_ready(fleet: Fleet) -> None:
     for replica in ("tiny-0", "tiny-1"):
         fleet.wait_state(replica, "READY", fleet.flavour.start_s, rotation="in")
+
+
+def mappings_known(row: Json) -> None:
+    """Wait until the shim of a READY replica has looked at what its tree maps: an engine that is killed takes its mappings along."""
+    ready_after_s = row["state_since"] - row["started_at"]
+    look_after_s = next((age for age in LOOKS_AFTER_S if age > ready_after_s), ready_after_s)
+    until(lambda: time.time() > row["started_at"] + look_after_s + 1, "the shim has looked at the tree", 60)
 
 
 def judge(streams: list[Stream], victim: str) -> None:
@@ -106,8 +115,7 @@ def strike(
     """
     both_ready(fleet)
     before = fleet.replica(victim)
-    # An engine that is killed takes its mappings along; its shim looks at them 2 s after the start for the first time.
-    until(lambda: time.time() > before["started_at"] + 3, "the shim has looked at the tree", 60)
+    mappings_known(before)
     fleet.remember()
     tree = fleet.tree(before["shim_pid"])
     assert len(tree) >= 3, "shim, API process and engine"

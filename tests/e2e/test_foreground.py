@@ -32,7 +32,7 @@ def foreground(box: Box, pythonpath: str = str(REPOSITORY / "daemon")) -> Iterat
     finally:
         if daemon.poll() is None:
             daemon.send_signal(signal.SIGTERM)
-        daemon.wait(30)
+        daemon.wait(60)
 
 
 def answers(box: Box) -> bool:
@@ -75,7 +75,7 @@ def test_an_upgrade_of_a_foreground_daemon_is_refused_and_its_advice_holds() -> 
             with ExitStack() as stack:
                 with PlainLoad(box.endpoint, "tiny") as load:
                     daemon.send_signal(signal.SIGTERM)
-                    assert daemon.wait(30) == 0
+                    assert daemon.wait(60) == 0
                     load.reach(10)
                     path = os.pathsep.join([str(newer.path), str(REPOSITORY / "tui")])
                     stack.enter_context(foreground(box, path))

@@ -6,12 +6,15 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
 import msgspec
+import pytest
 from tests.tui.fleets import gpu, replica, status
+from tests.tui.palette import offered
 from textual.pilot import Pilot
 from textual.widgets import Static
 
 from gpuserve_tui.actions import BY_ID, Situation, unavailable
 from gpuserve_tui.app import FleetApp
+from gpuserve_tui.screens import dialogs
 from gpuserve_tui.screens.dialogs import Confirm
 from gpuserve_tui.view import cells
 from gpuserve_tui.view.lists import tree_rows
@@ -24,6 +27,12 @@ from gpuserved.api.types import GpuView, Status
 Daemon: TypeAlias = Any  # tests/tui/conftest.py: ScriptedDaemon
 Until: TypeAlias = Callable[[Pilot[int], Callable[[], object]], Awaitable[None]]
 ASIDE = gpu(0, 0.0, None, state="QUARANTINED", reason="Xid 95 (uncontained memory error)")
+
+
+@pytest.fixture(autouse=True)
+def hearing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dialog takes keys at once."""
+    monkeypatch.setattr(dialogs, "DEAF_S", 0.0)
 
 
 async def on_gpu(app: FleetApp, pilot: Pilot[int], uuid: str) -> None:
@@ -47,8 +56,7 @@ async def test_a_gpu_is_set_aside_by_key(daemon: Daemon, fleet: Status, until: U
         app.say = lambda text, _severity="": said.append(text)  # type: ignore[method-assign, assignment]
         await on_gpu(app, pilot, "GPU-0/qwen-0")
         await pilot.press("Q")
-        await until(pilot, lambda: isinstance(app.screen, Confirm))
-        await pilot.pause(0.3)
+        await until(pilot, lambda: isinstance(app.screen, Confirm) and app.screen.focused)
         assert "Quarantine GPU 0?" in words(app)
         assert "qwen-0: drained" in words(app)
         daemon.snapshot(msgspec.structs.replace(fleet, generation=77))
@@ -66,10 +74,9 @@ async def test_a_gpu_is_released_by_palette(daemon: Daemon, fleet: Status, until
         await until(pilot, lambda: app.status is not None)
         await pilot.press("colon")
         await pilot.press(*"release GPU 0")
-        await pilot.pause(0.5)
+        await until(pilot, lambda: "release" in offered(app))
         await pilot.press("enter")
-        await until(pilot, lambda: isinstance(app.screen, Confirm))
-        await pilot.pause(0.3)
+        await until(pilot, lambda: isinstance(app.screen, Confirm) and app.screen.focused)
         assert "uncontained memory error" in words(app)
         await pilot.press("y")
         await until(pilot, lambda: daemon.calls)

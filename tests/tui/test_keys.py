@@ -9,8 +9,9 @@ from typing import Any, TypeAlias
 import msgspec
 import pytest
 from tests.tui.fleets import replica
+from tests.tui.palette import offered
 from textual.pilot import Pilot
-from textual.widgets import Button, OptionList
+from textual.widgets import Button
 
 from gpuserve_tui.actions import ACTIONS, BY_ID, PANES, Action, Grade, Situation, key_name, unavailable
 from gpuserve_tui.app import FleetApp
@@ -123,7 +124,7 @@ async def test_keys_where_everything_is_possible(
                     assert daemon.calls[0][0] == action.id
                     await until(pilot, lambda: not app.acting.busy)
                 elif action.mutates:
-                    await until(pilot, lambda: isinstance(app.screen, Confirm))
+                    await until(pilot, lambda: isinstance(app.screen, Confirm) and app.screen.focused)
                     assert app.screen.focused is app.screen.query_one("#cancel", Button)
                     await pilot.press("enter")
                     await until(pilot, lambda: not isinstance(app.screen, Confirm))
@@ -168,12 +169,6 @@ async def test_help_is_made_from_the_keys_in_force(daemon: Daemon, fleet: Status
             assert re.search(rf"{re.escape(action.label)}\s+{re.escape(action.help)}", text)
         assert re.search(r"^\s+f1 +Help", text, re.MULTILINE)
         assert re.search(r"^\s+S +Stop .*attached read-only", text, re.MULTILINE)
-
-
-def offered(app: FleetApp) -> str:
-    """What the palette has found so far."""
-    found = app.screen.query_one(OptionList)
-    return " ".join(str(found.get_option_at_index(n).prompt) for n in range(found.option_count)).lower()
 
 
 async def test_the_palette_acts_on_replicas_by_name(daemon: Daemon, fleet: Status, until: Until) -> None:
