@@ -15,7 +15,7 @@ from tests.e2e.clients import PlainLoad
 from tests.e2e.releases import Release
 from tests.e2e.texts import sim
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)
 
 
 @contextmanager

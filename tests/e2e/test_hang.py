@@ -29,7 +29,7 @@ class Times:
     kill_s: float
 
 
-TIMES = Times(600, 60, 30, 120) if os.environ.get("GPUSERVE_TEST_SLOW") else Times(10, 3, 2, 10)
+TIMES = Times(600, 60, 30, 120) if os.environ.get("GPUSERVE_TEST_SLOW") else Times(8, 3, 2, 8)
 LONG_PROMPT_TOKENS = 6000
 GRACE_S = 2.0 if os.environ.get("GPUSERVE_TEST_SLOW") else 20.0
 """A scrape, a verdict and the kill come on top, once each; short deadlines are tested on hosts that are busy with other tests."""

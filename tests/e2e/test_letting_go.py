@@ -22,8 +22,8 @@ ENDLESS_TOKENS = 6000
 DRAIN_S = 4.0
 
 
-def profile(drain_s: float = 60, **flags: bool) -> str:
-    tables = {"health": {"interval_s": 0.3}, "limits": {"drain_s": drain_s, "term_grace_s": 4}}
+def profile(drain_s: float = 60, grace_s: float = 1, **flags: bool) -> str:
+    tables = {"health": {"interval_s": 0.3}, "limits": {"drain_s": drain_s, "term_grace_s": grace_s}}
     return sim(SERVED, flags={"load_s": 0.2, **flags}, tables=tables)
 
 
@@ -80,7 +80,7 @@ def last_seen_draining(box: Box) -> float:
 
 def test_a_replica_that_was_let_go_is_had_back(box: Box) -> None:
     """With its process while it drains; as a new one when it has been told to end."""
-    box.up({"lean": profile(ignore_sigterm=True)})
+    box.up({"lean": profile(grace_s=4, ignore_sigterm=True)})
     before = rows(box)[LAST]
     streams = streams_on_both(box, ENDLESS_TOKENS)
     scale(box, 1)

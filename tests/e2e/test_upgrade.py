@@ -15,7 +15,7 @@ from tests.faults.table import Measured
 
 import gpuserved
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 ENDLESS_TOKENS = 3000
 """Five minutes at 100 ms a token: longer than any upgrade, on any machine. Their clients leave in the end."""
 SHORT_TOKENS = 40
