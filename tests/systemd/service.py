@@ -13,8 +13,8 @@ from tests.e2e.box import until
 from tests.systemd.container import GPUSERVE, Container
 
 ENDPOINT = "http://127.0.0.1:8000"
-STREAM_TOKENS = 600
-"""Twelve seconds at 20 ms a token: longer than a restart, and than the watchdog waits."""
+STREAM_TOKENS = 250
+"""Five seconds at 20 ms a token: longer than a restart. One follows the other for as long as the load lasts."""
 
 
 def status(systemd: Container) -> dict[str, Any] | None:
@@ -32,7 +32,10 @@ def serving(systemd: Container) -> dict[str, Any]:
         rows = found["replicas"] if found else []
         return found if len(rows) == 2 and all(r["rotation"] == "in" for r in rows) else None
 
-    return until(ready, f"both replicas in rotation; {systemd.journal()}", 60, every_s=0.2)
+    try:
+        return until(ready, "both replicas in rotation", 100, every_s=0.1)
+    except AssertionError as late:
+        raise AssertionError(f"{late}; {systemd.journal()}") from None
 
 
 def pids(found: dict[str, Any]) -> dict[str, int]:
@@ -59,7 +62,7 @@ def ask(systemd: Container, endpoint: str = ENDPOINT) -> int:
 
 @contextlib.contextmanager
 def load(systemd: Container, kind: str = "both") -> Iterator[None]:
-    """Requests and streams (or streams alone) while the block runs: every one must succeed."""
+    """Requests and one stream after the other while the block runs, or one round of streams alone: every one must succeed."""
     program = systemd.beside(
         sys.executable, "-m", "tests.systemd.load", ENDPOINT, "tiny", str(STREAM_TOKENS), kind,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -68,7 +71,7 @@ def load(systemd: Container, kind: str = "both") -> Iterator[None]:
     try:
         assert program.stdout.readline() == "under load\n", program.communicate(timeout=60)[1]
         yield
-        said, complaints = program.communicate(timeout=90)
+        said, complaints = program.communicate(timeout=150)
         assert program.returncode == 0, (said, complaints, systemd.journal())
     finally:
         program.kill()

@@ -32,7 +32,7 @@ def test_a_killed_daemon_comes_back_and_adopts(systemd: Container) -> None:
     before = serving(systemd)
     with load(systemd):
         systemd.run("systemctl", "kill", "--kill-who=main", "--signal=KILL", "gpuserved")
-        until(lambda: show(systemd, "gpuserved", "NRestarts") != "0", "systemd restarted it", 30)
+        until(lambda: show(systemd, "gpuserved", "NRestarts") != "0", "systemd restarted it", 60)
         after = serving(systemd)
     assert pids(after) == pids(before)
 
@@ -52,7 +52,7 @@ def test_an_upgrade_names_the_new_daemon_to_systemd(systemd: Container) -> None:
     assert not set(after["router"]["pids"]) & set(before["router"]["pids"])
     restarts = show(systemd, "gpuserved", "NRestarts")
     systemd.run("systemctl", "kill", "--kill-who=main", "--signal=KILL", "gpuserved")
-    until(lambda: show(systemd, "gpuserved", "NRestarts") != restarts, "systemd saw the new one die", 30)
+    until(lambda: show(systemd, "gpuserved", "NRestarts") != restarts, "systemd saw the new one die", 60)
     assert pids(serving(systemd)) == pids(before)
 
 
@@ -131,7 +131,7 @@ def test_down_is_final(systemd: Container) -> None:
     serving(systemd)
     systemd.run("systemctl", "stop", "gpuserved.socket")
     systemd.run(GPUSERVE, "down", "--yes")
-    until(lambda: show(systemd, "gpuserved", "ActiveState") == "inactive", "inactive", 30)
+    until(lambda: show(systemd, "gpuserved", "ActiveState") == "inactive", "inactive", 60)
     systemd.run("systemctl", "start", "gpuserved")
     found = status(systemd)
     assert found is not None

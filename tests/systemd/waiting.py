@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 
 EVERY_S = 0.03
-LIMIT_S = 60.0
+LIMIT_S = 120.0
 
 
 async def one(port: int, model: str, waits: asyncio.Event | None = None) -> str:
