@@ -10,13 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.e2e.box import Box, Json, kill, until
-from tests.e2e.clients import PlainLoad, Stream, open_streams
+from tests.e2e.clients import PlainLoad, Streams, open_streams
 from tests.e2e.texts import Scalar, toml
 
 REPLICAS = 3
 SERVED = "roll"
 LONG_TOKENS = 200
 """Four seconds at 20 ms a token: far beyond the `drain_s` below, which a rolling change does not go by."""
+ENDLESS_TOKENS = 6000
+"""Two minutes: the first replica drains until their clients leave."""
 
 
 def profile(**flags: Scalar) -> str:
@@ -68,17 +70,16 @@ def ended(box: Box) -> Json | None:
     return found if found["outcome"] is not None else None
 
 
-def streams_on_all(box: Box) -> list[Stream]:
-    """Long streams that every replica has some of, begun."""
-    opened = open_streams(box.endpoint, SERVED, 2 * REPLICAS, LONG_TOKENS)
+def streams_on_all(box: Box, tokens: int = LONG_TOKENS) -> Streams:
+    """Streams that every replica has some of, begun."""
+    opened = open_streams(box.endpoint, SERVED, 2 * REPLICAS, tokens)
     opened.wait_begun()
     assert {stream.replica for stream in opened.streams} == {f"roll-{n}" for n in range(REPLICAS)}
-    return opened.streams
+    return opened
 
 
-def all_whole(streams: list[Stream]) -> None:
-    until(lambda: all(s.done or s.failure or s.error for s in streams), "every stream has ended", 60)
-    assert [stream for stream in streams if not stream.whole] == []
+def all_whole(streams: Streams) -> None:
+    assert [stream for stream in streams.join() if not stream.whole] == []
 
 
 def command_line(pid: int) -> str:
@@ -141,15 +142,17 @@ def test_a_failed_canary_turns_the_change_back(box: Box) -> None:
 def test_a_second_apply_takes_the_place_of_the_first(box: Box) -> None:
     box.up({"roll": profile()})
     with PlainLoad(box.endpoint, SERVED), CapacityWatch(box).watching() as capacity:
-        streams = streams_on_all(box)
+        streams = streams_on_all(box, ENDLESS_TOKENS)
         box.ok("apply", "--no-wait", box.write("roll", profile(step_ms=19)))
         until(lambda: roll(box)["current"], "the first change has begun", 60)
         again = box.ok("apply", "--no-wait", str(box.profiles / "roll.toml"))
         assert "replace roll-2" in again
         began_at = roll(box)["began_at"]
-        box.ok("apply", box.write("roll", profile(step_ms=18)), timeout_s=120)
+        box.ok("apply", "--no-wait", box.write("roll", profile(step_ms=18)))
         assert roll(box)["began_at"] > began_at
-        all_whole(streams)
+        streams.flow()
+        streams.leave()
+        assert until(lambda: ended(box), "the change ends", 60)["outcome"] == "done"
     assert capacity.lowest == REPLICAS - 1
     assert set(steps_ms(box).values()) == {"18"}
 
@@ -158,14 +161,15 @@ def test_a_change_outlives_the_daemon(box: Box) -> None:
     """Killed while a replica drains, and again after the first one was replaced; the second daemon ends what the first began."""
     box.up({"roll": profile()})
     with PlainLoad(box.endpoint, SERVED) as load, CapacityWatch(box).watching() as capacity:
-        streams = streams_on_all(box)
+        streams = streams_on_all(box, ENDLESS_TOKENS)
         box.ok("apply", "--no-wait", box.write("roll", profile(step_ms=19)))
         until(lambda: any(r["state"] == "DRAINING" for r in rows(box).values()), "one drains", 60)
         restart_daemon(box)
+        streams.flow()
+        streams.leave()
         until(lambda: roll(box)["done"] >= 1, "the first is replaced", 60)
         restart_daemon(box)
         assert until(lambda: ended(box), "the change ends", 60)["outcome"] == "done"
-        all_whole(streams)
         load.reach(10)
     assert capacity.lowest == REPLICAS - 1
     assert set(steps_ms(box).values()) == {"19"}
