@@ -172,6 +172,7 @@ async def test_kill_ends_this_life_and_the_next_follows(
         await client.kill()
         await client.kill()  # comes while there is no life to end; the next one is not its target
         await wait_until(lambda: pids, "the next life")
+        await asyncio.sleep(1.2)  # a sweep that goes on strikes once a second
         survived.append(await who_answers(listener.getsockname()[1]) == pids[0])
 
 
