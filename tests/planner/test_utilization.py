@@ -168,6 +168,17 @@ def test_more_than_can_be_had_is_refused_before_a_gpu_is_touched(profile: Profil
         assert words in answer.message
 
 
+def test_a_card_that_cannot_give_as_much_is_left_to_others() -> None:
+    small = Gpu(1, "GPU-1", "NVIDIA L4", 24 * GIB, 0)
+    profile = configs.profile(flags={"gpu_memory_utilization": 0.99}, replicas=None)
+    answer = place(profile, [H100, small], facts=LLAMA)
+    assert isinstance(answer, Placements)
+    assert [[gpu.index for gpu in one.gpus] for one in answer.replicas] == [[0]]
+    assert obstacles(small, flags={"gpu_memory_utilization": 0.99}) == [
+        "by its own CUDA context: gpu_memory_utilization can be 0.97 there at most"
+    ]
+
+
 def test_nothing_can_be_had_of_a_sliver() -> None:
     sliver = configs.profile(flags={"gpu_memory_utilization": 0.01}, gpu_share=0.01)
     refused = too_high(sliver, [H100])

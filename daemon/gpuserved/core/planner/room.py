@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gpuserved.core.placement import SIM_PREFIX, Gpu, Lease, NoFit
-from gpuserved.core.planner.utilization import utilization_cap, wanted_utilization
+from gpuserved.core.planner.utilization import utilization_cap, utilization_limit, wanted_utilization
 from gpuserved.core.profile import EngineName, Profile
 
 FRACTION_ERROR = 1e-9
@@ -71,7 +71,11 @@ def _obstacle(profile: Profile, gpu: Gpu, held: list[Lease]) -> str | None:
         return f"by {owners}" if left < 0.01 else f"by {owners}, {left:.2f} of it is free"
     size = profile.gpus_per_replica
     wanted = wanted_utilization(profile, gpu, size)
-    if wanted is not None and wanted > utilization_cap(gpu, size) + FRACTION_ERROR:
+    if wanted is None:
+        return None
+    if wanted > (limit := utilization_limit(profile, gpu, size)) + FRACTION_ERROR:
+        return f"by its own CUDA context: gpu_memory_utilization can be {limit:g} there at most"
+    if wanted > utilization_cap(gpu, size) + FRACTION_ERROR:
         return "by " + foreigners(gpu)
     return None
 

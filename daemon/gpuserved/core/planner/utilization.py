@@ -59,10 +59,10 @@ def utilization_limit(profile: Profile, gpu: Gpu, size: int) -> float:
 
 
 def too_high(profile: Profile, gpus: list[Gpu]) -> NoFit | None:
-    """What the profile asks for is more than vLLM, or its share, can have on the smallest of these cards."""
+    """What the profile asks for is more than vLLM, or its share, can have on any of these cards."""
     asked = asked_utilization(profile)
     known = [gpu for gpu in gpus if gpu.memory_total_bytes]
-    limit = min((utilization_limit(profile, gpu, profile.gpus_per_replica) for gpu in known), default=1.0)
+    limit = max((utilization_limit(profile, gpu, profile.gpus_per_replica) for gpu in known), default=1.0)
     if asked is None or asked <= limit:
         return None
     whole = profile.gpu_share is None or profile.gpu_share >= 1
