@@ -31,7 +31,7 @@ install: $(VENV)/.runtime  ## only make .venv, with gpuserve, gpuserved and gpus
 
 .PHONY: test
 test: lint $(VENV)/.dev  ## the checks and the whole test suite (under ten minutes on two cores)
-	@$(BIN)/python -m pytest -n 3 --dist loadfile -m "not real_vllm" $(ARGS)
+	@$(BIN)/python -m pytest -n 4 --dist loadfile -m "not real_vllm" $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.dev  ## ruff, formatting, types and layers

@@ -218,7 +218,7 @@ async def test_the_sweep_removes_the_shared_memory_of_a_tree_whose_shim_was_kill
     code = (
         "import mmap,os,time\n"
         f"fd=os.open('{path}', os.O_RDWR|os.O_CREAT, 0o600); os.ftruncate(fd,4096); m=mmap.mmap(fd,4096)\n"
-        "if os.fork()==0: os.setsid()\n"
+        "if os.fork()==0: os.setsid(); time.sleep(600)\n"  # it prints nothing: nobody reads that once the shim is gone
         "print('mapped'); time.sleep(600)"
     )
     spec = yard.spec(code)
