@@ -17,7 +17,7 @@ IDENTITY = "replica.json"
 EXIT = "exit.json"
 _EXIT_BYTES = 512
 # Segments appear while an engine loads, few later; the scans only matter to what the API process alone maps when it is killed.
-_LEARN_AFTER_S = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 5.0, *(float(age) for age in range(10, 300, 5)))
+_LEARN_AFTER_S = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, *(float(age) for age in range(10, 300, 5)))
 _LEARN_EVERY_S = 300.0
 
 
