@@ -68,7 +68,7 @@ class Report:
     def __init__(self, entries: Iterable[Mapping[str, Any]]) -> None:
         self.rows = {number: Lines() for number in ROWS}
         self.tests = 0
-        for entry in entries:
+        for entry in _last(entries):
             self.tests += 1
             for number in entry["rows"]:
                 seen: Seen = getattr(self.rows[number], entry["engine"])
@@ -125,6 +125,11 @@ class Report:
     def skipped(self) -> list[int]:
         """Rows of which nothing could be shown on this machine."""
         return [number for number, row in self.rows.items() if row.sim.skipped or row.vllm.skipped]
+
+
+def _last(entries: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+    """Of a test that ran again, or that failed while it tidied up, what it said last."""
+    return {(entry["test"], entry["engine"]): entry for entry in entries}.values()
 
 
 def read(path: Path) -> Report:

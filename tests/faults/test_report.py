@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,14 @@ from tests.faults.report import MARKS, Report, record
 from tests.faults.table import ROWS
 from tests.records import put_between
 
+_numbers = itertools.count()
 
-def entry(*rows: int, engine: str = "sim", outcome: str = "passed", **measured: float) -> dict[str, Any]:
-    return {"test": "t", "rows": rows, "engine": engine, "outcome": outcome, "measured": measured}
+
+def entry(
+    *rows: int, engine: str = "sim", outcome: str = "passed", test: str | None = None, **measured: float
+) -> dict[str, Any]:
+    name = test or f"t{next(_numbers)}"
+    return {"test": name, "rows": rows, "engine": engine, "outcome": outcome, "measured": measured}
 
 
 def green() -> list[dict[str, Any]]:
@@ -48,6 +54,15 @@ def test_one_failed_test_fails_its_row(engine: str) -> None:
     (wrong,) = report.wrong()
     assert wrong.startswith("row 2")
     assert "failed, passed" in wrong
+
+
+def test_of_a_test_that_ran_again_the_last_run_counts() -> None:
+    twice = [entry(2, outcome="failed", test="a", detect_s=9.0), entry(2, test="a", detect_s=0.3)]
+    report = Report([*green(), *twice])
+    assert report.wrong() == []
+    assert cells(report, 2)[3] == "2"
+    assert "9" not in cells(report, 2)
+    assert Report([*green(), *reversed(twice)]).wrong() != []
 
 
 def test_a_row_without_a_test_is_not_green() -> None:
