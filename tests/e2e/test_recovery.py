@@ -22,10 +22,9 @@ wrong altogether fails it."""
 def test_full_capacity_is_back_soon_after_a_warm_start(box: Box, measured: Measured) -> None:
     """GPUSERVE_TEST_SLOW=1 loads for 15 s, and asks for what is promised: 1.2 times a warm start."""
     figures = measure(box, "look-alike", sim_profile(LOAD_S), 1, 120)
-    (warm_s,) = figures.warm_s
-    assert warm_s >= LOAD_S
     for crashes in figures.crashes.values():
-        (took,) = crashes.recover_s
+        (took,), (warm_s,) = crashes.recover_s, crashes.warm_s
+        assert warm_s >= LOAD_S
         assert took <= OVER_WARM * warm_s + FIXED_S, figures.rows()
     measured.recover_s = max(took for each in figures.crashes.values() for took in each.recover_s)
     measured.detect_s = max(took for each in figures.crashes.values() for took in each.detect_s)
