@@ -16,9 +16,11 @@ from tests.e2e.clients import PlainLoad, Stream, open_streams
 from tests.e2e.texts import SERVED, Fleet
 from tests.faults.table import Measured
 
+from gpuserved.shim.replica import LEARN_AFTER_S
+
 STREAMS = 16
-LOOKS_AFTER_S = (2.0, 5.0, *range(10, 300, 5))
-"""When a shim looks at what its tree maps, after the start: `_LEARN_AFTER_S` of shim/replica.py, from where engines have loaded."""
+LOOKS_AFTER_S = tuple(age for age in LEARN_AFTER_S if age >= 2.0)
+"""When a shim looks at what its tree maps, after the start, from where engines have loaded."""
 LATE_S = 0.0 if os.environ.get("GPUSERVE_TEST_SLOW") else 15.0
 """How much later than promised a quick test may find something, which shares its processors with others. That it was found by what
 should find it, and not by a slower way, is in the reason that `Struck.replaced` looks at; `make faults` asks for what is promised.

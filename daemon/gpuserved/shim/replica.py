@@ -17,7 +17,7 @@ IDENTITY = "replica.json"
 EXIT = "exit.json"
 _EXIT_BYTES = 512
 # Segments appear while an engine loads, few later; the scans only matter to what the API process alone maps when it is killed.
-_LEARN_AFTER_S = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, *(float(age) for age in range(10, 300, 5)))
+LEARN_AFTER_S = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, *(float(age) for age in range(10, 300, 5)))
 _LEARN_EVERY_S = 300.0
 
 
@@ -31,7 +31,7 @@ class Replica(Role):
         self._was_kept = False
         self._kept_at = now
         self._cause = "exited"
-        self._learn_at = now + _LEARN_AFTER_S[0]
+        self._learn_at = now + LEARN_AFTER_S[0]
 
     def start(self) -> None:
         """Run the engine and write who it is.
@@ -100,9 +100,7 @@ class Replica(Role):
         if now >= self._learn_at and self.running:
             self.learn()
             age = now - self._born
-            self._learn_at = next(
-                (self._born + at for at in _LEARN_AFTER_S if at > age), now + _LEARN_EVERY_S
-            )
+            self._learn_at = next((self._born + at for at in LEARN_AFTER_S if at > age), now + _LEARN_EVERY_S)
         super().tick(now)
 
     def _orphan_at(self) -> float:

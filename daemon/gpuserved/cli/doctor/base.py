@@ -17,8 +17,8 @@ from gpuserved.config.daemon import DaemonConfig, find_config, load_daemon_confi
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 DEADLINE_S = 6.0
-"""Of all checks together; what has not answered by then is reported as such. NVML takes seconds to start on a box of eight GPUs
-without persistence mode, and everything does on a loaded one; a driver that hangs, hangs for ever."""
+"""Of all checks together; what has not answered by then is reported as such. On a loaded host everything
+takes seconds; a driver that hangs, hangs for ever."""
 GIB = 1024**3
 
 

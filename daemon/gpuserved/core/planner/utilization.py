@@ -7,6 +7,7 @@ context is there, and NCCL's buffers. Beside the share it has CUDA graphs and wo
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from gpuserved.core.placement import Gpu, NoFit
 from gpuserved.core.planner.memory import DEFAULT_UTILIZATION, visible_bytes
@@ -14,7 +15,7 @@ from gpuserved.core.planner.releases import GIB
 from gpuserved.core.profile import EngineName, Profile
 
 CONTEXT_BYTES = int(0.55 * GIB)
-"""A process's CUDA context with torch's kernels: 0.4 GiB are reported of a card of 24 GB, 0.5 GiB of an H100."""
+"""A process's CUDA context with torch's kernels: 0.4 GiB are reported of a card of 24 GB; what larger ones add is assumed, not measured."""
 PARALLEL_BYTES = int(0.41 * GIB)
 """NCCL's buffers where several GPUs are one replica: llm-d-planner's table, as in `releases`."""
 UNCOUNTED_BYTES = int(1.1 * GIB)
@@ -46,16 +47,15 @@ def utilization_cap(gpu: Gpu, size: int) -> float:
     if not gpu.memory_total_bytes:
         return 1.0
     visible = _visible_bytes(gpu)
-    used = max(
-        gpu.memory_used_bytes or 0, gpu.memory_total_bytes - visible
-    )  # NVML's figure holds the driver's reserve
+    # NVML's figure holds the driver's reserve.
+    used = max(gpu.memory_used_bytes or 0, gpu.memory_total_bytes - visible)
     return _floor((gpu.memory_total_bytes - used - _before_bytes(size)) / visible)
 
 
 def utilization_limit(profile: Profile, gpu: Gpu, size: int) -> float:
     """The largest that a profile may ask for on this card when nobody else is there but who has the other shares."""
     shared = _shared(profile, gpu, size)
-    return shared if shared is not None else utilization_cap(_empty(gpu), size)
+    return shared if shared is not None else utilization_cap(replace(gpu, memory_used_bytes=None), size)
 
 
 def too_high(profile: Profile, gpus: list[Gpu]) -> NoFit | None:
@@ -102,12 +102,6 @@ def _before_bytes(size: int) -> int:
 
 def _visible_bytes(gpu: Gpu) -> int:
     return visible_bytes(gpu.memory_total_bytes or 0, gpu.memory_reserved_bytes)
-
-
-def _empty(gpu: Gpu) -> Gpu:
-    return Gpu(
-        gpu.index, gpu.uuid, gpu.name, gpu.memory_total_bytes, memory_reserved_bytes=gpu.memory_reserved_bytes
-    )
 
 
 def _floor(share: float) -> float:
