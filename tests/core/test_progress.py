@@ -44,30 +44,50 @@ def test_the_clock_starts_with_the_work_and_not_with_the_last_step() -> None:
 
 
 def test_scrapes_that_fail_are_no_sign_of_life(busy: Progress) -> None:
-    silent = busy.observed(None, None, 2, 160.0)
+    silent = busy.unanswered(2, 160.0)
     assert verdict(silent, 160.0) is Verdict.STALLED
-    assert verdict(silent.observed(None, None, 2, 220.0), 220.0) is Verdict.HUNG
+    assert verdict(silent.unanswered(2, 220.0), 220.0) is Verdict.HUNG
 
 
 def test_scrapes_that_fail_while_nothing_is_asked_of_it_are_no_hang(busy: Progress) -> None:
-    silent = busy.observed(None, None, 0, 160.0)
+    silent = busy.unanswered(0, 160.0)
     assert verdict(silent, 900.0) is Verdict.MOVING
 
 
 def test_a_request_on_a_replica_whose_metrics_broke_while_idle_starts_its_own_clock() -> None:
     idle = Progress().observed(7.0, 0.0, 0, 100.0)
     for second in (200.0, 300.0):
-        idle = idle.observed(None, None, 0, second)
-    asked = idle.observed(None, None, 1, 400.0)
+        idle = idle.unanswered(0, second)
+    asked = idle.unanswered(1, 400.0)
     assert verdict(asked, 401.0) is Verdict.MOVING
-    assert verdict(asked.observed(None, None, 1, 431.0), 431.0) is Verdict.STALLED
+    assert verdict(asked.unanswered(1, 431.0), 431.0) is Verdict.STALLED
 
 
 def test_an_engine_whose_counter_was_never_read_is_never_judged() -> None:
     progress = Progress()
     for second in range(0, 1000, 50):
-        progress = progress.observed(None, None, 5, float(second))
+        progress = progress.unanswered(5, float(second))
     assert verdict(progress, 1000.0) is Verdict.MOVING
+
+
+@pytest.mark.parametrize(("steps", "running"), [(None, None), (None, 2.0), (7.0, None)])
+def test_answers_without_a_counter_do_not_kill(
+    busy: Progress, steps: float | None, running: float | None
+) -> None:
+    """It serves, and what it counts cannot be read any more: not a number, renamed, larger than is read."""
+    for second in range(101, 1000, 5):
+        busy = busy.observed(steps, running, 2, float(second))
+        assert verdict(busy, float(second)) is Verdict.MOVING
+    back = busy.observed(7.0, 2.0, 2, 1000.0)
+    assert verdict(back.observed(7.0, 2.0, 2, 1029.0), 1029.0) is Verdict.MOVING, (
+        "the clock starts when the counter is back"
+    )
+    assert verdict(back.observed(7.0, 2.0, 2, 1030.0), 1030.0) is Verdict.STALLED
+
+
+def test_an_answer_without_a_counter_ends_the_silence() -> None:
+    silent = Progress().observed(7, 0, 2, 10.0).observed(7, 0, 2, 20.0).canary(answered=False, now=50.0)
+    assert silent.observed(None, None, 2, 60.0) == Progress(7, False, 60.0)
 
 
 def test_a_counter_that_starts_over_is_a_step(busy: Progress) -> None:
@@ -140,10 +160,10 @@ def test_silence_begins_with_a_request_that_the_engine_does_not_know() -> None:
 
 
 def test_a_replica_that_was_never_scraped_is_as_young_as_the_last_try() -> None:
-    assert Progress().observed(None, None, 3, 50.0) == Progress(moved_at=50.0)
-    assert Progress(7.0, True, 10.0).observed(7.0, None, 1, 50.0) == Progress(7.0, True, 10.0)
-    assert Progress(7.0, True, 10.0).observed(None, 2.0, 0, 50.0) == Progress(7.0, False, 50.0)
-    assert Progress(7.0, False, 10.0).observed(None, None, 1, 50.0) == Progress(7.0, True, 50.0)
+    assert Progress().unanswered(3, 50.0) == Progress(moved_at=50.0)
+    assert Progress(7.0, True, 10.0).unanswered(1, 50.0) == Progress(7.0, True, 10.0)
+    assert Progress(7.0, True, 10.0).unanswered(0, 50.0) == Progress(7.0, False, 50.0)
+    assert Progress(7.0, False, 10.0).unanswered(1, 50.0) == Progress(7.0, True, 50.0)
 
 
 def test_a_row_of_failures() -> None:

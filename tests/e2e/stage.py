@@ -77,7 +77,7 @@ class SimStage(Stage):
             tensor_parallel_size=2,
             gpus="all",
         )
-        self.flavour = Flavour("sim", profile, stream_tokens=200, start_s=60)
+        self.flavour = Flavour("sim", profile, stream_tokens=200, start_s=60, hang_rotation_s=2)
         self._spoilt: dict[str, int] = {}
 
     def spoil(self, replica: str, **faults: Scalar) -> None:
@@ -127,7 +127,7 @@ class VllmStage(Stage):
         profile = vllm_profile(
             self.model, SERVED, {"middleware": "saboteur.Saboteur"}, env, {**VLLM_TABLES, "health": health}
         )
-        self.flavour = Flavour("vllm", profile, stream_tokens=1200, start_s=240)
+        self.flavour = Flavour("vllm", profile, stream_tokens=1200, start_s=240, hang_rotation_s=4)
 
     def spoil(self, replica: str, **faults: Scalar) -> None:
         """See `Stage.spoil`."""

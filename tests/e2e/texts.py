@@ -50,6 +50,8 @@ class Flavour:
     """Tokens of a stream that lasts for several seconds."""
     start_s: float
     """Deadline for both replicas, and for one that comes back."""
+    hang_rotation_s: float
+    """One that makes no step for so long leaves rotation."""
 
 
 class Fleet(Box):
@@ -69,7 +71,9 @@ def sim_flavour() -> Flavour:
     tables: dict[str, Mapping[str, object]] = {"health": HEALTH, "restart": RESTART}
     # It maps shared memory and starts a process that escapes, as the worst engines do.
     flags: dict[str, Scalar] = {"load_s": 0.5, "shm_leak": True, "escape_child": True}
-    return Flavour("sim", sim(SERVED, flags=flags, tables=tables), stream_tokens=300, start_s=60)
+    return Flavour(
+        "sim", sim(SERVED, flags=flags, tables=tables), stream_tokens=300, start_s=60, hang_rotation_s=2
+    )
 
 
 VLLM_TABLES: Mapping[str, Mapping[str, object]] = {

@@ -12,11 +12,12 @@ from gpuserved.api.roots import from_environment
 from gpuserved.core.cause import Cause, CauseKind
 from gpuserved.core.events import EventKind
 from gpuserved.core.restart import RestartHistory
-from gpuserved.core.state import Goal, State
+from gpuserved.core.state import Goal, Replica, State
 from gpuserved.fleet.adopt import Found, match, resume_without_process, resumed
 from gpuserved.fleet.store import FleetRecord, ReplicaRecord, WantedRecord
 from gpuserved.fleet.take_up import _let_go
 from gpuserved.host import statefile
+from gpuserved.supervisor.owner import Owner
 from gpuserved.supervisor.start import StartNote
 
 
@@ -65,16 +66,47 @@ def test_a_start_later_than_the_state_is_a_start(state: State) -> None:
     assert (r.state, r.goal, r.generation, r.history.restarts) == (State.STARTING, Goal.SERVE, 4, 4)
 
 
-@pytest.mark.parametrize(("goal", "posted"), [(Goal.SERVE, [EventKind.START]), (Goal.STOP, [])])
-def test_an_order_to_start_that_was_saved_and_not_read_is_carried_out(
-    tmp_path: Path, goal: Goal, posted: list[EventKind]
+class Resting:
+    """As much of an owner as is told what to go on with."""
+
+    is_to_run = Owner.is_to_run
+    forgive_generation = Owner.forgive_generation
+
+    def __init__(self, top: Path) -> None:
+        self.id, self.r = "a-0", Replica()
+        self.around = SimpleNamespace(roots=from_environment({"GPUSERVE_ROOT": str(top)}, uid=0))
+        self.heard: list[EventKind] = []
+
+    def post(self, kind: EventKind, **_more: object) -> None:
+        self.heard.append(kind)
+
+
+ORDERED = [
+    (None, EventKind.START),
+    (record(State.STOPPED, generation=0, goal=Goal.SERVE), EventKind.START),
+    (record(State.BACKOFF, goal=Goal.REPLACE), EventKind.REPLACE),
+    (record(State.STARTING, goal=Goal.REPLACE), EventKind.REPLACE),
+    (record(State.BACKOFF), EventKind.BACKOFF_ELAPSED),
+    (record(State.FAILED), EventKind.BACKOFF_ELAPSED),
+]
+
+
+@pytest.mark.parametrize(("saved", "order"), ORDERED)
+def test_an_order_that_was_saved_and_not_read_is_carried_out_however_many_daemons_end_before_it(
+    tmp_path: Path, saved: ReplicaRecord | None, order: EventKind
 ) -> None:
-    """One that somebody has stopped stays so."""
-    heard: list[EventKind] = []
-    around = SimpleNamespace(roots=from_environment({"GPUSERVE_ROOT": str(tmp_path)}, uid=0))
-    owner: Any = SimpleNamespace(id="a-0", around=around, r=None, post=heard.append)
-    resume_without_process(owner, record(State.STOPPED, generation=0, goal=goal))
-    assert (owner.r.state, owner.r.goal, heard) == (State.STOPPED, Goal.STOP, posted)
+    """What a daemon saves before its owners have read anything leads the next one to the same order."""
+    for _ in range(3):
+        owner: Any = Resting(tmp_path)
+        resume_without_process(owner, saved)
+        assert owner.heard == [order]
+        saved = record(owner.r.state, generation=owner.r.generation, goal=owner.r.goal)
+
+
+def test_what_somebody_has_stopped_stays_so(tmp_path: Path) -> None:
+    owner: Any = Resting(tmp_path)
+    resume_without_process(owner, record(State.STOPPED, generation=2, goal=Goal.STOP))
+    assert (owner.r.state, owner.r.goal, owner.r.generation, owner.heard) == (State.STOPPED, Goal.STOP, 2, [])
 
 
 def test_what_was_let_go_is_taken_up_where_it_is_known_and_has_no_place() -> None:

@@ -32,21 +32,18 @@ class Progress:
     """A canary failed in that silence."""
 
     def observed(self, steps: float | None, running: float | None, in_flight: int, now: float) -> Progress:
-        """The state after one scrape.
+        """The state after one scrape that was answered.
 
-        :param steps: the step counter, None where this scrape failed.
-        :param running: requests in the engine's batch, None where this scrape failed.
+        :param steps: the step counter, None where the answer had none.
+        :param running: requests in the engine's batch, None where the answer did not say.
         :param in_flight: the router's own count for this replica.
 
-        A failed scrape is no sign of life: while the router has requests on it, the clock of a busy engine goes on from the last
-        good one, and that of an engine idle until then starts now. Without requests nothing is owed and the liveness probe
-        decides alone. An engine that answers with running = 0 is not hung (video decoding, grammar compilation): only a canary
-        may say so, and `canary_due` says when one is worth asking.
+        An answer without these figures says nothing for or against the engine, which is then not judged by its progress: what
+        cannot be known must not kill. An engine that answers with running = 0 is not hung (video decoding, grammar compilation):
+        only a canary may say so, and `canary_due` says when one is worth asking.
         """
         if steps is None or running is None:
-            if self.steps is None:
-                return replace(self, moved_at=now)
-            return self if self.busy and in_flight > 0 else replace(self, busy=in_flight > 0, moved_at=now)
+            return Progress(self.steps, False, now)
         moved = self.steps is None or steps != self.steps
         if running <= 0 and not moved and in_flight > 0:
             since = now if self.silent_since is None else self.silent_since
@@ -54,6 +51,16 @@ class Progress:
         if running <= 0 or moved:
             return Progress(steps, running > 0, now)
         return Progress(steps, True, self.moved_at if self.busy else now)
+
+    def unanswered(self, in_flight: int, now: float) -> Progress:
+        """The state after a scrape that had no answer, which is no sign of life.
+
+        While the router has requests there, the clock of a busy engine goes on from the last good scrape, and that of an engine
+        idle until then starts now. Without requests nothing is owed, and the liveness probe decides alone.
+        """
+        if self.steps is None:
+            return replace(self, moved_at=now)
+        return self if self.busy and in_flight > 0 else replace(self, busy=in_flight > 0, moved_at=now)
 
     def canary_due(self, now: float, *, after_s: float) -> bool:
         """Has the engine known nothing of the router's requests for so long that it should be asked for a token?"""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,20 +11,16 @@ from gpuserved.core.cause import Cause, CauseKind
 from gpuserved.core.events import EventKind
 from gpuserved.core.state import Goal, Replica, State
 from gpuserved.fleet.store import ReplicaRecord
-from gpuserved.host.deadline import within
+from gpuserved.host import stray
 from gpuserved.host.failpoint import reach
 from gpuserved.host.folderlock import settle
-from gpuserved.host.shimclient import ShimConnection, ShimError, read_exit, read_identity
-from gpuserved.host.sweep import Sweep, marked_by
+from gpuserved.host.shimclient import read_exit, read_identity
 from gpuserved.supervisor import start
 from gpuserved.supervisor.owner import Owner
 from gpuserved.supervisor.process import ReplicaProcess
 from gpuserved.supervisor.start import StartNote
 
 log = logging.getLogger(__name__)
-
-SWEEP_TRIES = 50
-SWEEP_EVERY_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -75,36 +69,8 @@ def match(
 async def end_stray(folder: Path, nonce: str) -> None:
     """Kill one start that nobody wants, wait until its tree is gone, remove its folder."""
     reach("adopt.stray")
-    barred = await settle(folder)
-    if barred is None:
-        await _kill(folder)
-    await _sweep(folder, nonce)
-    if barred is not None:
-        barred.release()
+    await stray.end(folder, nonce)
     reach("adopt.ended")
-
-
-async def _kill(folder: Path) -> None:
-    try:
-        shim = await ShimConnection.connect(folder / "shim.sock")
-        await shim.kill()
-        await within(asyncio.shield(shim.closed), SWEEP_TRIES * SWEEP_EVERY_S)
-        shim.close()
-    except (ShimError, asyncio.TimeoutError):
-        log.info("no shim answers in %s; sweeping by its mark", folder)
-
-
-async def _sweep(folder: Path, nonce: str) -> None:
-    sweep = Sweep(nonce)
-    for _ in range(SWEEP_TRIES):
-        if not sweep.strike() and not sweep.alive():
-            break
-        await asyncio.sleep(SWEEP_EVERY_S)
-    else:
-        log.error("processes of %s cannot be killed: %s", folder, sorted(marked_by(nonce)))
-        return
-    sweep.finish()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def resumed(record: ReplicaRecord | None, generation: int) -> Replica:
@@ -134,7 +100,7 @@ async def take_over(owner: Owner, found: Found, record: ReplicaRecord | None) ->
     if barred is not None:
         ran = read_identity(found.folder) is not None or read_exit(found.folder) is not None
         if not ran:
-            await _sweep(found.folder, found.note.nonce)
+            await stray.sweep(found.folder, found.note.nonce)
         barred.release()
         if not ran:
             log.info("%s: generation %d was never started", owner.id, generation)
@@ -157,21 +123,25 @@ async def take_over(owner: Owner, found: Found, record: ReplicaRecord | None) ->
 def resume_without_process(owner: Owner, record: ReplicaRecord | None, tried: int = 0) -> None:
     """Nothing of this replica runs: go on from what was saved.
 
+    The state is saved again before the owner reads what is posted here, and this daemon may end in between: what is left in
+    `owner.r` must lead to the same order once more.
+
     :param tried: generation of a start that was meant and never made.
     """
     # The generation goes on counting: logs of earlier starts exist under their numbers.
     past = [tried, *start.generations(owner.around.roots, owner.id)]
     if record is None:
         owner.forgive_generation(max(past))
+        owner.is_to_run()
         owner.post(EventKind.START)
         return
     r = record.replica()
     r = replace(r, generation=max(r.generation, *past))
     if r.goal is Goal.REPLACE:
-        owner.r = replace(r, state=State.BACKOFF, goal=Goal.SERVE)
+        owner.r = replace(r, state=State.BACKOFF)
         owner.post(EventKind.REPLACE)
     elif r.state is State.STOPPED and r.goal is Goal.SERVE:
-        owner.r = replace(r, goal=Goal.STOP)
+        owner.r = r
         owner.post(EventKind.START)  # the order was saved, and not read
     elif r.state is State.STOPPED or (r.goal is Goal.STOP and r.state is not State.FAILED):
         owner.r = replace(r, state=State.STOPPED, goal=Goal.STOP)

@@ -61,16 +61,16 @@ class Prober:
         return await canary.ask(self._session, self._base, model, timeout_s)
 
     async def figures(self) -> EngineFigures | None:
-        """One scrape, or None where there was no good one."""
+        """One scrape: None where there was no answer, and no figures where what was answered is not of use."""
         if self._engine.metrics_path is None:
             return None
+        answered = False
         try:
             async with self._session.get(self._base + self._engine.metrics_path) as answer:
-                if answer.status != 200:
-                    return None
-                text = await _bounded(answer.content)
+                answered = True
+                text = await _bounded(answer.content) if answer.status == 200 else b""
         except (aiohttp.ClientError, OSError, asyncio.TimeoutError):
-            return None
+            return EngineFigures() if answered else None
         return _figures(text, self._engine.metrics)
 
     async def close(self) -> None:

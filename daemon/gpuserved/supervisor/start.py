@@ -8,7 +8,6 @@ import logging
 import os
 import pwd
 import secrets
-import shutil
 import socket
 import time
 from collections.abc import Hashable
@@ -27,6 +26,7 @@ from gpuserved.core.profile import Profile
 from gpuserved.core.state import State
 from gpuserved.engines.base import Launch, LaunchContext
 from gpuserved.engines.installed import Installed
+from gpuserved.host import stray
 from gpuserved.host.failpoint import reach
 from gpuserved.host.gpulock import GpuHeld, release
 from gpuserved.host.shimclient import launch, replica_spec
@@ -170,7 +170,8 @@ async def _fork_with(owner: Owner, generation: int, leases: tuple[int, ...]) -> 
     try:
         await launch(spec, pass_fds=leases)
     except GpuserveError:
-        shutil.rmtree(folder, ignore_errors=True)
+        # A shim that was killed half-way may have left the engine, with the GPU's memory.
+        await stray.end(folder, nonce)
         raise
     reach("spawn.answered")
     dying, ended = owner.callbacks(generation)

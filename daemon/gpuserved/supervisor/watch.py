@@ -211,15 +211,18 @@ class Watch:
         else:
             ok, figures = await asyncio.gather(prober.healthy(), prober.figures())
             in_flight = self._owner.around.in_flight(self._owner.id, generation) or 0
-            self.figures = figures or EngineFigures()
-            if figures is not None:
-                self.load = self.load.observed(time.monotonic(), figures.counters)
-            self._progress = self._progress.observed(
-                self.figures.steps, self.figures.running, in_flight, time.monotonic()
-            )
+            self._scraped(figures, in_flight, time.monotonic())
         self._row = self._row.seen(ok)
         self._engine_dead = prober.engine_dead
         return ok
+
+    def _scraped(self, figures: EngineFigures | None, in_flight: int, now: float) -> None:
+        self.figures = figures or EngineFigures()
+        if figures is None:
+            self._progress = self._progress.unanswered(in_flight, now)
+            return
+        self.load = self.load.observed(now, figures.counters)
+        self._progress = self._progress.observed(figures.steps, figures.running, in_flight, now)
 
     def _judge(self, ok: bool, verdict: Verdict, generation: int) -> None:
         owner, health = self._owner, self._owner.assignment.profile.health
