@@ -48,8 +48,8 @@ def test_a_utilisation_that_the_next_plan_would_refuse_is_not_advised() -> None:
     fixed: dict[str, Any] = {"flags": {"gpu_memory_utilization": 0.3}}
     full = replace(configs.host(1, 80)[0], memory_used_bytes=40 * GIB)
     for gpu, profile, most in (
-        (full, fixed, "gpu_memory_utilization = 0.49"),
-        (configs.host(1, 80)[0], fixed | {"gpu_share": 0.5}, "gpu_memory_utilization = 0.47"),
+        (full, fixed, "gpu_memory_utilization = 0.44"),
+        (configs.host(1, 80)[0], fixed | {"gpu_share": 0.5}, "gpu_memory_utilization = 0.44"),
         (full, {}, None),
         (configs.host(1, 80)[0], {"gpu_share": 0.5}, None),
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,10 +13,17 @@ from tests.planner import configs
 from gpuserved.core.placement import Gpu, Lease, NoFit, Placements
 from gpuserved.core.planner.decide import place
 from gpuserved.core.planner.room import room
-from gpuserved.core.planner.utilization import (
+from gpuserved.core.planner.uncounted import (
+    ASSUMED_VOCABULARY,
     CONTEXT_BYTES,
+    GRAPH_BYTES,
+    GRAPH_SMALL_BYTES,
+    LATE_SAMPLER_BYTES,
     PARALLEL_BYTES,
-    UNCOUNTED_BYTES,
+    Runs,
+    late_bytes,
+)
+from gpuserved.core.planner.utilization import (
     asked_utilization,
     chosen_utilization,
     too_high,
@@ -31,6 +39,9 @@ H100 = Gpu(
 )
 VISIBLE = 85_520_809_984 - 503_316_480
 LLAMA = configs.facts(configs.LLAMA_8B)
+RUNS = Runs(LLAMA, "0.26.0")
+MEASURED_WITH = {39432: 0.44, 39186: 0.47}
+"""MiB that NVML showed of an engine, and the utilisation it had."""
 
 
 def gpu(**more: Any) -> Gpu:
@@ -98,22 +109,55 @@ def test_the_share_that_is_asked_for() -> None:
     sim = configs.profile(engine=EngineName.SIM, gpu_share=0.5, flags={"gpu_memory_utilization": 0.5})
     assert (asked_utilization(sim), wanted_utilization(sim, gpu(), 1)) == (None, None)
     assert chosen_utilization(configs.profile(), gpu(), 1) is None
-    assert chosen_utilization(configs.profile(), gpu(memory_used_bytes=8 * GIB), 1) is None, (
+
+
+def test_beside_others_the_default_is_lowered_as_soon_as_graphs_and_sampler_would_not_fit() -> None:
+    alone = configs.profile()
+    late = late_bytes(alone, gpu(), RUNS) + CONTEXT_BYTES
+    assert chosen_utilization(alone, gpu(memory_used_bytes=9 * GIB - late), 1, RUNS) is None, (
         "0.92 is the default"
     )
-    assert chosen_utilization(configs.profile(), gpu(memory_used_bytes=9 * GIB), 1) == 0.91
-    assert chosen_utilization(configs.profile(), gpu(memory_used_bytes=8 * GIB + GIB // 4), 2) == 0.91
+    assert chosen_utilization(alone, gpu(memory_used_bytes=9 * GIB - late + 99), 1, RUNS) == 0.91
+    assert chosen_utilization(alone, gpu(memory_used_bytes=9 * GIB - late), 2, RUNS) == 0.91
+    huge = Runs(replace(LLAMA, vocab_size=4 * LLAMA.vocab_size), "0.26.0")
+    assert chosen_utilization(alone, gpu(), 1, huge) is None, "alone on its card it keeps vLLM's default"
+    assert chosen_utilization(alone, gpu(memory_used_bytes=2 * GIB), 1, huge) == 0.86
 
 
 def test_a_share_of_a_card_holds_what_vllm_has_beside_its_budget() -> None:
     half = configs.profile(gpu_share=0.5)
-    assert wanted_utilization(half, gpu(), 1) == 0.48, "less 1.65 GiB of 100"
-    assert wanted_utilization(half, gpu(), 2) == 0.47
-    assert wanted_utilization(configs.profile(gpu_share=0.5, flags={"enforce_eager": True}), gpu(), 1) == 0.49
+    assert wanted_utilization(half, gpu(), 1, RUNS) == 0.45, "less 4.5 GiB of 100"
+    assert wanted_utilization(half, gpu(), 2, RUNS) == 0.45
     assert wanted_utilization(configs.profile(gpu_share=1.0), gpu(), 1) is None, "all of it is no share"
     assert wanted_utilization(configs.profile(gpu_share=0.01), gpu(), 1) == 0.0
     assert wanted_utilization(half, gpu(memory_total_bytes=None), 1) == 0.5
-    assert chosen_utilization(half, gpu(memory_used_bytes=9 * GIB), 1) == 0.48
+    assert chosen_utilization(half, gpu(memory_used_bytes=9 * GIB), 1, RUNS) == 0.45
+
+
+def test_what_vllm_takes_after_it_has_made_its_cache() -> None:
+    many, few = configs.profile(), configs.profile(flags={"max_num_seqs": 256})
+    sampler = LATE_SAMPLER_BYTES * 1024 * LLAMA.vocab_size
+    assert late_bytes(many, H100, RUNS) == GRAPH_BYTES + sampler
+    assert late_bytes(few, H100, RUNS) == GRAPH_SMALL_BYTES + sampler // 4
+    assert late_bytes(configs.profile(flags={"enforce_eager": True}), H100, RUNS) == sampler
+    assert late_bytes(many, Gpu(0, "GPU-0", "NVIDIA L4", 24 * GIB), RUNS) == GRAPH_SMALL_BYTES + sampler // 4
+    assert late_bytes(many, H100, Runs(LLAMA, "0.25.1")) == GRAPH_BYTES, (
+        "the first runner profiles its sampler"
+    )
+    assert late_bytes(many, H100, Runs(LLAMA)) == GRAPH_BYTES + sampler, "no less than the latest takes"
+    unknown = LATE_SAMPLER_BYTES * 1024 * ASSUMED_VOCABULARY
+    assert late_bytes(many, H100, Runs()) == GRAPH_BYTES + unknown
+
+
+@pytest.mark.parametrize(("flags", "held_mib"), [({}, 39432), ({"max_num_seqs": 256}, 39186)])
+def test_a_half_holds_what_was_measured_in_it(flags: dict[str, Any], held_mib: int) -> None:
+    """Two engines on one H100, a model of one billion parameters, 0.26.0: what NVML shows of each beyond its utilisation."""
+    profile = configs.profile(gpu_share=0.5, flags=flags)
+    utilization = wanted_utilization(profile, H100, 1, RUNS)
+    assert utilization is not None
+    beyond = held_mib * 1024**2 - int(MEASURED_WITH[held_mib] * VISIBLE)
+    assert beyond <= CONTEXT_BYTES + late_bytes(profile, H100, RUNS)
+    assert int(utilization * VISIBLE) + beyond <= VISIBLE // 2
 
 
 @given(
@@ -125,14 +169,15 @@ def test_every_replica_of_a_full_card_starts_whoever_comes_last(
     parts: list[int], size: int, *, eager: bool
 ) -> None:
     flags = {"enforce_eager": True} if eager else {}
-    given = [
-        wanted_utilization(configs.profile(gpu_share=part / 100, flags=flags), H100, size) or 0.0
-        for part in parts
-    ]
-    beside = CONTEXT_BYTES + (PARALLEL_BYTES if size > 1 else 0) + (0 if eager else UNCOUNTED_BYTES)
+    profiles = [configs.profile(gpu_share=part / 100, flags=flags) for part in parts]
+    given = [wanted_utilization(profile, H100, size, RUNS) or 0.0 for profile in profiles]
+    before = CONTEXT_BYTES + (PARALLEL_BYTES if size > 1 else 0)
+    late = late_bytes(profiles[0], H100, RUNS)
     for last, mine in enumerate(given):
-        others = sum(int(share * VISIBLE) + beside for n, share in enumerate(given) if n != last and share)
-        assert not mine or starts(mine, others, size)
+        others = sum(
+            int(share * VISIBLE) + before + late for n, share in enumerate(given) if n != last and share
+        )
+        assert not mine or starts(mine, others + late, size)
 
 
 def test_two_halves_of_a_card_are_planned_with_what_fits_into_a_half() -> None:
@@ -141,7 +186,7 @@ def test_two_halves_of_a_card_are_planned_with_what_fits_into_a_half() -> None:
     second = place(half, [H100], [Lease("GPU-0", "a-0", 0.5)], facts=LLAMA, version="0.26.0")
     for answer in (first, second):
         assert isinstance(answer, Placements)
-        assert answer.replicas[0].utilization == 0.47
+        assert answer.replicas[0].utilization == 0.44
 
 
 @pytest.mark.parametrize(
@@ -153,13 +198,13 @@ def test_two_halves_of_a_card_are_planned_with_what_fits_into_a_half() -> None:
         ),
         (
             configs.profile(flags={"gpu_memory_utilization": 0.5}, gpu_share=0.5),
-            "gpu_memory_utilization = 0.5 is more than the 0.47 that can be had: gpu_share = 0.5 holds the CUDA context",
+            "gpu_memory_utilization = 0.5 is more than the 0.4",
         ),
     ],
 )
 def test_more_than_can_be_had_is_refused_before_a_gpu_is_touched(profile: Profile, words: str) -> None:
-    limit = utilization_limit(profile, H100, 1)
     for facts in (LLAMA, None):
+        limit = utilization_limit(profile, H100, 1, Runs(facts))
         answer = place(profile, [H100], facts=facts)
         assert isinstance(answer, NoFit)
         assert (answer.code, answer.hint) == (

@@ -128,7 +128,7 @@ def arrange(
         profile = each.effective
         others = [*leases, *_claims({later: wanted[later] for later in order[at + 1 :]}, keep, gpus)]
         if each.solved is not None:
-            found = place(each.base, ours, others, keep=keep)
+            found = place(each.base, ours, others, keep=keep, settled=True)
         else:
             found = _planned(profile, gpus, [*others, *taken], keep, about)
         mine = {r: held[r] for r in held if r.rsplit("-", 1)[0] == name and held[r]}

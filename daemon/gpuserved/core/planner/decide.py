@@ -24,6 +24,7 @@ from gpuserved.core.planner.options import (
     sizes,
 )
 from gpuserved.core.planner.room import Room, allowed, room
+from gpuserved.core.planner.uncounted import Runs
 from gpuserved.core.planner.utilization import too_high
 from gpuserved.core.profile import EngineName, Profile
 
@@ -43,6 +44,7 @@ def place(
     facts: ModelFacts | Unknown | None = None,
     lookup: Lookup = unmeasured,
     version: str | None = None,
+    settled: bool = False,
 ) -> Placements | NoFit:
     """Place all replicas of a profile.
 
@@ -51,13 +53,15 @@ def place(
     :param facts: None: an engine whose memory is not planned.
     :param lookup: what earlier starts measured.
     :param version: of the vLLM that will run; None: unknown.
+    :param settled: it was decided before, and may run: its memory is not weighed again, whatever is known now.
     """
     gpus = allowed(profile, inventory)
     if isinstance(gpus, NoFit):
         return gpus
-    if refused := too_high(profile, gpus):
+    runs = Runs(as_started(facts, profile.flags) if isinstance(facts, ModelFacts) else None, version)
+    if not settled and (refused := too_high(profile, gpus, runs)):
         return refused
-    space = room(profile, gpus, leases)
+    space = room(profile, gpus, leases, None if settled else runs)
     own = {name: uuids for name, uuids in (keep or {}).items() if name.rpartition("-")[0] == profile.name}
     if not isinstance(facts, ModelFacts) or not gpus or any(gpu.memory_total_bytes is None for gpu in gpus):
         unknown = facts if isinstance(facts, Unknown) and profile.engine is EngineName.VLLM else None

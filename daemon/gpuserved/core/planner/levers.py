@@ -12,6 +12,7 @@ from gpuserved.core.planner.memory import Card, Setting
 from gpuserved.core.planner.model import ModelFacts
 from gpuserved.core.planner.options import VLLM_DEFAULT_LENGTH, Asked, divides
 from gpuserved.core.planner.peak import default_batch
+from gpuserved.core.planner.uncounted import late_bytes
 from gpuserved.core.planner.utilization import utilization_cap, utilization_limit
 
 HIGHEST_UTILIZATION = 0.95
@@ -63,8 +64,13 @@ def _changes(
 def _highest(asked: Asked, gpu: Gpu, size: int) -> float:
     """The utilisation that may be advised: nothing that would be refused then."""
     span = size * (asked.profile.data_parallel_size or 1)
-    limit = min(utilization_limit(asked.profile, gpu, span), utilization_cap(gpu, span))
-    return min(HIGHEST_UTILIZATION, limit)
+    limit = utilization_limit(asked.profile, gpu, span, asked.runs)
+    cap = utilization_cap(gpu, span)
+    if cap < utilization_cap(
+        replace(gpu, memory_used_bytes=None), span
+    ):  # others are there, and need what vLLM does not count
+        cap = utilization_cap(gpu, span, late_bytes(asked.profile, gpu, asked.runs))
+    return min(HIGHEST_UTILIZATION, limit, cap)
 
 
 def smallest_change(asked: Asked, card: Card | None, found: tuple[Lever, ...], size: int) -> str:

@@ -9,6 +9,7 @@ from gpuserved.core.placement import Gpu
 from gpuserved.core.planner import memory, topology
 from gpuserved.core.planner.memory import Card, Measured, Setting
 from gpuserved.core.planner.model import ModelFacts
+from gpuserved.core.planner.uncounted import Runs, first_runner
 from gpuserved.core.planner.utilization import chosen_utilization, free_bytes
 from gpuserved.core.profile import FlagValue, Profile
 
@@ -75,6 +76,11 @@ class Asked:
     """Of the vLLM that will run; None: unknown."""
 
     @property
+    def runs(self) -> Runs:
+        """What decides how much memory is taken beside a utilisation."""
+        return Runs(self.facts, self.version)
+
+    @property
     def limit(self) -> int:
         """The length asked for, else the model's longest."""
         return self.profile.max_model_len or self.facts.max_length or VLLM_DEFAULT_LENGTH
@@ -85,27 +91,13 @@ class Asked:
         bare = Setting(
             memory_total_bytes=gpu.memory_total_bytes or 0, gpu_name=gpu.name,
             tensor_parallel_size=tensor_parallel_size, data_parallel_size=data_parallel_size,
-            utilization=chosen_utilization(self.profile, gpu, tensor_parallel_size * data_parallel_size), kv_value_bytes=kv_value_bytes(flags),
+            utilization=chosen_utilization(self.profile, gpu, tensor_parallel_size * data_parallel_size, self.runs), kv_value_bytes=kv_value_bytes(flags),
             max_num_seqs=_whole(flags.get("max_num_seqs")), max_num_batched_tokens=_whole(flags.get("max_num_batched_tokens")),
             kv_cache_bytes=_whole(flags.get("kv_cache_memory_bytes")), graphs=flags.get("enforce_eager") is not True,
             async_scheduling=flags.get("async_scheduling") is not False, version=self.version,
             first_runner=first_runner(self.profile), memory_reserved_bytes=gpu.memory_reserved_bytes,
         )  # fmt: skip
         return bare.with_measured(self.lookup(bare))
-
-
-_FIRST_RUNNER_FLAGS = frozenset({
-    "enable_dbo", "enable_elastic_ep", "enable_return_routed_experts", "logits_processors", "prefill_context_parallel_size",
-    "speculative_config",
-})  # fmt: skip
-"""What the second model runner does not know, or not in every form (`_get_v2_model_runner_unsupported_features`)."""
-
-
-def first_runner(profile: Profile) -> bool:
-    """True where vLLM may fall back to its first model runner, or is told to."""
-    return profile.env.get("VLLM_USE_V2_MODEL_RUNNER") == "0" or not _FIRST_RUNNER_FLAGS.isdisjoint(
-        profile.flags
-    )
 
 
 def kv_value_bytes(flags: Mapping[str, FlagValue]) -> int | None:

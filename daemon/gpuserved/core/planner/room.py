@@ -6,7 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gpuserved.core.placement import SIM_PREFIX, Gpu, Lease, NoFit
-from gpuserved.core.planner.utilization import utilization_cap, utilization_limit, wanted_utilization
+from gpuserved.core.planner.uncounted import ANYTHING, Runs, late_bytes
+from gpuserved.core.planner.utilization import (
+    asked_utilization,
+    utilization_cap,
+    utilization_limit,
+    wanted_utilization,
+)
 from gpuserved.core.profile import EngineName, Profile
 
 FRACTION_ERROR = 1e-9
@@ -45,15 +51,18 @@ def allowed(profile: Profile, inventory: Iterable[Gpu]) -> list[Gpu] | NoFit:
     return sorted({by_name[name] for name in profile.gpus}, key=lambda gpu: gpu.index)
 
 
-def room(profile: Profile, gpus: list[Gpu], leases: Iterable[Lease]) -> Room:
-    """What is free of `gpus` for replicas of this profile."""
+def room(profile: Profile, gpus: list[Gpu], leases: Iterable[Lease], runs: Runs | None = ANYTHING) -> Room:
+    """What is free of `gpus` for replicas of this profile.
+
+    :param runs: None: their memory is not weighed.
+    """
     held: dict[str, list[Lease]] = {}
     for lease in leases:
         held.setdefault(lease.uuid, []).append(lease)
     free: list[Gpu] = []
     taken: list[tuple[Gpu, str]] = []
     for gpu in gpus:
-        obstacle = _obstacle(profile, gpu, held.get(gpu.uuid, []))
+        obstacle = _obstacle(profile, gpu, held.get(gpu.uuid, []), runs)
         if obstacle is None:
             free.append(gpu)
         else:
@@ -61,7 +70,7 @@ def room(profile: Profile, gpus: list[Gpu], leases: Iterable[Lease]) -> Room:
     return Room(tuple(gpus), tuple(free), tuple(taken))
 
 
-def _obstacle(profile: Profile, gpu: Gpu, held: list[Lease]) -> str | None:
+def _obstacle(profile: Profile, gpu: Gpu, held: list[Lease], runs: Runs | None) -> str | None:
     if gpu.blocked is not None:
         return gpu.blocked
     share = profile.gpu_share or 1.0
@@ -69,13 +78,18 @@ def _obstacle(profile: Profile, gpu: Gpu, held: list[Lease]) -> str | None:
         owners = ", ".join(sorted({lease.replica for lease in held}))
         left = 1.0 - sum(lease.fraction for lease in held)
         return f"by {owners}" if left < 0.01 else f"by {owners}, {left:.2f} of it is free"
+    return None if runs is None else _short_of_memory(profile, gpu, runs)
+
+
+def _short_of_memory(profile: Profile, gpu: Gpu, runs: Runs) -> str | None:
     size = profile.gpus_per_replica
-    wanted = wanted_utilization(profile, gpu, size)
+    wanted = wanted_utilization(profile, gpu, size, runs)
     if wanted is None:
         return None
-    if wanted > (limit := utilization_limit(profile, gpu, size)) + FRACTION_ERROR:
+    if wanted > (limit := utilization_limit(profile, gpu, size, runs)) + FRACTION_ERROR:
         return f"by its own CUDA context: gpu_memory_utilization can be {limit:g} there at most"
-    if wanted > utilization_cap(gpu, size) + FRACTION_ERROR:
+    late = 0 if asked_utilization(profile) is not None else late_bytes(profile, gpu, runs)
+    if wanted > utilization_cap(gpu, size, late) + FRACTION_ERROR:
         return "by " + foreigners(gpu)
     return None
 

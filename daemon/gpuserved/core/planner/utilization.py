@@ -1,7 +1,7 @@
 """The share of a card that vLLM is given (`gpu_memory_utilization`), so that it starts, and beside others.
 
 VLLM takes its share of what CUDA sees of the card, and first looks whether as much is free (`request_memory`): by then its own CUDA
-context is there, and NCCL's buffers. Beside the share it has CUDA graphs and workspaces that it does not count.
+context is there, and NCCL's buffers. Beside the share it takes what `uncounted` says.
 """
 
 from __future__ import annotations
@@ -11,16 +11,8 @@ from dataclasses import replace
 
 from gpuserved.core.placement import Gpu, NoFit
 from gpuserved.core.planner.memory import DEFAULT_UTILIZATION, visible_bytes
-from gpuserved.core.planner.releases import GIB
+from gpuserved.core.planner.uncounted import ANYTHING, Runs, before_bytes, late_bytes
 from gpuserved.core.profile import EngineName, Profile
-
-CONTEXT_BYTES = int(0.55 * GIB)
-"""A process's CUDA context with torch's kernels: 0.4 GiB are reported of a card of 24 GB; what larger ones add is assumed, not measured."""
-PARALLEL_BYTES = int(0.41 * GIB)
-"""NCCL's buffers where several GPUs are one replica: llm-d-planner's table, as in `releases`."""
-UNCOUNTED_BYTES = int(1.1 * GIB)
-"""CUDA graphs that 0.26 captures from what is left over (up to 1.04 GiB measured); later releases count those, and not all of
-cuBLAS's workspaces. On a card of its own a replica has the rest of the card for it."""
 
 
 def asked_utilization(profile: Profile) -> float | None:
@@ -29,47 +21,57 @@ def asked_utilization(profile: Profile) -> float | None:
     return float(value) if profile.engine is EngineName.VLLM and isinstance(value, (int, float)) else None
 
 
-def wanted_utilization(profile: Profile, gpu: Gpu, size: int) -> float | None:
+def wanted_utilization(profile: Profile, gpu: Gpu, size: int, runs: Runs = ANYTHING) -> float | None:
     """What a replica of `size` GPUs is given whatever others hold: what is asked for, else its share; None: neither is set."""
     asked = asked_utilization(profile)
-    return asked if asked is not None else _shared(profile, gpu, size)
+    return asked if asked is not None else _shared(profile, gpu, size, runs)
 
 
-def chosen_utilization(profile: Profile, gpu: Gpu, size: int) -> float | None:
+def chosen_utilization(profile: Profile, gpu: Gpu, size: int, runs: Runs = ANYTHING) -> float | None:
     """What a card is computed with; None: the default, which keeps room for the estimate's error."""
-    wanted = wanted_utilization(profile, gpu, size)
-    cap = utilization_cap(gpu, size)
-    return wanted if wanted is not None or cap >= DEFAULT_UTILIZATION else cap
+    wanted = wanted_utilization(profile, gpu, size, runs)
+    if wanted is not None:
+        return wanted
+    late = late_bytes(profile, gpu, runs)
+    cap, alone = (utilization_cap(one, size, late) for one in (gpu, replace(gpu, memory_used_bytes=None)))
+    # Alone on a card vLLM's own default is left as it is.
+    undisturbed = cap >= min(DEFAULT_UTILIZATION, alone) and utilization_cap(gpu, size) >= DEFAULT_UTILIZATION
+    return None if undisturbed else cap
 
 
-def utilization_cap(gpu: Gpu, size: int) -> float:
-    """The largest with which a replica of `size` GPUs starts beside what others hold; 1 where nobody knows the card's size."""
+def utilization_cap(gpu: Gpu, size: int, late_bytes: int = 0) -> float:
+    """The largest that vLLM accepts for a replica of `size` GPUs beside what others hold; 1 where nobody knows the card's size.
+
+    :param late_bytes: what is to stay free beside it.
+    """
     if not gpu.memory_total_bytes:
         return 1.0
     visible = _visible_bytes(gpu)
     # NVML's figure holds the driver's reserve.
     used = max(gpu.memory_used_bytes or 0, gpu.memory_total_bytes - visible)
-    return _floor((gpu.memory_total_bytes - used - _before_bytes(size)) / visible)
+    return _floor((gpu.memory_total_bytes - used - before_bytes(size) - late_bytes) / visible)
 
 
-def utilization_limit(profile: Profile, gpu: Gpu, size: int) -> float:
+def utilization_limit(profile: Profile, gpu: Gpu, size: int, runs: Runs = ANYTHING) -> float:
     """The largest that a profile may ask for on this card when nobody else is there but who has the other shares."""
-    shared = _shared(profile, gpu, size)
+    shared = _shared(profile, gpu, size, runs)
     return shared if shared is not None else utilization_cap(replace(gpu, memory_used_bytes=None), size)
 
 
-def too_high(profile: Profile, gpus: list[Gpu]) -> NoFit | None:
+def too_high(profile: Profile, gpus: list[Gpu], runs: Runs = ANYTHING) -> NoFit | None:
     """What the profile asks for is more than vLLM, or its share, can have on any of these cards."""
     asked = asked_utilization(profile)
     known = [gpu for gpu in gpus if gpu.memory_total_bytes]
-    limit = max((utilization_limit(profile, gpu, profile.gpus_per_replica) for gpu in known), default=1.0)
+    limit = max(
+        (utilization_limit(profile, gpu, profile.gpus_per_replica, runs) for gpu in known), default=1.0
+    )
     if asked is None or asked <= limit:
         return None
     whole = profile.gpu_share is None or profile.gpu_share >= 1
     why = (
         "the CUDA context needs some of the card, and vLLM wants all of its share to be free"
         if whole
-        else f"gpu_share = {profile.gpu_share:g} holds the CUDA context, and graphs that vLLM does not count, too"
+        else f"gpu_share = {profile.gpu_share:g} holds what vLLM does not count, too: its CUDA context, its graphs, its sampler"
     )
     return NoFit(
         "does_not_fit",
@@ -83,21 +85,15 @@ def free_bytes(gpu: Gpu) -> int:
     return (gpu.memory_total_bytes or 0) - (gpu.memory_used_bytes or 0)
 
 
-def _shared(profile: Profile, gpu: Gpu, size: int) -> float | None:
+def _shared(profile: Profile, gpu: Gpu, size: int, runs: Runs) -> float | None:
     """With `gpu_share` everything that a replica takes lies inside its share: the next one finds its own part free."""
     share = profile.gpu_share
     if profile.engine is not EngineName.VLLM or share is None or share >= 1:
         return None
     if not gpu.memory_total_bytes:
         return share
-    eager = profile.flags.get("enforce_eager") is True
-    beside = _before_bytes(size) + (0 if eager else UNCOUNTED_BYTES)
+    beside = before_bytes(size) + late_bytes(profile, gpu, runs)
     return _floor(share - beside / _visible_bytes(gpu))
-
-
-def _before_bytes(size: int) -> int:
-    """What vLLM's own process holds before it looks at what is free."""
-    return CONTEXT_BYTES + (PARALLEL_BYTES if size > 1 else 0)
 
 
 def _visible_bytes(gpu: Gpu) -> int:
