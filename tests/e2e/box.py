@@ -265,9 +265,22 @@ class Box:
 
 
 def kill(pid: int, number: int = signal.SIGKILL) -> float:
-    """Send a signal; the moment it was sent."""
+    """Send a signal; the moment it was sent, or, of SIGKILL, the moment the process was dead of it: where every processor is busy
+    that is seconds later, and before it nobody can know.
+    """
     os.kill(pid, number)
+    if number == signal.SIGKILL:
+        until(lambda: _dead(pid), f"PID {pid} is dead", 30, every_s=0.002)
     return time.monotonic()
+
+
+def _dead(pid: int) -> bool:
+    """All its threads are: the last one to go closes its sockets."""
+    try:
+        over = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] in {b"Z", b"X"}
+        return over and len(os.listdir(f"/proc/{pid}/task")) <= 1
+    except OSError:
+        return True
 
 
 def tail(path: Path, lines: int = 40) -> str:

@@ -41,9 +41,9 @@ class Crashes:
     """What each crash of one kind took, in seconds."""
 
     detect_s: list[float] = field(default_factory=list)
-    """From the kill until the router did not choose the replica any more."""
+    """From the death of the process until the router did not choose the replica any more."""
     recover_s: list[float] = field(default_factory=list)
-    """From the kill until the replica was READY and chosen again."""
+    """From there until the replica was READY and chosen again."""
     warm_s: list[float] = field(default_factory=list)
     """Just before, from the start of the process until READY, asked for by `restart`: the caches are warm, and no crash is held
     against the replica (the second in a row waits twice as long)."""

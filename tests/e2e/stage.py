@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 import json
 from collections.abc import Mapping
-from pathlib import Path
 
 from tests.e2e.clients import PlainLoad
 from tests.e2e.strikes import mappings_known
@@ -23,8 +22,6 @@ from tests.e2e.texts import (
 )
 
 from gpuserved.engines.sim.sabotage import GARBAGE
-
-IN_VLLM = Path(__file__).resolve().parent / "in_vllm"
 
 
 class Stage(Fleet, abc.ABC):
@@ -122,7 +119,7 @@ class VllmStage(Stage):
     def __init__(self) -> None:
         super().__init__()
         self.model = make_model(self.top / "model")
-        env = {"PYTHONPATH": str(IN_VLLM), "GPUSERVE_TEST_SABOTAGE": str(self.faults_file)}
+        env = {"GPUSERVE_TEST_SABOTAGE": str(self.faults_file)}
         health = {**VLLM_TABLES["health"], "startup_stall_s": 15}
         profile = vllm_profile(
             self.model, SERVED, {"middleware": "saboteur.Saboteur"}, env, {**VLLM_TABLES, "health": health}

@@ -76,6 +76,9 @@ def sim_flavour() -> Flavour:
     )
 
 
+IN_VLLM = Path(__file__).resolve().parent / "in_vllm"
+"""What runs inside the real engines of the tests: all begin with its `sitecustomize`."""
+VLLM_ENV = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "PYTHONPATH": str(IN_VLLM)}
 VLLM_TABLES: Mapping[str, Mapping[str, object]] = {
     "health": HEALTH | {"timeout_s": 4, "hang_rotation_s": 4, "hang_timeout_s": 10},
     "restart": RESTART,
@@ -93,7 +96,7 @@ def vllm_profile(
     """A profile of the real vLLM in its CPU build."""
     own = {"load_format": "dummy", "enforce_eager": True, "kv_cache_memory_bytes": 67108864} | dict(flags)
     return toml(
-        {"vllm": own, "env": {"VLLM_CPU_OMP_THREADS_BIND": "nobind"} | dict(env or {}), **tables},
+        {"vllm": own, "env": VLLM_ENV | dict(env or {}), **tables},
         model=str(model), served_name=served, engine="vllm", python=VLLM_PYTHON, max_model_len=2048, gpus=[],
         **({"replicas": 2} | top),
     )  # fmt: skip
