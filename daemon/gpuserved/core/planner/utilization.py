@@ -39,17 +39,17 @@ def chosen_utilization(profile: Profile, gpu: Gpu, size: int, runs: Runs = ANYTH
     return None if undisturbed else cap
 
 
-def utilization_cap(gpu: Gpu, size: int, late_bytes: int = 0) -> float:
+def utilization_cap(gpu: Gpu, size: int, spared_bytes: int = 0) -> float:
     """The largest that vLLM accepts for a replica of `size` GPUs beside what others hold; 1 where nobody knows the card's size.
 
-    :param late_bytes: what is to stay free beside it.
+    :param spared_bytes: what is to stay free beside it.
     """
     if not gpu.memory_total_bytes:
         return 1.0
     visible = _visible_bytes(gpu)
     # NVML's figure holds the driver's reserve.
     used = max(gpu.memory_used_bytes or 0, gpu.memory_total_bytes - visible)
-    return _floor((gpu.memory_total_bytes - used - before_bytes(size) - late_bytes) / visible)
+    return _floor((gpu.memory_total_bytes - used - before_bytes(size) - spared_bytes) / visible)
 
 
 def utilization_limit(profile: Profile, gpu: Gpu, size: int, runs: Runs = ANYTHING) -> float:
