@@ -65,10 +65,8 @@ def _highest(asked: Asked, gpu: Gpu, size: int) -> float:
     """The utilisation that may be advised: nothing that would be refused then."""
     span = size * (asked.profile.data_parallel_size or 1)
     limit = utilization_limit(asked.profile, gpu, span, asked.runs)
-    cap = utilization_cap(gpu, span)
-    if cap < utilization_cap(
-        replace(gpu, memory_used_bytes=None), span
-    ):  # others are there, and need what vLLM does not count
+    cap, alone = (utilization_cap(one, span) for one in (gpu, replace(gpu, memory_used_bytes=None)))
+    if cap < alone:  # beside others nothing is left over for what vLLM does not count
         cap = utilization_cap(gpu, span, late_bytes(asked.profile, gpu, asked.runs))
     return min(HIGHEST_UTILIZATION, limit, cap)
 
