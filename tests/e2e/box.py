@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import psutil
 
 from gpuserved.api.roots import from_environment
+from gpuserved.host import procfs
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GPUSERVE = (sys.executable, "-m", "gpuserved.cli.main")
@@ -276,9 +277,11 @@ def kill(pid: int, number: int = signal.SIGKILL) -> float:
 
 def _dead(pid: int) -> bool:
     """All its threads are: the last one to go closes its sockets."""
+    found = procfs.process(pid)
+    if found is not None and found.state not in {"Z", "X"}:
+        return False
     try:
-        over = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] in {b"Z", b"X"}
-        return over and len(os.listdir(f"/proc/{pid}/task")) <= 1
+        return len(os.listdir(f"/proc/{pid}/task")) <= 1
     except OSError:
         return True
 

@@ -67,6 +67,8 @@ class Run:
     def _life(self) -> None:
         """There is a daemon that answers; where there was none, the next life begins."""
         while not self.world.alive() or not self.world.answers():
+            if self.world.alive():
+                continue  # looked at once: one that ends after this look is noted in the next round
             self._note_end()
             if not self.world.alive():
                 self._present = self._armed.pop(0) if self._armed else ""

@@ -29,14 +29,11 @@ def test_the_supervisor_dies_at_a_step_and_its_successor_has_all_under_control(t
     try:
         with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
             results = list(pool.map(lambda seed: play(seed, census, tmp_path), seeds))
-        # What an operator asks has a time of its own: on a loaded host a supervisor may be killed before it comes to its step.
-        missed = [result.script.seed for result in results if not result.struck and not result.wrong]
-        results += (again := [play(seed, census, tmp_path) for seed in missed])
     finally:
         census.end()
     wrong = {(r.script.seed, r.script.point): (r.wrong, r.log[-4000:]) for r in results if r.wrong}
     assert not wrong
-    assert all(result.struck for result in again), [r.script for r in again if not r.struck]
+    assert all(result.struck for result in results), [r.script for r in results if not r.struck]
     assert not [name for name in os.listdir("/proc") if _is_of(name, [r.top for r in results])]
 
 

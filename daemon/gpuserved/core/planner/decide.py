@@ -58,7 +58,8 @@ def place(
     gpus = allowed(profile, inventory)
     if isinstance(gpus, NoFit):
         return gpus
-    runs = Runs(as_started(facts, profile.flags) if isinstance(facts, ModelFacts) else None, version)
+    facts = as_started(facts, profile.flags) if isinstance(facts, ModelFacts) else facts
+    runs = Runs(facts if isinstance(facts, ModelFacts) else None, version)
     if not settled and (refused := too_high(profile, gpus, runs)):
         return refused
     space = room(profile, gpus, leases, None if settled else runs)
@@ -66,7 +67,7 @@ def place(
     if not isinstance(facts, ModelFacts) or not gpus or any(gpu.memory_total_bytes is None for gpu in gpus):
         unknown = facts if isinstance(facts, Unknown) and profile.engine is EngineName.VLLM else None
         return plain.place(profile, space, own, unknown)
-    asked = Asked(profile, as_started(facts, profile.flags), space.free, own, lookup, version)
+    asked = Asked(profile, facts, space.free, own, lookup, version)
     return _planned(asked, space)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from gpuserved.core.placement import Gpu
 from gpuserved.core.planner.model import ModelFacts
-from gpuserved.core.planner.peak import Batch, default_batch
+from gpuserved.core.planner.peak import default_batch
 from gpuserved.core.planner.releases import GIB, LATEST, UNKNOWN, release_of
 from gpuserved.core.profile import Profile
 
@@ -62,15 +62,15 @@ def before_bytes(size: int) -> int:
 
 def late_bytes(profile: Profile, gpu: Gpu, runs: Runs) -> int:
     """What vLLM takes of a card after it has made its KV cache."""
-    batch = default_batch(gpu.memory_total_bytes or 0, gpu.name)
     asked = profile.flags.get("max_num_seqs")
-    batch = Batch(asked, batch.tokens) if isinstance(asked, int) else batch
-    graphs = GRAPH_BYTES if batch.sequences > 256 else GRAPH_SMALL_BYTES
+    default = default_batch(gpu.memory_total_bytes or 0, gpu.name).sequences
+    sequences = asked if isinstance(asked, int) else default
+    graphs = GRAPH_BYTES if sequences > 256 else GRAPH_SMALL_BYTES
     eager = profile.flags.get("enforce_eager") is True
-    return (0 if eager else graphs) + _sampler(profile, batch, runs)
+    return (0 if eager else graphs) + _sampler(profile, sequences, runs)
 
 
-def _sampler(profile: Profile, batch: Batch, runs: Runs) -> int:
+def _sampler(profile: Profile, sequences: int, runs: Runs) -> int:
     release = release_of(runs.version)
     release = LATEST if release is UNKNOWN else release
     vocabulary = ASSUMED_VOCABULARY
@@ -79,4 +79,4 @@ def _sampler(profile: Profile, batch: Batch, runs: Runs) -> int:
         _, second = release.runners(runs.facts, first_runner=first_runner(profile))
         if not second:
             return 0
-    return LATE_SAMPLER_BYTES * batch.sequences * vocabulary
+    return LATE_SAMPLER_BYTES * sequences * vocabulary
