@@ -17,7 +17,8 @@ CODE = sorted(
 )
 CORE = sorted((ROOT / "daemon" / "gpuserved" / "core").rglob("*.py"))
 SHIM = sorted((ROOT / "daemon" / "gpuserved" / "shim").glob("*.py"))
-MODULE_MAX_LINES = 300
+MODULE_MAX_LINES = 600
+"""A file is one idea; at this length it is rarely one any more."""
 FUNCTION_MAX_LINES = 60
 # Import name of each distribution in pyproject.toml whose two names differ.
 IMPORT_NAMES = {"nvidia-ml-py": "pynvml", "pyyaml": "yaml"}

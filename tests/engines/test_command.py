@@ -9,7 +9,7 @@ import pytest
 from gpuserved.api.errors import Invalid
 from gpuserved.core.cause import CauseKind, ExitInfo
 from gpuserved.core.profile import CommandSpec, EngineName
-from gpuserved.engines.command import CommandEngine
+from gpuserved.engines.command.adapter import CommandEngine
 from gpuserved.engines.registry import for_profile, get
 
 Make = Callable[..., Any]

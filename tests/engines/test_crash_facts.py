@@ -9,7 +9,7 @@ import pytest
 from gpuserved.core.cause import Cause, CauseKind, ExitInfo
 from gpuserved.engines.levers import BY_KIND, KNOWN, lever
 from gpuserved.engines.tracebacks import LINES_MAX, first_tracebacks, since_alive
-from gpuserved.engines.vllm_log import cause
+from gpuserved.engines.vllm.log import cause
 
 Log = Callable[[str], list[str]]
 ENGINE = "(EngineCore pid=9) ERROR 11-24 02:13:24 [core.py:1510] "

@@ -20,8 +20,8 @@ from gpuserved.api.errors import Invalid
 from gpuserved.core.cause import CauseKind, ExitInfo
 from gpuserved.core.profile import EngineName
 from gpuserved.engines import installed
-from gpuserved.engines.llamacpp import LlamacppEngine
-from gpuserved.engines.llamacpp_model import PACKAGED, ModelError, PackagedModel, ensure
+from gpuserved.engines.llamacpp.adapter import LlamacppEngine
+from gpuserved.engines.llamacpp.model import PACKAGED, ModelError, PackagedModel, ensure
 
 Make = Callable[..., Any]
 MISSION = {

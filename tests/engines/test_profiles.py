@@ -7,8 +7,8 @@ import pytest
 from gpuserved.config.profile import load_profile
 from gpuserved.core.profile import EngineName
 from gpuserved.engines.registry import for_profile
-from gpuserved.engines.vllm_flags import check
-from gpuserved.engines.vllm_help import parse_help
+from gpuserved.engines.vllm.flags import check
+from gpuserved.engines.vllm.help import parse_help
 
 PROFILES = Path(__file__).parents[2] / "profiles"
 VLLM = [path.stem for path in sorted(PROFILES.glob("*.toml")) if 'engine = "vllm"' in path.read_text()]

@@ -9,7 +9,7 @@ import pytest
 from gpuserved.api.errors import Invalid
 from gpuserved.core.profile import Limits, Profile
 from gpuserved.engines.base import LaunchContext
-from gpuserved.engines.vllm import VllmEngine
+from gpuserved.engines.vllm.adapter import VllmEngine
 
 Make = Callable[..., Any]
 

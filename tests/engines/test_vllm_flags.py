@@ -11,15 +11,15 @@ from gpuserved.config.document import placed
 from gpuserved.config.profile import load_profile
 from gpuserved.config.schema import profile_schema, with_flags
 from gpuserved.core.profile import EngineName
-from gpuserved.engines.vllm_flags import (
+from gpuserved.engines.vllm.flags import (
     arguments,
     cached,
     check,
     ensure_flag_table,
 )
-from gpuserved.engines.vllm_help import SWITCH, TOGGLE, VALUE, VALUES, FlagTable, parse_help
-from gpuserved.engines.vllm_renamed import RENAMED
-from gpuserved.engines.vllm_schema import flag_schemas
+from gpuserved.engines.vllm.help import SWITCH, TOGGLE, VALUE, VALUES, FlagTable, parse_help
+from gpuserved.engines.vllm.renamed import RENAMED
+from gpuserved.engines.vllm.schema import flag_schemas
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ from collections.abc import Callable
 import pytest
 
 from gpuserved.core.cause import CauseKind, ExitInfo, Healing
-from gpuserved.engines.vllm_log import MESSAGE_MAX_CHARS, cause, phase
+from gpuserved.engines.vllm.log import MESSAGE_MAX_CHARS, cause, phase
 
 Log = Callable[[str], list[str]]
 ENGINE = "(EngineCore pid=9) ERROR 11-24 02:13:24 [core.py:1510] "

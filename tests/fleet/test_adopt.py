@@ -9,16 +9,18 @@ from typing import Any
 import pytest
 
 from gpuserved.api.roots import from_environment
+from gpuserved.core.assignment import Assignment
 from gpuserved.core.cause import Cause, CauseKind
 from gpuserved.core.events import EventKind
+from gpuserved.core.profile import Profile
 from gpuserved.core.restart import RestartHistory
-from gpuserved.core.state import Goal, Replica, State
+from gpuserved.core.state import Goal, State
 from gpuserved.fleet.adopt import Found, match, resume_without_process, resumed
 from gpuserved.fleet.store import FleetRecord, ReplicaRecord, WantedRecord
 from gpuserved.fleet.take_up import _let_go
 from gpuserved.host import statefile
-from gpuserved.supervisor.owner import Owner
-from gpuserved.supervisor.start import StartNote
+from gpuserved.replica.controller import ReplicaController
+from gpuserved.replica.launcher import StartNote
 
 
 def found(generation: int, nonce: str = "0a") -> Found:
@@ -66,15 +68,12 @@ def test_a_start_later_than_the_state_is_a_start(state: State) -> None:
     assert (r.state, r.goal, r.generation, r.history.restarts) == (State.STARTING, Goal.SERVE, 4, 4)
 
 
-class Resting:
-    """As much of an owner as is told what to go on with."""
-
-    is_to_run = Owner.is_to_run
-    forgive_generation = Owner.forgive_generation
+class Resting(ReplicaController):
+    """A controller that has not begun: what it is told is kept here."""
 
     def __init__(self, top: Path) -> None:
-        self.id, self.r = "a-0", Replica()
-        self.around = SimpleNamespace(roots=from_environment({"GPUSERVE_ROOT": str(top)}, uid=0))
+        around: Any = SimpleNamespace(roots=from_environment({"GPUSERVE_ROOT": str(top)}, uid=0))
+        super().__init__(Assignment("a-0", Profile("a", "org/m", "m")), around)
         self.heard: list[EventKind] = []
 
     def post(self, kind: EventKind, **_more: object) -> None:
@@ -97,14 +96,14 @@ def test_an_order_that_was_saved_and_not_read_is_carried_out_however_many_daemon
 ) -> None:
     """What a daemon saves before its owners have read anything leads the next one to the same order."""
     for _ in range(3):
-        owner: Any = Resting(tmp_path)
+        owner = Resting(tmp_path)
         resume_without_process(owner, saved)
         assert owner.heard == [order]
         saved = record(owner.r.state, generation=owner.r.generation, goal=owner.r.goal)
 
 
 def test_what_somebody_has_stopped_stays_so(tmp_path: Path) -> None:
-    owner: Any = Resting(tmp_path)
+    owner = Resting(tmp_path)
     resume_without_process(owner, record(State.STOPPED, generation=2, goal=Goal.STOP))
     assert (owner.r.state, owner.r.goal, owner.r.generation, owner.heard) == (State.STOPPED, Goal.STOP, 2, [])
 

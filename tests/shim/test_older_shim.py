@@ -23,10 +23,10 @@ from gpuserved.api.roots import Roots
 from gpuserved.core.cause import ExitInfo
 from gpuserved.host import shimclient as sc
 from gpuserved.host import shimlaunch
+from gpuserved.replica.process import Ended, ReplicaProcess
+from gpuserved.routers.link import RouterLink
+from gpuserved.routers.place import RouterPlace
 from gpuserved.shim.wire import VERSION
-from gpuserved.supervisor.process import Ended, ReplicaProcess
-from gpuserved.supervisor.router_link import RouterLink
-from gpuserved.supervisor.router_place import RouterPlace
 
 RECORDED = Path(__file__).with_name("recorded")
 OLD = RECORDED / "0.1.0" / "gpuserved" / "shim" / "__main__.py"

@@ -16,7 +16,7 @@ from gpuserved.api.errors import Invalid
 from gpuserved.core.cause import CauseKind, ExitInfo
 from gpuserved.core.profile import EngineName, Profile
 from gpuserved.engines.base import LaunchContext
-from gpuserved.engines.sim_adapter import SimEngine
+from gpuserved.engines.sim.adapter import SimEngine
 
 ENGINE = SimEngine()
 

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from gpuserved.core.cause import CauseKind, ExitInfo
-from gpuserved.engines import vllm_log
+from gpuserved.engines.vllm import log as vllm_log
 
 LOAD_FAILURES = [
     ("oom", 1, "torch.OutOfMemoryError: CUDA out of memory", CauseKind.OUT_OF_MEMORY),

@@ -33,7 +33,7 @@ from gpuserved.host import listen, sdnotify
 from gpuserved.host.failpoint import reach
 from gpuserved.host.fdstore import PortStore
 from gpuserved.host.lock import DaemonLock
-from gpuserved.supervisor.routers import DRAIN_S, Routers
+from gpuserved.routers.routers import DRAIN_S, Routers
 from gpuserved.telemetry.choose import choose
 
 log = logging.getLogger(__name__)

@@ -55,7 +55,7 @@ async def stop_everything(fleet: Fleet, how: Stop, store: PortStore) -> None:
         if not how.drain:
             limits = replace(owner.assignment.profile.limits, drain_s=0.0)
             profile = replace(owner.assignment.profile, limits=limits)
-            owner.assignment = replace(owner.assignment, profile=profile)
+            owner.assign(replace(owner.assignment, profile=profile))
         let_go(fleet, owner, wanted, at_once=not how.drain)
     reach("down.begun")
     while fleet.owners:  # each leaves the fleet once its tree is gone

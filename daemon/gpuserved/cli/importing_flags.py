@@ -8,9 +8,9 @@ import sys
 
 from gpuserved.api.errors import Invalid
 from gpuserved.api.roots import from_environment
-from gpuserved.engines import vllm_flags
 from gpuserved.engines.installed import expand, find_program
-from gpuserved.engines.vllm_help import FlagTable
+from gpuserved.engines.vllm import flags as vllm_flags
+from gpuserved.engines.vllm.help import FlagTable
 from gpuserved.importers.llamafactory.draft import Draft
 from gpuserved.importers.llamafactory.keys import Fate
 

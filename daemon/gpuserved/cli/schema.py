@@ -53,9 +53,9 @@ def _shipped() -> dict[str, Any]:
 
 
 def _with_vllm(found: dict[str, Any], python: str | None) -> dict[str, Any]:
-    from gpuserved.engines import vllm_flags
     from gpuserved.engines.installed import expand, find_program
-    from gpuserved.engines.vllm_schema import flag_schemas
+    from gpuserved.engines.vllm import flags as vllm_flags
+    from gpuserved.engines.vllm.schema import flag_schemas
 
     program = None if python else find_program("vllm", os.environ, beside=sys.executable)
     interpreter = expand(python) if python else (program.python if program else None)

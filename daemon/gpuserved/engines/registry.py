@@ -14,7 +14,7 @@ def for_profile(profile: Profile, cache_dir: Path) -> Engine:
     Profiles with the same engine and the same command may share one.
     """
     if profile.engine is EngineName.COMMAND:
-        from gpuserved.engines.command import CommandEngine
+        from gpuserved.engines.command.adapter import CommandEngine
 
         return CommandEngine(cache_dir, command=profile.command)
     return get(profile.engine, cache_dir)
@@ -26,17 +26,17 @@ def get(name: EngineName, cache_dir: Path) -> Engine:
     :param cache_dir: the daemon's cache root; models, compile caches and flag tables go below it.
     """
     if name is EngineName.VLLM:
-        from gpuserved.engines.vllm import VllmEngine
+        from gpuserved.engines.vllm.adapter import VllmEngine
 
         return VllmEngine(cache_dir)
     if name is EngineName.LLAMACPP:
-        from gpuserved.engines.llamacpp import LlamacppEngine
+        from gpuserved.engines.llamacpp.adapter import LlamacppEngine
 
         return LlamacppEngine(cache_dir)
     if name is EngineName.COMMAND:
-        from gpuserved.engines.command import CommandEngine
+        from gpuserved.engines.command.adapter import CommandEngine
 
         return CommandEngine(cache_dir)
-    from gpuserved.engines.sim_adapter import SimEngine
+    from gpuserved.engines.sim.adapter import SimEngine
 
     return SimEngine()

@@ -15,10 +15,10 @@ from gpuserved.host import stray
 from gpuserved.host.failpoint import reach
 from gpuserved.host.folderlock import settle
 from gpuserved.host.shimclient import read_exit, read_identity
-from gpuserved.supervisor import start
-from gpuserved.supervisor.owner import Owner
-from gpuserved.supervisor.process import ReplicaProcess
-from gpuserved.supervisor.start import StartNote
+from gpuserved.replica import launcher
+from gpuserved.replica.controller import ReplicaController
+from gpuserved.replica.launcher import StartNote
+from gpuserved.replica.process import ReplicaProcess
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def scan(run: Path) -> tuple[list[Found], list[Path]]:
     unexplained: list[Path] = []
     folder = run / "r"
     for each in sorted(folder.iterdir()) if folder.is_dir() else []:
-        note = start.read_note(each)
+        note = launcher.read_note(each)
         if note is None:
             unexplained.append(each)
         else:
@@ -90,7 +90,7 @@ def resumed(record: ReplicaRecord | None, generation: int) -> Replica:
     return replace(r, state=State.STARTING, goal=goal)
 
 
-async def take_over(owner: Owner, found: Found, record: ReplicaRecord | None) -> bool:
+async def take_over(owner: ReplicaController, found: Found, record: ReplicaRecord | None) -> bool:
     """Attach `owner` to a start that was found. One that died meanwhile is reported with its exit status.
 
     :returns: False where the daemon before this one was killed before anything ran: nothing is left of that start.
@@ -105,12 +105,13 @@ async def take_over(owner: Owner, found: Found, record: ReplicaRecord | None) ->
         if not ran:
             log.info("%s: generation %d was never started", owner.id, generation)
             return False
-    owner.r = resumed(record, generation)
+    owner.restore(resumed(record, generation))
     dying, ended = owner.callbacks(generation)
     process = ReplicaProcess(found.folder, found.note.nonce, dying, ended)
-    owner.installed = found.note.installed
     process.shim_version = found.note.version
-    owner.adopt(process, found.note.address, record.drains_until if record is not None else None)
+    owner.adopt(
+        process, found.note.address, found.note.installed, record.drains_until if record is not None else None
+    )
     alive = await process.attach()
     log.info("%s: %s generation %d", owner.id, "adopted" if alive else "found ended:", generation)
     if alive and owner.r.state is State.STOPPING:
@@ -120,7 +121,7 @@ async def take_over(owner: Owner, found: Found, record: ReplicaRecord | None) ->
     return True
 
 
-def resume_without_process(owner: Owner, record: ReplicaRecord | None, tried: int = 0) -> None:
+def resume_without_process(owner: ReplicaController, record: ReplicaRecord | None, tried: int = 0) -> None:
     """Nothing of this replica runs: go on from what was saved.
 
     The state is saved again before the owner reads what is posted here, and this daemon may end in between: what is left in
@@ -129,7 +130,7 @@ def resume_without_process(owner: Owner, record: ReplicaRecord | None, tried: in
     :param tried: generation of a start that was meant and never made.
     """
     # The generation goes on counting: logs of earlier starts exist under their numbers.
-    past = [tried, *start.generations(owner.around.roots, owner.id)]
+    past = [tried, *launcher.generations(owner.around.roots, owner.id)]
     if record is None:
         owner.forgive_generation(max(past))
         owner.is_to_run()
@@ -138,21 +139,21 @@ def resume_without_process(owner: Owner, record: ReplicaRecord | None, tried: in
     r = record.replica()
     r = replace(r, generation=max(r.generation, *past))
     if r.goal is Goal.REPLACE:
-        owner.r = replace(r, state=State.BACKOFF)
+        owner.restore(replace(r, state=State.BACKOFF))
         owner.post(EventKind.REPLACE)
     elif r.state is State.STOPPED and r.goal is Goal.SERVE:
-        owner.r = r
+        owner.restore(r)
         owner.post(EventKind.START)  # the order was saved, and not read
     elif r.state is State.STOPPED or (r.goal is Goal.STOP and r.state is not State.FAILED):
-        owner.r = replace(r, state=State.STOPPED, goal=Goal.STOP)
+        owner.restore(replace(r, state=State.STOPPED, goal=Goal.STOP))
     elif r.state in {State.FAILED, State.BACKOFF}:
-        owner.r = replace(r, state=State.BACKOFF, goal=Goal.SERVE)
+        owner.restore(replace(r, state=State.BACKOFF, goal=Goal.SERVE))
         if r.state is State.FAILED and r.cause is not None and r.cause.kind in _WAITING:
-            owner.r = r
+            owner.restore(r)
         else:
             owner.post(EventKind.BACKOFF_ELAPSED, generation=r.generation)
     else:
-        owner.r = replace(r, state=State.BACKOFF, goal=Goal.SERVE)
+        owner.restore(replace(r, state=State.BACKOFF, goal=Goal.SERVE))
         lost = r.state is not State.STARTING
         owner.post(EventKind.BACKOFF_ELAPSED if lost else EventKind.TAKE_UP, generation=r.generation)
 

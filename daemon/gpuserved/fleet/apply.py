@@ -16,7 +16,7 @@ from gpuserved.config.profile import load_profile
 from gpuserved.core.events import EventKind
 from gpuserved.core.placement import Gpu, with_simulated
 from gpuserved.core.profile import HealthPolicy, Profile
-from gpuserved.engines.vllm import VllmEngine
+from gpuserved.engines.vllm.adapter import VllmEngine
 from gpuserved.fleet import letting_go, rollplan, store
 from gpuserved.fleet.desired import Arranged, Wanted, arrange, changes, lacks_gpu
 from gpuserved.fleet.gpus import leases_of_others

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from gpuserved.api.errors import Refused
 from gpuserved.api.types import Change, PlanWarning
+from gpuserved.core.assignment import Assignment
 from gpuserved.core.cause import CauseKind
 from gpuserved.core.placement import Gpu, Lease, NoFit, Placements, with_simulated
 from gpuserved.core.planner.decide import place, unmeasured
@@ -14,7 +15,6 @@ from gpuserved.core.planner.model import ModelFacts, Unknown
 from gpuserved.core.planner.options import Lookup
 from gpuserved.core.profile import Profile
 from gpuserved.core.state import Replica, State
-from gpuserved.supervisor.surroundings import Assignment
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ class Environments:
             if said is not None and owner.outdated is None:
                 self._fleet.bus.publish("notice", message=f"{name} {said}", severity="warning")
                 log.warning("%s %s", name, said)
-            owner.outdated = said
+            owner.environment_changed(said)
 
 
 def difference(before: Installed, now: Installed | None) -> str | None:

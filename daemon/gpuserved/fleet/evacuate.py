@@ -7,14 +7,14 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from gpuserved.api.errors import GpuserveError
+from gpuserved.core.assignment import Assignment
 from gpuserved.core.cause import Cause
 from gpuserved.core.events import EventKind
 from gpuserved.core.state import Goal, State
 from gpuserved.fleet import apply as applying
 from gpuserved.fleet.desired import lacks_gpu
 from gpuserved.fleet.letting_go import take_back
-from gpuserved.supervisor.owner import Owner
-from gpuserved.supervisor.surroundings import Assignment
+from gpuserved.replica.controller import ReplicaController
 
 if TYPE_CHECKING:
     from gpuserved.fleet.fleet import Fleet
@@ -57,7 +57,7 @@ async def evacuate(
     return told
 
 
-def _leave(owner: Owner, kill: Cause | None) -> None:
+def _leave(owner: ReplicaController, kill: Cause | None) -> None:
     state, generation = owner.r.state, owner.r.generation
     if state in _RUNS and kill is not None:
         owner.post(EventKind.GPU_FAULT, generation=generation, cause=kill)
@@ -68,7 +68,7 @@ def _leave(owner: Owner, kill: Cause | None) -> None:
         owner.post(EventKind.START)
 
 
-def _last_ready(fleet: Fleet, owner: Owner) -> bool:
+def _last_ready(fleet: Fleet, owner: ReplicaController) -> bool:
     """True where nothing else could take its requests."""
     served = owner.assignment.profile.served_name
     return owner.r.state is State.READY and not any(

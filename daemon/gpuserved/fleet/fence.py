@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from gpuserved.core.state import Goal
-from gpuserved.supervisor.surroundings import GpuSetAside
+from gpuserved.replica.services import GpuSetAside
 
 if TYPE_CHECKING:
     from gpuserved.fleet.fleet import Fleet
@@ -39,13 +39,12 @@ def refuse_set_aside(fleet: Fleet, gpu_uuids: tuple[str, ...]) -> None:
 
 
 async def gpus_free(fleet: Fleet, replica: str, gpu_uuids: tuple[str, ...]) -> None:
-    """See `Surroundings`."""
+    """See `Services`."""
     owner = fleet.owners.get(replica)
     refuse_set_aside(fleet, gpu_uuids)
     while gone := leaving(fleet, replica, gpu_uuids):
         if owner is not None:
-            owner.watch.phase = f"waits for {', '.join(gone)} to leave its GPU"
-            owner.progress_at_start()
+            owner.waits(f"waits for {', '.join(gone)} to leave its GPU")
         await asyncio.sleep(POLL_S)
     deadline = time.monotonic() + fleet.memory_back_s
     while held := await fleet.gpus.left_over(gpu_uuids, fleet.owners):

@@ -24,6 +24,7 @@ from gpuserved.api.types import (
     Status,
 )
 from gpuserved.api.upgrade import UpgradeAccepted, UpgradeRequest
+from gpuserved.core.assignment import Assignment
 from gpuserved.core.events import EventKind
 from gpuserved.core.profile import Profile
 from gpuserved.core.state import State
@@ -42,11 +43,10 @@ from gpuserved.fleet.quarantine import FILE, Quarantine
 from gpuserved.fleet.rolling import Rolls
 from gpuserved.fleet.saving import Saving
 from gpuserved.fleet.webhook import Webhook
-from gpuserved.supervisor import start
-from gpuserved.supervisor.gate import StartGate
-from gpuserved.supervisor.owner import Owner, detach_soon
-from gpuserved.supervisor.routers import Routers
-from gpuserved.supervisor.surroundings import Assignment
+from gpuserved.replica import launcher
+from gpuserved.replica.controller import ReplicaController, detach_soon
+from gpuserved.replica.start_gate import StartGate
+from gpuserved.routers.routers import Routers
 
 MEMORY_BACK_S = 60.0
 """The driver frees a killed process's memory within seconds; what is held for longer is held by something unkillable."""
@@ -56,7 +56,7 @@ _MAY_COME_BACK = frozenset(
 
 
 class Fleet:
-    """Implements `control.port.FleetPort` and `supervisor.surroundings.Surroundings`."""
+    """Implements `control.port.FleetPort` and `supervisor.surroundings.Services`."""
 
     def __init__(self, roots: Roots, router: Routers, gpus: Gpus, *, orphan_ttl_s: float | None) -> None:
         self.roots = roots
@@ -78,7 +78,7 @@ class Fleet:
         self.wanted: dict[str, Wanted] = {}
         self.leaving: dict[str, Wanted] = {}
         """While everything is being stopped: what the next daemon is to want, also where this one is killed half-way."""
-        self.owners: dict[str, Owner] = {}
+        self.owners: dict[str, ReplicaController] = {}
         self.let_go: dict[str, Wanted] = {}
         """Owners that are on their way out (`letting_go.py`)."""
         self.generation = 0
@@ -101,17 +101,17 @@ class Fleet:
         self._engines: dict[str, Engine] = {}
         self._routes: list[object] = []
 
-    # --- what an owner needs (Surroundings) ---
+    # --- what an owner needs (Services) ---
 
     def engine(self, profile: Profile) -> Engine:
-        """See `Surroundings`."""
+        """See `Services`."""
         name = profile.engine.value
         if name not in self._engines:
             self._engines[name] = registry.get(profile.engine, self.roots.cache)
         return self._engines[name]
 
     def last_of_model(self, replica: str) -> bool:
-        """See `Surroundings`."""
+        """See `Services`."""
         model = self.owners[replica].assignment.profile.served_name if replica in self.owners else None
         others = (
             o
@@ -121,24 +121,24 @@ class Fleet:
         return not any(other.r.state in _MAY_COME_BACK for other in others)
 
     def in_flight(self, replica: str, generation: int) -> int | None:
-        """See `Surroundings`."""
+        """See `Services`."""
         return self.router.in_flight(replica, generation)
 
     async def gpus_free(self, replica: str, gpu_uuids: tuple[str, ...]) -> None:
-        """See `Surroundings`."""
+        """See `Services`."""
         await fence.gpus_free(self, replica, gpu_uuids)
 
     def gpu_views(self, gpu_uuids: tuple[str, ...]) -> list[GpuView]:
-        """See `Surroundings`."""
+        """See `Services`."""
         return [gpu for gpu in self.gpu_list() if gpu.uuid in gpu_uuids]
 
     def crashed(self, card: CrashCard) -> None:
-        """See `Surroundings`."""
+        """See `Services`."""
         self.bus.publish("notice", message=card.headline, severity="error", crash=card)
         self.webhook.post(card)
 
     def changed(self, replica: str, previous_state: str) -> None:
-        """See `Surroundings`."""
+        """See `Services`."""
         self.publish_routes()
         owner = self.owners.get(replica)
         if owner is not None:
@@ -156,7 +156,7 @@ class Fleet:
         self.saving.soon()
 
     def record_intent(self) -> None:
-        """See `Surroundings`."""
+        """See `Services`."""
         self.saving.now()
 
     def save_quietly(self) -> None:
@@ -167,10 +167,10 @@ class Fleet:
         """The GPUs as of the last sample, with those that are set aside marked."""
         return self.quarantine.shown(self.gpus.views())
 
-    def add_owner(self, assignment: Assignment, first: EventKind | None) -> Owner:
+    def add_owner(self, assignment: Assignment, first: EventKind | None) -> ReplicaController:
         """A replica that did not exist; its numbering goes on after the logs of a namesake."""
-        owner = Owner(assignment, self)
-        past = start.generations(self.roots, assignment.replica)
+        owner = ReplicaController(assignment, self)
+        past = launcher.generations(self.roots, assignment.replica)
         owner.forgive_generation(past[-1] if past else 0)
         self.owners[assignment.replica] = owner
         owner.begin()
@@ -262,7 +262,7 @@ class Fleet:
             self.expect(request.generation)
             return await setaside.release(self, request)
 
-    def named(self, name: str) -> list[Owner]:
+    def named(self, name: str) -> list[ReplicaController]:
         """One replica by id, or all of a profile.
 
         :raises NotFound: there is neither.

@@ -12,7 +12,7 @@ from gpuserved.core.placement import SIM_DEFAULT_GIB, Foreign, Gpu, Lease
 from gpuserved.core.profile import EngineName, Profile
 from gpuserved.host import gpulock, procfs
 from gpuserved.host.gpulock import GpuLocks
-from gpuserved.supervisor.owner import Owner
+from gpuserved.replica.controller import ReplicaController
 from gpuserved.telemetry.attribution import foreign_bytes, views
 from gpuserved.telemetry.attribution import owners as owners_of
 from gpuserved.telemetry.provider import OK, Combined, GpuInfo, GpuProvider, GpuSample
@@ -53,7 +53,7 @@ class Gpus:
         where = gpulock.folder(os.environ) if real else None
         return GpuLocks(where, daemon) if where is not None else None
 
-    async def real_inventory(self, owners: Mapping[str, Owner]) -> list[Gpu]:
+    async def real_inventory(self, owners: Mapping[str, ReplicaController]) -> list[Gpu]:
         """The host's own GPUs, with what others than our replicas hold there."""
         infos = await self._real.inventory()
         samples = {each.uuid: each for each in await self._real.sample()} if infos else {}
@@ -73,11 +73,11 @@ class Gpus:
         gib = max((float(str(p.flags.get("gpu_memory_gib", SIM_DEFAULT_GIB))) for p in asking), default=0.0)
         self._sim = SimProvider(count, int(gib * GIB)) if count else None
 
-    def begin(self, owners: Mapping[str, Owner], on_sample: Callable[[], None]) -> None:
+    def begin(self, owners: Mapping[str, ReplicaController], on_sample: Callable[[], None]) -> None:
         """Sample from now on."""
         self._task = asyncio.ensure_future(self._run(owners, on_sample))
 
-    async def _run(self, owners: Mapping[str, Owner], on_sample: Callable[[], None]) -> None:
+    async def _run(self, owners: Mapping[str, ReplicaController], on_sample: Callable[[], None]) -> None:
         while True:
             try:
                 await self._sample(owners)
@@ -86,7 +86,7 @@ class Gpus:
                 log.exception("GPUs could not be sampled")
             await asyncio.sleep(SAMPLE_S)
 
-    async def _sample(self, owners: Mapping[str, Owner]) -> None:
+    async def _sample(self, owners: Mapping[str, ReplicaController]) -> None:
         infos = await self._real.inventory()
         samples = await self._real.sample() if infos else []
         trees = _trees(owners) if infos else {}
@@ -110,7 +110,9 @@ class Gpus:
             mine = {owner.pid for owner in gpu.owners if owner.replica is not None}
             self._ours[gpu.uuid] = (self._ours.get(gpu.uuid, set()) & {o.pid for o in gpu.owners}) | mine
 
-    async def left_over(self, uuids: Collection[str], owners: Mapping[str, Owner]) -> dict[str, list[int]]:
+    async def left_over(
+        self, uuids: Collection[str], owners: Mapping[str, ReplicaController]
+    ) -> dict[str, list[int]]:
         """Which of these GPUs processes of earlier starts of ours still hold, and their PIDs."""
         if not any(self._ours.get(uuid) for uuid in uuids):
             return {}
@@ -196,13 +198,13 @@ class _Known:
         return self._samples
 
 
-def _trees(owners: Mapping[str, Owner]) -> dict[str, set[int]]:
+def _trees(owners: Mapping[str, ReplicaController]) -> dict[str, set[int]]:
     table = procfs.processes()
     roots = {name: owner.process.shim_pid for name, owner in owners.items() if owner.process is not None}
     return {name: procfs.tree(pid, table) for name, pid in roots.items() if pid is not None}
 
 
-def _claims(owners: Mapping[str, Owner]) -> list[Claim]:
+def _claims(owners: Mapping[str, ReplicaController]) -> list[Claim]:
     found: list[Claim] = []
     for owner in owners.values():
         profile, process = owner.assignment.profile, owner.process

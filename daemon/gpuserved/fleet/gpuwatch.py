@@ -16,7 +16,7 @@ from gpuserved.core.state import State
 from gpuserved.fleet import evacuate
 from gpuserved.fleet.quarantine import HELD
 from gpuserved.host import procfs
-from gpuserved.supervisor.owner import Owner
+from gpuserved.replica.controller import ReplicaController
 from gpuserved.telemetry.provider import LOST, GpuSample
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class GpuWatch:
                 )
                 self._soon(self._try(gpu, owner, owner.r.generation, cause))
 
-    async def _try(self, gpu: GpuView, owner: Owner, generation: int, cause: Cause) -> None:
+    async def _try(self, gpu: GpuView, owner: ReplicaController, generation: int, cause: Cause) -> None:
         wrong = await owner.watch.no_token(TRIAL_S)
         if wrong is None:
             self._say(gpu, f"the error was not {owner.id}'s, which computes as before", "info")

@@ -12,7 +12,7 @@ from gpuserved.api.inspect import Transition
 from gpuserved.api.types import FleetEvent
 from gpuserved.fleet.bus import RECENT_MAX, Bus
 from gpuserved.host.journal import Journal, read_lines
-from gpuserved.supervisor.owner import Owner
+from gpuserved.replica.controller import ReplicaController
 
 FILE_NAME = "events.jsonl"
 FILE_MAX_BYTES = 1024 * 1024
@@ -47,7 +47,7 @@ class History:
         if self._journal is not None:
             self._journal.close()
 
-    def note(self, owner: Owner, previous_state: str) -> None:
+    def note(self, owner: ReplicaController, previous_state: str) -> None:
         """Remember one change of a replica; what changes nothing of its state is none."""
         r = owner.r
         if r.state.value != previous_state:

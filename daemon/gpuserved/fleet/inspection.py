@@ -20,8 +20,8 @@ from gpuserved.fleet import snapshot
 from gpuserved.fleet.desired import Wanted
 from gpuserved.fleet.history import History
 from gpuserved.host.logtail import last_lines, segments
-from gpuserved.supervisor import start
-from gpuserved.supervisor.owner import Owner
+from gpuserved.replica import launcher
+from gpuserved.replica.controller import ReplicaController
 
 if TYPE_CHECKING:
     from gpuserved.fleet.fleet import Fleet
@@ -40,7 +40,7 @@ class Inspection:
         self.history = History(fleet.bus)
         self._gpu_states: dict[str, str] = {}
 
-    def note(self, owner: Owner, previous_state: str) -> None:
+    def note(self, owner: ReplicaController, previous_state: str) -> None:
         """Remember one change of a replica."""
         self.history.note(owner, previous_state)
 
@@ -73,7 +73,7 @@ class Inspection:
         if owner is None:
             raise NotFound(f"no replica is called {replica!r}", "see `gpuserve status`")
         made, error = _launch(fleet, owner)
-        log = start.log_path(fleet.roots, replica, owner.r.generation)
+        log = launcher.log_path(fleet.roots, replica, owner.r.generation)
         return ReplicaDetail(
             replica=snapshot.replica(fleet, owner),
             command=list(made.argv) if made else [],
@@ -103,13 +103,13 @@ class Inspection:
         if not wanted:
             what = "an earlier start" if previous else "a start"
             raise NotFound(f"{replica} has no log of {what}", "see `gpuserve status` for its state")
-        return segments(start.log_path(fleet.roots, replica, wanted[0]))
+        return segments(launcher.log_path(fleet.roots, replica, wanted[0]))
 
     def crash(self, replica: str, previous: bool) -> CrashCard:
         """See `InspectionPort`."""
         fleet = self._fleet
         starts = [g for g in self._starts(replica) if g <= fleet.owners[replica].r.generation]
-        folder = start.log_folder(fleet.roots, replica)
+        folder = launcher.log_folder(fleet.roots, replica)
         for generation in reversed(starts[-2:-1] if previous else starts):
             try:
                 return msgspec.json.decode((folder / f"{generation}.crash.json").read_bytes(), type=CrashCard)
@@ -126,13 +126,15 @@ class Inspection:
     def all_logs(self, replica: str) -> list[Path]:
         """See `InspectionPort`."""
         roots = self._fleet.roots
-        return [path for g in self._starts(replica) for path in segments(start.log_path(roots, replica, g))]
+        return [
+            path for g in self._starts(replica) for path in segments(launcher.log_path(roots, replica, g))
+        ]
 
     def _starts(self, replica: str) -> list[int]:
         if replica not in self._fleet.owners:
             self._fleet.named(replica)
             raise NotFound(f"{replica} is a profile", f"name one replica, for example {replica}-0")
-        return start.generations(self._fleet.roots, replica)
+        return launcher.generations(self._fleet.roots, replica)
 
     def daemon_log(self) -> list[Path]:
         """See `InspectionPort`."""
@@ -158,7 +160,7 @@ class Inspection:
         )
 
 
-def _launch(fleet: Fleet, owner: Owner) -> tuple[Launch | None, str | None]:
+def _launch(fleet: Fleet, owner: ReplicaController) -> tuple[Launch | None, str | None]:
     """What the replica is, or would be, started with."""
     assignment, process = owner.assignment, owner.process
     profile = assignment.profile

@@ -8,19 +8,20 @@ from pathlib import Path
 
 from gpuserved.api.errors import Invalid
 from gpuserved.api.types import GpuView
+from gpuserved.core.assignment import Assignment
 from gpuserved.core.planner.memory import Measured, Setting
 from gpuserved.core.planner.model import ModelFacts, Unknown
 from gpuserved.core.planner.options import Lookup
 from gpuserved.core.profile import EngineName, Profile
-from gpuserved.engines import vllm_flags, vllm_memory
 from gpuserved.engines.installed import version_of
-from gpuserved.engines.vllm import VllmEngine
+from gpuserved.engines.vllm import flags as vllm_flags
+from gpuserved.engines.vllm import memory_report as vllm_memory
+from gpuserved.engines.vllm.adapter import VllmEngine
 from gpuserved.fleet.desired import Known
 from gpuserved.fleet.measured import MeasuredStore, key_of
 from gpuserved.models.facts import ModelReader
 from gpuserved.models.hub import Hub
 from gpuserved.models.sampling import Sampling
-from gpuserved.supervisor.surroundings import Assignment
 
 log = logging.getLogger(__name__)
 

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 from gpuserved.core.profile import EngineName
 from gpuserved.core.state import State
 from gpuserved.host.logtail import segments
-from gpuserved.supervisor import start
+from gpuserved.replica import launcher
 
 if TYPE_CHECKING:
     from gpuserved.fleet.fleet import Fleet
-    from gpuserved.supervisor.owner import Owner
+    from gpuserved.replica.controller import ReplicaController
 
 log = logging.getLogger(__name__)
 
 _under_way: set[asyncio.Task[None]] = set()
 
 
-def after_change(fleet: Fleet, owner: Owner, previous_state: str) -> None:
+def after_change(fleet: Fleet, owner: ReplicaController, previous_state: str) -> None:
     """Learn from a vLLM replica on GPUs that has just become ready."""
     assignment = owner.assignment
     ready = owner.r.state is State.READY and previous_state == State.STARTING.value
@@ -30,9 +30,9 @@ def after_change(fleet: Fleet, owner: Owner, previous_state: str) -> None:
         task.add_done_callback(_under_way.discard)
 
 
-async def _learn(fleet: Fleet, owner: Owner) -> None:
+async def _learn(fleet: Fleet, owner: ReplicaController) -> None:
     assignment = owner.assignment
-    logs = segments(start.log_path(fleet.roots, owner.id, owner.r.generation))
+    logs = segments(launcher.log_path(fleet.roots, owner.id, owner.r.generation))
     gpus = [gpu for gpu in fleet.gpus.views() if gpu.uuid in assignment.gpu_uuids]
     try:
         found = await asyncio.to_thread(fleet.knowledge.learn, assignment, gpus, logs)

@@ -7,17 +7,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from gpuserved.core.assignment import Assignment
 from gpuserved.core.events import EventKind
 from gpuserved.core.state import Goal
 from gpuserved.fleet.desired import Wanted
-from gpuserved.supervisor.owner import Owner
-from gpuserved.supervisor.surroundings import Assignment
+from gpuserved.replica.controller import ReplicaController
 
 if TYPE_CHECKING:
     from gpuserved.fleet.fleet import Fleet
 
 
-def let_go(fleet: Fleet, owner: Owner, wanted: Mapping[str, Wanted], *, at_once: bool = False) -> None:
+def let_go(
+    fleet: Fleet, owner: ReplicaController, wanted: Mapping[str, Wanted], *, at_once: bool = False
+) -> None:
     """Have it stop. One that is on its way out already keeps its deadline.
 
     :param wanted: what was wanted while it had a place.
@@ -30,7 +32,7 @@ def let_go(fleet: Fleet, owner: Owner, wanted: Mapping[str, Wanted], *, at_once:
     owner.post(EventKind.STOP)
 
 
-def take_back(fleet: Fleet, owner: Owner, assignment: Assignment) -> None:
+def take_back(fleet: Fleet, owner: ReplicaController, assignment: Assignment) -> None:
     """It has a place: it goes on, or is started anew where it has been told to end. One that never lost it is left alone."""
     fleet.let_go.pop(owner.id, None)
     owner.assign(assignment)

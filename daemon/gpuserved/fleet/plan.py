@@ -8,13 +8,13 @@ from pathlib import Path
 from gpuserved.api.errors import Invalid
 from gpuserved.api.plan import Plan
 from gpuserved.api.types import PlanWarning
+from gpuserved.core.assignment import Assignment
 from gpuserved.core.placement import Gpu, Lease, NoFit, with_simulated
 from gpuserved.core.planner.decide import place
 from gpuserved.core.profile import Profile
 from gpuserved.engines import registry
 from gpuserved.fleet.knowledge import Knowledge
 from gpuserved.fleet.plan_view import command_of, placement_view, plan_view, refusal_view
-from gpuserved.supervisor.surroundings import Assignment
 
 
 def plan_profile(

@@ -9,10 +9,10 @@ import msgspec
 
 from gpuserved.api.plan import LeverView, Placement, Plan, Refusal
 from gpuserved.api.types import PlanWarning
+from gpuserved.core.assignment import Assignment
 from gpuserved.core.placement import Lever, NoFit, Placed, Placements
 from gpuserved.engines.base import Engine, Launch, LaunchContext
 from gpuserved.models.sampling import Sampling
-from gpuserved.supervisor.surroundings import Assignment
 
 EXAMPLE_PORT = 0
 _SHOWN_ENVIRONMENT = ("CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES")

@@ -17,7 +17,7 @@ from gpuserved.core.state import State
 from gpuserved.host import statefile
 
 if TYPE_CHECKING:
-    from gpuserved.supervisor.owner import Owner
+    from gpuserved.replica.controller import ReplicaController
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ class Quarantine:
             self._save()
         return self.accepted.get(uuid, set())
 
-    def waits(self, owner: Owner) -> bool:
+    def waits(self, owner: ReplicaController) -> bool:
         """True where a replica cannot be started before one of its GPUs is released."""
         next_there = (owner.next_assignment or owner.assignment).gpu_uuids
         down = owner.process is None and owner.r.state in {State.FAILED, State.BACKOFF, State.STARTING}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gpuserved.api.types import RolloutView
+from gpuserved.core.assignment import Assignment
 from gpuserved.core.events import EventKind
 from gpuserved.core.rollout import (
     Action,
@@ -26,8 +27,7 @@ from gpuserved.fleet.desired import Wanted
 from gpuserved.fleet.letting_go import let_go, take_back
 from gpuserved.fleet.store import RollRecord, wanted_record
 from gpuserved.host.failpoint import reach
-from gpuserved.supervisor.owner import Owner
-from gpuserved.supervisor.surroundings import Assignment
+from gpuserved.replica.controller import ReplicaController
 
 if TYPE_CHECKING:
     from gpuserved.fleet.fleet import Fleet
@@ -108,7 +108,7 @@ class Rolls:
                 found[name] = self._seen_of(owner, roll)
         return found
 
-    def _seen_of(self, owner: Owner, roll: Roll) -> Seen:
+    def _seen_of(self, owner: ReplicaController, roll: Roll) -> Seen:
         r = owner.r
         other = self.of.get(owner.assignment.profile.name)
         ordered = other is not None and other is not roll and other.plan.current == owner.id
@@ -214,7 +214,7 @@ class Rolls:
             waiting = name in plan.pending
             ordered = name == plan.current and running.get(name, 0) <= plan.since_generation
             if plan.direction is Direction.FORWARD and name in before and (waiting or ordered):
-                owner.assignment = before[name]
+                owner.restore(owner.r, before[name])
             if ordered and (assignment := roll.assignment(name)) is not None:
                 owner.assign(assignment)
                 if name not in orders_read:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from gpuserved.api.errors import Conflict
 from gpuserved.api.types import Change, PlanWarning
+from gpuserved.core.assignment import Assignment
 from gpuserved.core.rollout import Rollout
 from gpuserved.core.state import State
 from gpuserved.fleet.desired import Wanted
 from gpuserved.fleet.rolling import Roll, begun
-from gpuserved.supervisor.owner import Owner
-from gpuserved.supervisor.surroundings import Assignment
+from gpuserved.replica.controller import ReplicaController
 
 if TYPE_CHECKING:
     from gpuserved.fleet.fleet import Fleet
@@ -169,6 +169,6 @@ def for_restart(fleet: Fleet, names: Sequence[str]) -> list[Roll]:
     return rolls
 
 
-def _wanted_up(owners: Sequence[Owner]) -> list[Owner]:
+def _wanted_up(owners: Sequence[ReplicaController]) -> list[ReplicaController]:
     """A stopped replica stays stopped through a restart of its profile."""
     return [owner for owner in owners if not owner.moved_away()]

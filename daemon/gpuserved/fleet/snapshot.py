@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import gpuserved
 from gpuserved.api.types import ReplicaView, Status, SupervisorView
 from gpuserved.fleet import views
-from gpuserved.supervisor.owner import Owner
+from gpuserved.replica.controller import ReplicaController
 
 if TYPE_CHECKING:
     from gpuserved.fleet.fleet import Fleet
 
 
-def replica(fleet: Fleet, owner: Owner) -> ReplicaView:
+def replica(fleet: Fleet, owner: ReplicaController) -> ReplicaView:
     """One replica at one moment."""
     since = fleet.inspection.since(owner.id)
     return views.replica_view(owner, fleet.router.stats, since, leaving=owner.id in fleet.let_go)

@@ -14,7 +14,7 @@ from gpuserved.core.rollout import Rollout
 from gpuserved.core.state import Goal, Replica, State
 from gpuserved.fleet.desired import Solution, Wanted
 from gpuserved.host import statefile
-from gpuserved.supervisor.owner import Owner
+from gpuserved.replica.controller import ReplicaController
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class FleetRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Replicas that are on their way out, and what was wanted while they had a place."""
 
 
-def record(owner: Owner) -> ReplicaRecord:
+def record(owner: ReplicaController) -> ReplicaRecord:
     """The record of one replica now."""
     r, assignment = owner.r, owner.assignment
     return ReplicaRecord(

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gpuserved.api.errors import GpuserveError
+from gpuserved.core.assignment import Assignment
 from gpuserved.core.events import EventKind
 from gpuserved.core.placement import Gpu
 from gpuserved.core.state import Goal
@@ -18,8 +19,7 @@ from gpuserved.fleet.adopt import Found
 from gpuserved.fleet.desired import Wanted, arrange, lacks_gpu
 from gpuserved.host import statefile
 from gpuserved.host.failpoint import reach
-from gpuserved.supervisor.owner import Owner
-from gpuserved.supervisor.surroundings import Assignment
+from gpuserved.replica.controller import ReplicaController
 
 if TYPE_CHECKING:
     from gpuserved.fleet.fleet import Fleet
@@ -59,7 +59,7 @@ async def take_up(fleet: Fleet) -> None:
         record = records.get(assignment.replica)
         if record is not None:
             # From the first moment as it was saved: whatever makes the fleet save again meanwhile must not forget it.
-            owner.r = record.replica()
+            owner.restore(record.replica())
         fleet.owners[assignment.replica] = owner
     running = {name: record.generation for name, record in records.items()}
     running |= {name: each.note.generation for name, each in ours.items()}
@@ -86,7 +86,9 @@ async def take_up(fleet: Fleet) -> None:
     reach("adopt.saved")
 
 
-async def _take_up_one(owner: Owner, found: Found | None, record: store.ReplicaRecord | None) -> None:
+async def _take_up_one(
+    owner: ReplicaController, found: Found | None, record: store.ReplicaRecord | None
+) -> None:
     if found is None:
         adopt.resume_without_process(owner, record)
     elif not await adopt.take_over(owner, found, record):
@@ -115,9 +117,9 @@ async def _take_up_leaving(
     profile = wanted.solved.applied(wanted.profile) if wanted.solved is not None else wanted.profile
     runs_on = found.note.gpu_uuids
     assignment = Assignment(found.note.replica, profile, _indexes(inventory, runs_on), runs_on)
-    owner = Owner(assignment, fleet)
+    owner = ReplicaController(assignment, fleet)
     if record is not None:
-        owner.r = record.replica()
+        owner.restore(record.replica())
     fleet.owners[owner.id], fleet.let_go[owner.id] = owner, wanted
     if not await adopt.take_over(owner, found, record):
         del fleet.owners[owner.id], fleet.let_go[owner.id]
@@ -139,12 +141,12 @@ def _discard_unfinished(fleet: Fleet) -> None:
 
 def _owner(
     fleet: Fleet, assignment: Assignment, runs_on: tuple[str, ...] | None, inventory: Sequence[Gpu]
-) -> Owner:
+) -> ReplicaController:
     """One replica. One that runs on a GPU that was set aside under it stays there until it is started anew."""
     if runs_on is None or runs_on == assignment.gpu_uuids:
-        return Owner(assignment, fleet)
+        return ReplicaController(assignment, fleet)
     there = replace(assignment, gpu_indexes=_indexes(inventory, runs_on), gpu_uuids=runs_on)
-    owner = Owner(there, fleet)
+    owner = ReplicaController(there, fleet)
     owner.assign(assignment)
     return owner
 

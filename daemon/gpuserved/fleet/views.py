@@ -11,16 +11,16 @@ from gpuserved.core.load import Growth, merged, quantile
 from gpuserved.core.profile import Profile
 from gpuserved.core.state import State
 from gpuserved.engines.base import cache_metrics
-from gpuserved.supervisor.owner import Owner
-from gpuserved.supervisor.router_link import RouterLink
-from gpuserved.supervisor.routers import Routers
+from gpuserved.replica.controller import ReplicaController
+from gpuserved.routers.link import RouterLink
+from gpuserved.routers.routers import Routers
 
 ROUTED = frozenset({State.STARTING, State.READY, State.UNHEALTHY, State.DRAINING, State.STOPPING})
 SEVERITIES = {State.FAILED: "error", State.UNHEALTHY: "error", State.BACKOFF: "warning"}
 
 
 def replica_view(
-    owner: Owner, stats: RouterStats | None, since: float | None = None, *, leaving: bool = False
+    owner: ReplicaController, stats: RouterStats | None, since: float | None = None, *, leaving: bool = False
 ) -> ReplicaView:
     """One replica now.
 
@@ -73,20 +73,20 @@ def load_view(growth: Growth) -> LoadView | None:
     )
 
 
-def total_load(owners: Iterable[Owner]) -> LoadView | None:
+def total_load(owners: Iterable[ReplicaController]) -> LoadView | None:
     """Several replicas as one."""
     return load_view(merged(owner.watch.load.growth for owner in owners))
 
 
-def model_views(owners: Iterable[Owner], stats: RouterStats | None) -> list[ModelView]:
+def model_views(owners: Iterable[ReplicaController], stats: RouterStats | None) -> list[ModelView]:
     """Each served name with its replicas together, in the order of their names."""
-    by_name: dict[str, list[Owner]] = {}
+    by_name: dict[str, list[ReplicaController]] = {}
     for owner in owners:
         by_name.setdefault(owner.assignment.profile.served_name, []).append(owner)
     return [_model_view(name, by_name[name], stats) for name in sorted(by_name)]
 
 
-def _model_view(name: str, owners: list[Owner], stats: RouterStats | None) -> ModelView:
+def _model_view(name: str, owners: list[ReplicaController], stats: RouterStats | None) -> ModelView:
     routes = [route for route in (_route(stats, owner) for owner in owners) if route is not None]
     return ModelView(
         name=name,
@@ -115,7 +115,7 @@ def order(replica: str) -> tuple[str, int]:
     return profile, int(number) if number.isdigit() else 0
 
 
-def _route(stats: RouterStats | None, owner: Owner) -> RouteStats | None:
+def _route(stats: RouterStats | None, owner: ReplicaController) -> RouteStats | None:
     if stats is None:
         return None
     same = (
@@ -124,7 +124,7 @@ def _route(stats: RouterStats | None, owner: Owner) -> RouteStats | None:
     return next(same, None)
 
 
-def _rotation(owner: Owner, route: RouteStats | None, stats: RouterStats | None) -> str | None:
+def _rotation(owner: ReplicaController, route: RouteStats | None, stats: RouterStats | None) -> str | None:
     if not owner.admit:
         return "out"
     if route is not None:
@@ -163,7 +163,7 @@ def _process(link: RouterLink) -> RouterProcess:
     )
 
 
-def model_routes(owners: Iterable[Owner]) -> list[ModelRoute]:
+def model_routes(owners: Iterable[ReplicaController]) -> list[ModelRoute]:
     """The routing table's models: every name of every profile, also of one none of whose replicas is ready."""
     profiles: dict[str, Profile] = {}
     replicas: dict[str, list[ReplicaRoute]] = {}
@@ -189,7 +189,7 @@ def model_routes(owners: Iterable[Owner]) -> list[ModelRoute]:
     ]
 
 
-def replica_route(owner: Owner) -> ReplicaRoute | None:
+def replica_route(owner: ReplicaController) -> ReplicaRoute | None:
     """None: nothing runs there that could be reached."""
     if owner.process is None or owner.address is None or owner.r.state not in ROUTED:
         return None

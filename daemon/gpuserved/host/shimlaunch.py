@@ -16,6 +16,9 @@ from gpuserved.host import failpoint
 from gpuserved.host.deadline import within
 
 PROTOCOL_VERSION = 1
+LOG_MAX_BYTES = 64 * 1024 * 1024
+LOG_KEEP = 3
+"""Segments beside the live file: at most 256 MiB for one start."""
 PROGRAM = Path(gpuserved.__file__).parent / "shim" / "__main__.py"
 _PASSED_ON = ("PATH", "LD_LIBRARY_PATH", failpoint.VARIABLE)  # what loads an interpreter; no secrets
 

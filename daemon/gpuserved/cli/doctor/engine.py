@@ -15,8 +15,8 @@ from gpuserved.api.errors import GpuserveError
 from gpuserved.cli.doctor.base import Finding, Host, fail, ok, warn
 from gpuserved.cli.doctor.gpu import driver_cuda
 from gpuserved.engines.installed import expand, find_program, site_folders, version_of
-from gpuserved.engines.vllm import SUPPORTED
-from gpuserved.engines.vllm_flags import DISTRIBUTIONS, cached
+from gpuserved.engines.vllm.adapter import SUPPORTED
+from gpuserved.engines.vllm.flags import DISTRIBUTIONS, cached
 
 NAME = "vllm"
 _INSTALL = "python3 -m venv /opt/vllm && /opt/vllm/bin/pip install 'vllm>={}.{},<{}.{}'"

@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from gpuserved.core.profile import FlagValue
-from gpuserved.engines.vllm_flags import OURS
-from gpuserved.engines.vllm_renamed import RENAMED
+from gpuserved.engines.vllm.flags import OURS
+from gpuserved.engines.vllm.renamed import RENAMED
 from gpuserved.importers.llamafactory.draft import Draft
 from gpuserved.importers.llamafactory.keys import Fate
 

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from gpuserved.api.roots import from_environment
+from gpuserved.core.assignment import Assignment
 from gpuserved.core.events import EventKind
 from gpuserved.core.profile import EngineName, HealthPolicy, Profile
 from gpuserved.core.state import Goal, State
 from gpuserved.engines import registry
-from gpuserved.supervisor.surroundings import Assignment
-from gpuserved.supervisor.watch import Watch
+from gpuserved.replica.health import Watch
 
 if TYPE_CHECKING:
-    from gpuserved.supervisor.owner import Owner
+    from gpuserved.replica.controller import ReplicaController
 
 HEALTH = HealthPolicy(interval_s=0.02, timeout_s=0.8, failure_threshold=3)
 
@@ -83,7 +83,7 @@ async def test_a_silent_replica_is_asked_everything_at_once(folder: Path) -> Non
     path = folder / "engine.sock"
     server = await asyncio.start_unix_server(silent.serve, str(path))
     owner = Ready(f"unix:{path}", folder)
-    watch = Watch(cast("Owner", owner))
+    watch = Watch(cast("ReplicaController", owner))
     watch.begin()
     await asyncio.wait_for(owner.down.wait(), 30)
     watch.end()

@@ -30,12 +30,13 @@ from gpuserved.host import stray
 from gpuserved.host.failpoint import reach
 from gpuserved.host.gpulock import GpuHeld, release
 from gpuserved.host.shimclient import launch, replica_spec
+from gpuserved.host.shimlaunch import LOG_KEEP, LOG_MAX_BYTES
 from gpuserved.host.statefile import write_atomically
-from gpuserved.supervisor.process import ReplicaProcess
-from gpuserved.supervisor.surroundings import LOG_KEEP, LOG_MAX_BYTES, GpuSetAside
+from gpuserved.replica.process import ReplicaProcess
+from gpuserved.replica.services import GpuSetAside
 
 if TYPE_CHECKING:
-    from gpuserved.supervisor.owner import Owner
+    from gpuserved.replica.controller import ReplicaController
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def generations(roots: Roots, replica: str) -> list[int]:
     )
 
 
-async def run(owner: Owner, generation: int) -> None:
+async def run(owner: ReplicaController, generation: int) -> None:
     """Start `generation`; the outcome is posted to the owner. Cancelled before the fork: nothing was started."""
     around, assignment = owner.around, owner.assignment
     owner.disarm(
@@ -125,7 +126,7 @@ def _spawn_cause(message: str, error: GpuserveError | OSError) -> Cause:
     return Cause(kind, f"could not be started: {message}")
 
 
-async def _fork(owner: Owner, generation: int) -> tuple[ReplicaProcess, str]:
+async def _fork(owner: ReplicaController, generation: int) -> tuple[ReplicaProcess, str]:
     leases = await _leases(owner)
     reach("spawn.leased")
     try:
@@ -135,7 +136,9 @@ async def _fork(owner: Owner, generation: int) -> tuple[ReplicaProcess, str]:
         reach("spawn.released")
 
 
-async def _fork_with(owner: Owner, generation: int, leases: tuple[int, ...]) -> tuple[ReplicaProcess, str]:
+async def _fork_with(
+    owner: ReplicaController, generation: int, leases: tuple[int, ...]
+) -> tuple[ReplicaProcess, str]:
     """:param leases: descriptors that the shim keeps, so that the GPUs are leased while the replica runs."""
     around, profile = owner.around, owner.assignment.profile
     nonce = secrets.token_hex(6)
@@ -146,8 +149,7 @@ async def _fork_with(owner: Owner, generation: int, leases: tuple[int, ...]) -> 
     path = log_path(around.roots, owner.id, generation)
     path.parent.mkdir(parents=True, exist_ok=True)
     _prune_logs(around.roots, owner.id)
-    owner.address = made.address
-    owner.installed = around.engine(profile).installed(profile)
+    owner.started(made.address, around.engine(profile).installed(profile))
     note = StartNote(
         owner.id,
         profile.name,
@@ -177,7 +179,7 @@ async def _fork_with(owner: Owner, generation: int, leases: tuple[int, ...]) -> 
     dying, ended = owner.callbacks(generation)
     process = ReplicaProcess(folder, nonce, dying, ended)
     process.shim_version = note.version
-    owner.process = process
+    owner.attached(process)
     await process.attach()
     reach("spawn.attached")
     owner.watch.begin()
@@ -187,7 +189,7 @@ async def _fork_with(owner: Owner, generation: int, leases: tuple[int, ...]) -> 
     return process, made.address
 
 
-async def _leases(owner: Owner) -> tuple[int, ...]:
+async def _leases(owner: ReplicaController) -> tuple[int, ...]:
     """Lease the replica's GPUs host-wide. The shim of the start before may need a moment to end.
 
     :raises GpuHeld: somebody else has them.
@@ -214,7 +216,7 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def assignment_uuids(owner: Owner) -> tuple[str, ...]:
+def assignment_uuids(owner: ReplicaController) -> tuple[str, ...]:
     """The GPUs that the owner's next process gets."""
     return owner.assignment.gpu_uuids
 
@@ -237,7 +239,7 @@ def _log_max_bytes() -> int:
     return int(wanted) if wanted.isdigit() and int(wanted) > 0 else LOG_MAX_BYTES
 
 
-def _command(owner: Owner, generation: int, nonce: str, folder: Path) -> Launch:
+def _command(owner: ReplicaController, generation: int, nonce: str, folder: Path) -> Launch:
     around, assignment = owner.around, owner.assignment
     engine = around.engine(assignment.profile)
     port = _free_port() if engine.wants_port(assignment.profile) else None

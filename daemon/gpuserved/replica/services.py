@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 from gpuserved.api.crash import CrashCard
@@ -12,30 +11,14 @@ from gpuserved.api.types import GpuView
 from gpuserved.core.profile import Profile
 from gpuserved.engines.base import Engine
 from gpuserved.host.gpulock import GpuLocks
-from gpuserved.supervisor.gate import StartGate
-
-LOG_MAX_BYTES = 64 * 1024 * 1024
-LOG_KEEP = 3
-"""Segments beside the live file: at most 256 MiB for one start."""
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """What one replica runs, and where."""
-
-    replica: str
-    profile: Profile
-    gpu_indexes: tuple[int, ...] = ()
-    gpu_uuids: tuple[str, ...] = ()
-    simulated: bool = False
-    """Its GPUs exist on paper only."""
+from gpuserved.replica.start_gate import StartGate
 
 
 class GpuSetAside(Refused):
     """One of the GPUs of a start is quarantined: it waits for the release."""
 
 
-class Surroundings(Protocol):
+class Services(Protocol):
     """The fleet, as one owner sees it."""
 
     roots: Roots

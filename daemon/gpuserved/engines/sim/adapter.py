@@ -11,17 +11,17 @@ from pathlib import Path
 from gpuserved.api.errors import Invalid
 from gpuserved.core.cause import Cause, ExitInfo
 from gpuserved.core.profile import EngineName, FlagValue, Profile
-from gpuserved.engines import vllm_log
 from gpuserved.engines.base import VLLM_METRICS, Launch, LaunchContext
 from gpuserved.engines.environment import DEFAULT_PATH, finish
 from gpuserved.engines.installed import Installed
 from gpuserved.engines.sim.flags import known_flags
+from gpuserved.engines.vllm import log as vllm_log
 
 PROFILE_KEYS = frozenset({"gpus", "gpu_memory_gib"})
 """Keys of `[sim]` that describe the simulated GPUs: for the inventory, not for the command line."""
 _OURS = frozenset({"uds", "host", "port", "served_model_name", "tensor_parallel_size", "max_model_len"})
 """Set from the profile's own keys and the replica's folder."""
-_PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
+_PACKAGE_ROOT = str(Path(__file__).resolve().parents[3])
 
 
 class SimEngine:

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from gpuserved.api.roots import from_environment
+from gpuserved.core.assignment import Assignment
 from gpuserved.core.events import EventKind
 from gpuserved.core.profile import EngineName, Profile
 from gpuserved.engines.base import Launch, LaunchContext
 from gpuserved.host import shimclient
 from gpuserved.host.sweep import marked_by
-from gpuserved.supervisor import start
-from gpuserved.supervisor.surroundings import Assignment
+from gpuserved.replica import launcher
 
 if TYPE_CHECKING:
-    from gpuserved.supervisor.owner import Owner
+    from gpuserved.replica.controller import ReplicaController
 
 # As an API process whose engine does not ask to die with its parent, or has not come to it.
 ENGINE_OUTLIVES_API = """
@@ -68,7 +68,7 @@ class Starting:
         argv = (sys.executable, "-I", "-S", "-c", ENGINE_OUTLIVES_API, str(self.runs))
         return Launch(argv, {"GPUSERVE_NONCE": context.nonce}, f"unix:{context.run_dir}/engine.sock")
 
-    disarm = progress_at_start = _none
+    disarm = progress_at_start = started = _none
 
     def post(self, kind: EventKind, **more: object) -> None:
         self.posted.append((kind, more.get("cause")))
@@ -89,8 +89,8 @@ async def test_a_shim_that_is_killed_before_it_answers_leaves_no_engine(
         os.kill(started.shim_pid, signal.SIGKILL)
         raise shimclient.ShimError("the shim ended without an answer: it said nothing")
 
-    monkeypatch.setattr(start, "launch", killed_half_way)
-    await start.run(cast("Owner", owner), 1)
+    monkeypatch.setattr(launcher, "launch", killed_half_way)
+    await launcher.run(cast("ReplicaController", owner), 1)
     assert [kind for kind, _ in owner.posted] == [EventKind.SPAWN_FAILED]
     assert "without an answer" in owner.posted[0][1].message
     assert marked_by(owner.nonce) == {}

@@ -16,10 +16,10 @@ from gpuserved.api.roots import Roots, from_environment, make_private
 from gpuserved.api.routing import RoutingTable
 from gpuserved.host import listen
 from gpuserved.host.deadline import within
-from gpuserved.supervisor import router_launch, routers
-from gpuserved.supervisor.router_link import RouterLink
-from gpuserved.supervisor.router_place import RouterPlace
-from gpuserved.supervisor.routers import Routers
+from gpuserved.routers import launch, routers
+from gpuserved.routers.link import RouterLink
+from gpuserved.routers.place import RouterPlace
+from gpuserved.routers.routers import Routers
 
 pytestmark = pytest.mark.timeout(180)
 LIMIT_S = 60.0
@@ -93,7 +93,7 @@ async def test_new_routers_that_do_not_come_up_give_way(
         port = first.listener.getsockname()[1]
         before = await only(first, 1)
         with monkeypatch.context() as patched:
-            patched.setattr(router_launch, "_environment", lambda: {"PYTHONPATH": str(faulty.path)})
+            patched.setattr(launch, "_environment", lambda: {"PYTHONPATH": str(faulty.path)})
             broken = await begin_next(roots, first)
     with monkeypatch.context() as patched:
         patched.setattr(routers, "SERVES_WITHIN_S", 2.0)  # for those that never will

@@ -12,7 +12,7 @@ import pytest
 
 from gpuserved.core.profile import EngineName
 from gpuserved.engines import registry
-from gpuserved.supervisor.prober import EngineFigures, Prober
+from gpuserved.replica.probe import EngineFigures, Prober
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n"
 STEPS = b'vllm:iteration_tokens_total_count{engine="0"} 7.0\nvllm:num_requests_running{engine="0"} 2.0\n'

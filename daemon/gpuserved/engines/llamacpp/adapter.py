@@ -15,10 +15,10 @@ from gpuserved.core.profile import FlagValue, Profile
 from gpuserved.engines.base import Launch, LaunchContext, MetricNames
 from gpuserved.engines.environment import child_environment, finish
 from gpuserved.engines.installed import Installed, expand, has_module
-from gpuserved.engines.llamacpp_model import PACKAGED
+from gpuserved.engines.llamacpp.model import PACKAGED
 
 INSTALL_HINT = "pip install 'gpuserve[demo]'"
-_PLAIN_TEMPLATE = Path(__file__).with_name("llamacpp_templates") / "plain.jinja"
+_PLAIN_TEMPLATE = Path(__file__).with_name("templates") / "plain.jinja"
 _PLAIN_STOPS = ("\n\nUser:", "\nUser:")
 """Where a base model would go on with the user's next turn."""
 _NUMBERS = ("parallel", "threads", "batch_size", "ubatch_size", "gpu_layers", "cache_ram_mib", "max_tokens")
@@ -44,7 +44,7 @@ _PHASES = tuple(
 
 
 class LlamacppEngine:
-    """Adapter for llama.cpp's own HTTP server, run by `llamacpp_server.py`."""
+    """Adapter for llama.cpp's own HTTP server, run by `server.py`."""
 
     name = "llamacpp"
     health_path = "/health"
@@ -120,7 +120,7 @@ class LlamacppEngine:
         socket = context.run_dir / "engine.sock"
         model = profile.model if profile.model in PACKAGED else os.path.abspath(expand(profile.model))
         argv = [
-            python, "-m", "gpuserved.engines.llamacpp_server", "--uds", str(socket), "--model", model,
+            python, "-m", "gpuserved.engines.llamacpp.server", "--uds", str(socket), "--model", model,
             "--models-dir", str(self._cache_dir / "models"), "--alias", profile.served_name,
         ]  # fmt: skip
         if profile.max_model_len:
@@ -137,7 +137,7 @@ class LlamacppEngine:
         argv += [f"--stop={stop}" for stop in (stops if isinstance(stops, list) else [stops])]
         env = child_environment(context, self._environ, bin_dir=os.path.dirname(python))
         # The server program is ours: it must be found by an interpreter that has xllamacpp and perhaps not gpuserve.
-        env["PYTHONPATH"] = str(Path(__file__).parents[2])
+        env["PYTHONPATH"] = str(Path(__file__).parents[3])
         return Launch(tuple(argv), finish(env, context), f"unix:{socket}")
 
     def installed(self, profile: Profile) -> Installed | None:
@@ -171,7 +171,7 @@ class LlamacppEngine:
             first = next((line.strip() for line in errors if "gpuserve:" not in line), said)
             return Cause(CauseKind.MODEL_MISSING, f"the model cannot be loaded: {first}")
         usage = next(
-            (line for line in tail if line.startswith("gpuserved.engines.llamacpp_server: error:")), None
+            (line for line in tail if line.startswith("gpuserved.engines.llamacpp.server: error:")), None
         )
         if usage is not None:
             return Cause(CauseKind.BAD_FLAG, usage.split("error: ", 1)[1])

@@ -18,9 +18,9 @@ from gpuserved.host.deadline import within
 from gpuserved.host.failpoint import reach
 from gpuserved.host.folderlock import FolderLock, settle
 from gpuserved.host.shimclient import ShimConnection, ShimError
-from gpuserved.supervisor.router_control import LINE_MAX_BYTES, ask, say
-from gpuserved.supervisor.router_launch import launch_router
-from gpuserved.supervisor.router_place import RouterPlace
+from gpuserved.routers.control import LINE_MAX_BYTES, ask, say
+from gpuserved.routers.launch import launch_router
+from gpuserved.routers.place import RouterPlace
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gpuserved.supervisor import router_place
-from gpuserved.supervisor.router_place import RouterPlace, places
+from gpuserved.routers import place as place_module
+from gpuserved.routers.place import RouterPlace, places
 
 
 class Sockets:
@@ -119,7 +119,7 @@ def test_nothing_is_left_where_a_supervisor_died_before_the_plain_name_led_elsew
     sockets.live(first)
     sockets.live(second)
     with monkeypatch.context() as dying:
-        dying.setattr(router_place, "reach", die)
+        dying.setattr(place_module, "reach", die)
         with pytest.raises(KeyboardInterrupt):
             second.take_name()
     assert inode(first.control_now) == inode(RouterPlace(tmp_path, row).control), "it has two names"

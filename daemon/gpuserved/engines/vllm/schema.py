@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpuserved.engines.vllm_flags import OURS
-from gpuserved.engines.vllm_help import SWITCH, TOGGLE, VALUES, FlagTable
+from gpuserved.engines.vllm.flags import OURS
+from gpuserved.engines.vllm.help import SWITCH, TOGGLE, VALUES, FlagTable
 
 _ANY = ["string", "number", "array", "object"]
 

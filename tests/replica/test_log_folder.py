@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from gpuserved.api.roots import from_environment
-from gpuserved.supervisor.start import KEPT_STARTS, _prune_logs, log_folder
+from gpuserved.replica.launcher import KEPT_STARTS, _prune_logs, log_folder
 
 
 def patterns() -> int:

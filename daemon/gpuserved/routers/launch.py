@@ -11,8 +11,8 @@ from pathlib import Path
 import gpuserved
 from gpuserved.api.roots import Roots
 from gpuserved.host.shimclient import Started, launch, router_spec
-from gpuserved.supervisor.router_place import RouterPlace
-from gpuserved.supervisor.surroundings import LOG_KEEP, LOG_MAX_BYTES
+from gpuserved.host.shimlaunch import LOG_KEEP, LOG_MAX_BYTES
+from gpuserved.routers.place import RouterPlace
 
 
 async def launch_router(

@@ -11,7 +11,6 @@ from pathlib import Path
 from gpuserved.api.errors import Invalid
 from gpuserved.core.cause import Cause, ExitInfo
 from gpuserved.core.profile import Profile
-from gpuserved.engines import vllm_flags, vllm_log
 from gpuserved.engines.base import VLLM_METRICS, Launch, LaunchContext
 from gpuserved.engines.environment import child_environment, finish
 from gpuserved.engines.installed import (
@@ -23,6 +22,8 @@ from gpuserved.engines.installed import (
     looks_like_path,
     version_of,
 )
+from gpuserved.engines.vllm import flags as vllm_flags
+from gpuserved.engines.vllm import log as vllm_log
 
 SUPPORTED = ((0, 26), (0, 33))
 """Lowest and highest minor version that the adapter was made for."""

@@ -23,9 +23,9 @@ from gpuserved.api.roots import Roots
 from gpuserved.api.routing import RouterStats, RoutingTable
 from gpuserved.host.failpoint import reach
 from gpuserved.host.statefile import write_atomically
-from gpuserved.supervisor.router_generations import Generations
-from gpuserved.supervisor.router_link import RouterLink
-from gpuserved.supervisor.router_place import RouterPlace, places
+from gpuserved.routers.generations import Generations
+from gpuserved.routers.link import RouterLink
+from gpuserved.routers.place import RouterPlace, places
 
 log = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from gpuserved.api.routing import RouterStats
-from gpuserved.supervisor.router_figures import added, of_the_past
-from gpuserved.supervisor.router_link import RouterLink
+from gpuserved.routers.figures import added, of_the_past
+from gpuserved.routers.link import RouterLink
 
 
 class Generations:

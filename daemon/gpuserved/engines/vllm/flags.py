@@ -18,8 +18,8 @@ import msgspec
 from gpuserved.api.errors import Invalid
 from gpuserved.core.profile import FlagValue
 from gpuserved.engines.installed import version_of
-from gpuserved.engines.vllm_help import SWITCH, TOGGLE, VALUE, FlagTable, parse_help
-from gpuserved.engines.vllm_renamed import RENAMED
+from gpuserved.engines.vllm.help import SWITCH, TOGGLE, VALUE, FlagTable, parse_help
+from gpuserved.engines.vllm.renamed import RENAMED
 from gpuserved.host.deadline import within
 
 _HUMAN_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[kKmMgGtT]i?)?|auto")

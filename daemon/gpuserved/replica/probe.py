@@ -9,7 +9,7 @@ import aiohttp
 
 from gpuserved.core.load import Counters
 from gpuserved.engines.base import Engine, MetricNames
-from gpuserved.supervisor import canary
+from gpuserved.replica import canary
 from gpuserved.telemetry.metrics_text import CAP_BYTES, histogram, read
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from gpuserved.core import events as ev
+from gpuserved.core.assignment import Assignment
 from gpuserved.core.cause import Cause, CauseKind, ExitInfo, from_exit
 from gpuserved.core.events import Effect, Event, EventKind, Timer
 from gpuserved.core.replica import step
@@ -18,10 +19,10 @@ from gpuserved.core.state import Context, Goal, NotAllowed, Replica, State
 from gpuserved.engines.installed import Installed
 from gpuserved.host.failpoint import reach
 from gpuserved.host.logtail import last_lines
-from gpuserved.supervisor import crash, evidence, start
-from gpuserved.supervisor.process import Ended, ReplicaProcess
-from gpuserved.supervisor.surroundings import Assignment, Surroundings
-from gpuserved.supervisor.watch import Watch
+from gpuserved.replica import crash, evidence, launcher
+from gpuserved.replica.health import Watch
+from gpuserved.replica.process import Ended, ReplicaProcess
+from gpuserved.replica.services import Services
 
 log = logging.getLogger(__name__)
 
@@ -32,22 +33,22 @@ CAUSE_LINES = 400
 ENDS = frozenset({EventKind.EXITED, EventKind.SPAWN_FAILED})
 
 
-class Owner:
-    """Owns one replica. Everybody else posts events and reads `r`; a read never decides a mutation."""
+class ReplicaController:
+    """Owns one replica, and is the only writer of what is known of it. Everybody else posts events and reads; a read never decides
+    a mutation.
+    """
 
-    def __init__(self, assignment: Assignment, around: Surroundings, r: Replica | None = None) -> None:
-        self.assignment = assignment
+    def __init__(self, assignment: Assignment, around: Services, r: Replica | None = None) -> None:
         self.around = around
-        self.r = r or Replica()
-        self.process: ReplicaProcess | None = None
-        self.address: str | None = None
-        self.admit = False
         self.watch = Watch(self)
-        self.next_assignment: Assignment | None = None
-        self.installed: Installed | None = None
-        """What the present process was started from."""
-        self.outdated: str | None = None
-        """How its environment differs from that by now, in words."""
+        self._assignment = assignment
+        self._next_assignment: Assignment | None = None
+        self._r = r or Replica()
+        self._process: ReplicaProcess | None = None
+        self._address: str | None = None
+        self._admit = False
+        self._installed: Installed | None = None
+        self._outdated: str | None = None
         self._ended: Ended | None = None
         self._inbox: asyncio.Queue[tuple[Event, asyncio.Future[State] | None]] = asyncio.Queue()
         self._timers: dict[Timer, asyncio.TimerHandle] = {}
@@ -55,9 +56,73 @@ class Owner:
         self._task: asyncio.Task[None] | None = None
 
     @property
+    def r(self) -> Replica:
+        """Its place in the lifecycle."""
+        return self._r
+
+    @property
+    def assignment(self) -> Assignment:
+        """What its present process runs, or its next one where none runs."""
+        return self._assignment
+
+    @property
+    def next_assignment(self) -> Assignment | None:
+        """What its next start runs, where that is something else."""
+        return self._next_assignment
+
+    @property
+    def process(self) -> ReplicaProcess | None:
+        """The present process."""
+        return self._process
+
+    @property
+    def address(self) -> str | None:
+        """Where the present process listens."""
+        return self._address
+
+    @property
+    def admit(self) -> bool:
+        """True while it is in rotation."""
+        return self._admit
+
+    @property
+    def installed(self) -> Installed | None:
+        """What the present process was started from."""
+        return self._installed
+
+    @property
+    def outdated(self) -> str | None:
+        """How its environment differs from that by now, in words."""
+        return self._outdated
+
+    def restore(self, r: Replica, assignment: Assignment | None = None) -> None:
+        """What a daemon finds of this replica when it starts. Before `begin`, and nowhere else."""
+        assert self._task is None, "only a replica that has not begun can be restored"
+        self._r = r
+        if assignment is not None:
+            self._assignment = assignment
+
+    def started(self, address: str, installed: Installed | None) -> None:
+        """What a start that is about to be made will be known by. For the launcher."""
+        self._address, self._installed = address, installed
+
+    def attached(self, process: ReplicaProcess) -> None:
+        """The start has been made. For the launcher."""
+        self._process = process
+
+    def environment_changed(self, how: str | None) -> None:
+        """Its engine's environment differs from what it was started from; None: no longer."""
+        self._outdated = how
+
+    def waits(self, phase: str) -> None:
+        """Its start waits for something that will come: that is no stall."""
+        self.watch.phase = phase
+        self.progress_at_start()
+
+    @property
     def id(self) -> str:
         """`PROFILE-N`."""
-        return self.assignment.replica
+        return self._assignment.replica
 
     def begin(self) -> None:
         """Start the owner's task."""
@@ -76,25 +141,30 @@ class Owner:
         self._inbox.put_nowait((Event(kind), answer))
         return await answer
 
-    def adopt(self, process: ReplicaProcess, address: str, drains_until: float | None = None) -> None:
+    def adopt(
+        self,
+        process: ReplicaProcess,
+        address: str,
+        installed: Installed | None,
+        drains_until: float | None = None,
+    ) -> None:
         """Take over a start that was found running; `r` says what is known of it. Call before `begin`.
 
         :param drains_until: the deadline of a drain that an earlier daemon began; None: it begins now.
         """
-        self.process = process
-        self.address = address
-        self.admit = self.r.state is State.READY
+        self._process, self._address, self._installed = process, address, installed
+        self._admit = self._r.state is State.READY
         self.watch.begin()
-        profile, rolling = self.assignment.profile, self.r.goal is Goal.REPLACE
-        if self.r.state is State.READY:
+        profile, rolling = self._assignment.profile, self._r.goal is Goal.REPLACE
+        if self._r.state is State.READY:
             self._arm(Timer.STABLE, profile.restart.stable_s)
-        elif self.r.state is State.STARTING:
+        elif self._r.state is State.STARTING:
             self._arm(Timer.START_STALL, profile.health.startup_stall_s)
-        elif self.r.state is State.DRAINING and self.r.goal is not Goal.HOLD:
+        elif self._r.state is State.DRAINING and self._r.goal is not Goal.HOLD:
             whole_s = profile.limits.rolling_drain_s if rolling else profile.limits.drain_s
             rest_s = whole_s if drains_until is None else drains_until - time.monotonic()
             self._arm(Timer.DRAIN, min(max(rest_s, 0.0), whole_s))
-        elif self.r.state is State.STOPPING:
+        elif self._r.state is State.STOPPING:
             self._arm(Timer.KILL, profile.limits.term_grace_s)
 
     @property
@@ -120,8 +190,8 @@ class Owner:
     def _cause_of(self, end: Ended, generation: int) -> Cause:
         if end.shim_lost:
             return Cause(CauseKind.SHIM_LOST, "its shim was killed, and its processes with it")
-        tail = last_lines(start.log_path(self.around.roots, self.id, generation), CAUSE_LINES)
-        cause = self.around.engine(self.assignment.profile).cause(end.info, tail)
+        tail = last_lines(launcher.log_path(self.around.roots, self.id, generation), CAUSE_LINES)
+        cause = self.around.engine(self._assignment.profile).cause(end.info, tail)
         killed = end.info is not None and end.info.signal == signal.SIGKILL
         if self.watch.oom_killed() and (killed or cause.kind is CauseKind.ENGINE_DIED):
             return Cause(CauseKind.OUT_OF_MEMORY, f"OOM-killed: host memory ran out ({cause.message})")
@@ -139,30 +209,30 @@ class Owner:
             except Exception:
                 log.exception("%s: event %s could not be handled", self.id, event.kind.value)
             if answer is not None and not answer.done():
-                answer.set_result(self.r.state)
+                answer.set_result(self._r.state)
 
     def context(self) -> Context:
         """What the next decision may look at."""
-        profile = self.assignment.profile
+        profile = self._assignment.profile
         return Context(
             profile.limits, profile.restart, profile.health,
-            last_of_model=self.around.last_of_model(self.id), moves=self.next_assignment is not None,
+            last_of_model=self.around.last_of_model(self.id), moves=self._next_assignment is not None,
             jitter=random.uniform(-1, 1),
         )  # fmt: skip
 
     async def _handle(self, event: Event) -> None:
-        before = self.r
+        before = self._r
         decided, effects = step(before, event, self.context())
         if event.kind in ENDS and decided.state in {State.BACKOFF, State.FAILED} and decided is not before:
             self._crashed(decided)
             reach("exit.carded")
-        self.r = decided
+        self._r = decided
         if event.kind is EventKind.EXITED and event.generation == before.generation:
             self._process_gone()
         if decided.state is not State.STARTING:
             self.around.gate.leave(self.id)
         if decided.state is State.READY and before.state is not State.READY:
-            self.around.gate.warmed(start.model_key(self.assignment.profile))
+            self.around.gate.warmed(launcher.model_key(self._assignment.profile))
         for effect in effects:
             await self._perform(effect)
         # An order that changes nothing is told all the same: the fleet lets go of what is down already and no longer wanted.
@@ -177,7 +247,7 @@ class Owner:
         if cause is None or cause.kind is CauseKind.GPU_QUARANTINED:
             return  # nothing was started; the GPU's own events say why
         info = self._ended.info if self._ended is not None else None
-        started_at = self.process.started_at if self.process is not None else None
+        started_at = self._process.started_at if self._process is not None else None
         try:
             card = crash.record(
                 self, decided, cause, info, self.watch.figures, started_at,
@@ -191,9 +261,9 @@ class Owner:
     def _process_gone(self) -> None:
         """The end goes into the state before its folder goes: one of the two always tells the next daemon of it."""
         self.watch.end()
-        process, self.process = self.process, None
-        self.address = None
-        self.installed = self.outdated = None
+        process, self._process = self._process, None
+        self._address = None
+        self._installed = self._outdated = None
         if process is None:
             return
         process.detach()
@@ -213,20 +283,20 @@ class Owner:
         elif isinstance(effect, ev.ArmTimer):
             self._arm(effect.timer, effect.delay_s)
         elif isinstance(effect, ev.SetRotation):
-            self.admit = effect.admit
+            self._admit = effect.admit
         elif isinstance(effect, ev.SaveEvidence):
             await evidence.save(self, effect.cause)
         elif isinstance(effect, ev.Spawn):
-            self.assignment, self.next_assignment = self.next_assignment or self.assignment, None
+            self._assignment, self._next_assignment = self._next_assignment or self._assignment, None
             self._ended = None
-            self._starting = asyncio.ensure_future(start.run(self, effect.generation))
+            self._starting = asyncio.ensure_future(launcher.run(self, effect.generation))
         else:
             await self._end(kill=isinstance(effect, ev.KillTree))
 
     def _arm(self, timer: Timer, delay_s: float) -> None:
         self.disarm(timer)
         loop = asyncio.get_running_loop()
-        kind, generation = ev.TIMER_EVENTS[timer], self.r.generation
+        kind, generation = ev.TIMER_EVENTS[timer], self._r.generation
         self._timers[timer] = loop.call_later(delay_s, lambda: self.post(kind, generation=generation))
 
     def disarm(self, timer: Timer) -> None:
@@ -237,34 +307,34 @@ class Owner:
 
     def progress_at_start(self) -> None:
         """The start moves on: its stall deadline begins anew."""
-        if self.r.state is State.STARTING:
-            self._arm(Timer.START_STALL, self.assignment.profile.health.startup_stall_s)
+        if self._r.state is State.STARTING:
+            self._arm(Timer.START_STALL, self._assignment.profile.health.startup_stall_s)
 
     async def _end(self, *, kill: bool) -> None:
         reach("stop.decided")
-        if self.process is not None:
-            await (self.process.kill() if kill else self.process.terminate())
+        if self._process is not None:
+            await (self._process.kill() if kill else self._process.terminate())
             reach("stop.signalled")
         elif self._starting is not None and not self._starting.done():
             # Waiting for its turn, or about to fork: `start.run` gives up at its next step and posts EXITED.
             self._starting.cancel()
         else:
-            self.post(EventKind.EXITED, generation=self.r.generation)
+            self.post(EventKind.EXITED, generation=self._r.generation)
 
     def assign(self, assignment: Assignment) -> None:
         """What the next start runs; settings that need no new process apply at once."""
         if (
-            assignment.profile.runs_like(self.assignment.profile)
-            and assignment.gpu_uuids == self.assignment.gpu_uuids
+            assignment.profile.runs_like(self._assignment.profile)
+            and assignment.gpu_uuids == self._assignment.gpu_uuids
         ):
-            self.assignment = assignment
-            self.next_assignment = None
+            self._assignment = assignment
+            self._next_assignment = None
         else:
-            self.next_assignment = assignment
+            self._next_assignment = assignment
 
     def moved_away(self) -> bool:
         """True where nothing of this replica runs and nothing is meant to."""
-        return self.r.state is State.STOPPED and self.process is None and self.r.goal is Goal.STOP
+        return self._r.state is State.STOPPED and self._process is None and self._r.goal is Goal.STOP
 
     async def detach(self) -> None:
         """End this task; the replica goes on and can be adopted."""
@@ -274,23 +344,23 @@ class Owner:
         for task in (self._task, self._starting):
             if task is not None:
                 task.cancel()
-        if self.process is not None:
-            self.process.detach()
+        if self._process is not None:
+            self._process.detach()
         await self.watch.closed()
 
     def is_to_run(self) -> None:
         """New, and not yet told to start: what is saved meanwhile must not look like a replica that somebody has stopped."""
-        self.r = replace(self.r, goal=Goal.SERVE)
+        self._r = replace(self._r, goal=Goal.SERVE)
 
     def forgive_generation(self, generation: int) -> None:
         """Continue numbering after `generation`: a log of that number exists."""
-        self.r = replace(self.r, generation=max(self.r.generation, generation))
+        self._r = replace(self._r, generation=max(self._r.generation, generation))
 
 
 _ending: set[asyncio.Task[None]] = set()
 
 
-def detach_soon(owner: Owner) -> None:
+def detach_soon(owner: ReplicaController) -> None:
     """An owner that reports its own end cannot be awaited by itself; the loop keeps only weak references to tasks."""
     task = asyncio.ensure_future(owner.detach())
     _ending.add(task)

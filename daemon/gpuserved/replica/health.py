@@ -16,11 +16,11 @@ from gpuserved.core.progress import Progress, Verdict
 from gpuserved.core.state import Goal, State
 from gpuserved.host import oom, procfs
 from gpuserved.host.logtail import Tail
-from gpuserved.supervisor import start
-from gpuserved.supervisor.prober import EngineFigures, Prober
+from gpuserved.replica import launcher
+from gpuserved.replica.probe import EngineFigures, Prober
 
 if TYPE_CHECKING:
-    from gpuserved.supervisor.owner import Owner
+    from gpuserved.replica.controller import ReplicaController
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +38,9 @@ _ALIVE = frozenset({State.STARTING, State.READY, State.UNHEALTHY, State.DRAINING
 
 
 class Watch:
-    """Owned by one `Owner`; posts events to it."""
+    """Owned by one `ReplicaController`; posts events to it."""
 
-    def __init__(self, owner: Owner) -> None:
+    def __init__(self, owner: ReplicaController) -> None:
         self._owner = owner
         self.figures = EngineFigures()
         self.load = LoadWindow()
@@ -96,7 +96,7 @@ class Watch:
         assert owner.address is not None
         profile = owner.assignment.profile
         prober = Prober(owner.address, owner.around.engine(profile), profile.health.timeout_s)
-        tail = Tail(start.log_path(owner.around.roots, owner.id, generation))
+        tail = Tail(launcher.log_path(owner.around.roots, owner.id, generation))
         try:
             while True:
                 state = owner.r.state

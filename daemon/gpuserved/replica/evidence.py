@@ -12,19 +12,19 @@ from gpuserved.core.cause import Cause
 from gpuserved.host import procfs
 from gpuserved.host.logtail import last_lines
 from gpuserved.host.statefile import write_atomically
-from gpuserved.supervisor import start
+from gpuserved.replica import launcher
 
 if TYPE_CHECKING:
-    from gpuserved.supervisor.owner import Owner
+    from gpuserved.replica.controller import ReplicaController
 
 log = logging.getLogger(__name__)
 
 LOG_LINES = 200
 
 
-async def save(owner: Owner, cause: Cause) -> None:
+async def save(owner: ReplicaController, cause: Cause) -> None:
     """Write cause, process states with kernel stacks, engine figures and the log's end beside the log. Never fails."""
-    path = start.log_folder(owner.around.roots, owner.id) / f"{owner.r.generation}.evidence.txt"
+    path = launcher.log_folder(owner.around.roots, owner.id) / f"{owner.r.generation}.evidence.txt"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, _text(owner, cause).encode(errors="replace"))
@@ -32,7 +32,7 @@ async def save(owner: Owner, cause: Cause) -> None:
         log.warning("%s: evidence could not be saved: %s", owner.id, error)
 
 
-def _text(owner: Owner, cause: Cause) -> str:
+def _text(owner: ReplicaController, cause: Cause) -> str:
     process = owner.process
     shim_pid = process.shim_pid if process is not None else None
     table = procfs.processes()
@@ -43,7 +43,7 @@ def _text(owner: Owner, cause: Cause) -> str:
         f"engine figures: {owner.watch.figures}",
         *(_process(pid) for pid in pids),
         "log:",
-        *last_lines(start.log_path(owner.around.roots, owner.id, owner.r.generation), LOG_LINES),
+        *last_lines(launcher.log_path(owner.around.roots, owner.id, owner.r.generation), LOG_LINES),
     ]
     return "\n".join(parts) + "\n"
 

@@ -18,11 +18,11 @@ from gpuserved.engines.levers import lever
 from gpuserved.engines.tracebacks import first_tracebacks, since_alive
 from gpuserved.host.logtail import last_lines
 from gpuserved.host.statefile import write_atomically
-from gpuserved.supervisor import start
-from gpuserved.supervisor.prober import EngineFigures
+from gpuserved.replica import launcher
+from gpuserved.replica.probe import EngineFigures
 
 if TYPE_CHECKING:
-    from gpuserved.supervisor.owner import Owner
+    from gpuserved.replica.controller import ReplicaController
 
 log = logging.getLogger(__name__)
 
@@ -33,13 +33,13 @@ MASK = "********"
 _SECRETS = re.compile(r"\bhf_[A-Za-z0-9]{8,}|\bsk-[\w-]{8,}|(?<=Bearer )\S+")
 
 
-def path_of(owner: Owner, generation: int) -> Path:
+def path_of(owner: ReplicaController, generation: int) -> Path:
     """The card of one start."""
-    return start.log_folder(owner.around.roots, owner.id) / f"{generation}.crash.json"
+    return launcher.log_folder(owner.around.roots, owner.id) / f"{generation}.crash.json"
 
 
 def record(
-    owner: Owner,
+    owner: ReplicaController,
     decided: Replica,
     cause: Cause,
     info: ExitInfo | None,
@@ -51,10 +51,10 @@ def record(
     """Make and save the card of the start that has just ended. A disk that refuses costs the file, not the card."""
     around, generation = owner.around, decided.generation
     profile = owner.assignment.profile
-    log_path = start.log_path(around.roots, owner.id, generation)
+    log_path = launcher.log_path(around.roots, owner.id, generation)
     lines = _masked(last_lines(log_path, TRACEBACK_LINES), around.hf_token)
     tracebacks = first_tracebacks(since_alive(lines))
-    evidence = start.log_folder(around.roots, owner.id) / f"{generation}.evidence.txt"
+    evidence = launcher.log_folder(around.roots, owner.id) / f"{generation}.evidence.txt"
     card = CrashCard(
         replica=owner.id,
         profile=profile.name,
