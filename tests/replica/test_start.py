@@ -50,7 +50,7 @@ class Starting:
         self.runs = top / "engine-runs"
         self.nonce = ""
         self.posted: list[tuple[EventKind, Any]] = []
-        self.id = "a-0"
+        self.id, self.installed = "a-0", None
         self.assignment = Assignment(self.id, Profile("a", "org/m", "m", engine=EngineName.COMMAND))
         engine = SimpleNamespace(installed=self._none, wants_port=self._none, launch=self.launch)
         self.around = SimpleNamespace(
