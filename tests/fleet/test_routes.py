@@ -10,8 +10,8 @@ import pytest
 from gpuserved.api.errors import Invalid
 from gpuserved.config.profile import load_profile
 from gpuserved.fleet.apply import _one_engine_config_per_name
-from gpuserved.fleet.desired import Wanted
 from gpuserved.fleet.views import model_routes
+from gpuserved.planning.arrange import Wanted
 
 PLAIN = 'model = "org/m"\nserved_name = "m"\n'
 

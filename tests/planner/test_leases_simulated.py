@@ -13,7 +13,7 @@ from tests.planner import configs
 from gpuserved.api.errors import Refused
 from gpuserved.core.placement import Lease
 from gpuserved.core.profile import Profile
-from gpuserved.fleet.desired import Arranged, Known, Wanted, arrange
+from gpuserved.planning.arrange import Arranged, Known, Wanted, arrange
 
 NAMES = ("a", "b", "c")
 profiles = st.builds(

@@ -6,7 +6,7 @@ from tests.planner import configs
 
 from gpuserved.core.planner import memory
 from gpuserved.core.planner.memory import Measured, Setting
-from gpuserved.fleet.measured import KEPT, MeasuredStore, key_of
+from gpuserved.planning.measured import KEPT, MeasuredStore, key_of
 
 GIB = configs.GIB
 FACTS = configs.facts(configs.LLAMA_8B)

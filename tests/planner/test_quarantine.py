@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gpuserved.api.errors import Refused
 from gpuserved.core.placement import Gpu
 from gpuserved.core.profile import EngineName, Profile
-from gpuserved.fleet.desired import Arranged, Solution, Wanted, arrange
+from gpuserved.planning.arrange import Arranged, Solution, Wanted, arrange
 
 GIB = 1024**3
 

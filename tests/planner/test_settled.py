@@ -7,7 +7,7 @@ from tests.planner import configs
 
 from gpuserved.core.placement import Gpu
 from gpuserved.core.profile import Profile
-from gpuserved.fleet.desired import Arranged, Known, Solution, Wanted, arrange
+from gpuserved.planning.arrange import Arranged, Known, Solution, Wanted, arrange
 
 H100 = Gpu(
     0, "GPU-0", "NVIDIA H100 80GB HBM3", 85_520_809_984, 503_316_480, memory_reserved_bytes=503_316_480

@@ -13,8 +13,8 @@ from tests.planner import configs
 from gpuserved.cli.main import main
 from gpuserved.config.profile import load_profile
 from gpuserved.core.planner.model import ModelFacts
-from gpuserved.fleet.desired import Known, Wanted, arrange
 from gpuserved.models.facts import ModelReader
+from gpuserved.planning.arrange import Known, Wanted, arrange
 
 PROFILES = Path(__file__).resolve().parents[2] / "profiles"
 QWEN3_8B = configs.QWEN3_32B | {

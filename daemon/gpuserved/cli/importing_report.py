@@ -127,7 +127,7 @@ def _gpus(inventory: str | None) -> list[Gpu] | None:
 
 
 def _plan(profile: Profile, gpus: list[Gpu], *, on_paper: bool) -> Plan | None:
-    from gpuserved.fleet.plan import plan_profile
+    from gpuserved.planning.plan import plan_profile
 
     roots = from_environment(os.environ, uid=os.getuid())
     try:

@@ -92,7 +92,7 @@ def inventory_of(path: str) -> list[Gpu]:
 
 def as_gpus(infos: list[GpuInfo], samples: list[GpuSample]) -> list[Gpu]:
     """The provider's facts as the planner takes them; nothing there is ours."""
-    from gpuserved.fleet.gpus import gpu_of
+    from gpuserved.planning.inventory import gpu_of
 
     by_uuid = {sample.uuid: sample for sample in samples}
     return [gpu_of(info, by_uuid.get(info.uuid), {}) for info in infos]
@@ -100,15 +100,15 @@ def as_gpus(infos: list[GpuInfo], samples: list[GpuSample]) -> list[Gpu]:
 
 def _leases(gpus: list[Gpu], provider: str) -> list[Lease]:
     """What daemons of this host hold: none of them is this root's, or it had been asked."""
-    from gpuserved.fleet.gpus import leases_of_others
     from gpuserved.host import gpulock
+    from gpuserved.planning.inventory import leases_of_others
 
     folder = gpulock.folder(os.environ) if provider == "nvml" else None
     return leases_of_others(gpulock.GpuLocks(folder, "") if folder else None, gpus)
 
 
 def _local(profile: Profile, gpus: list[Gpu], *, on_paper: bool, leases: Sequence[Lease] = ()) -> Plan:
-    from gpuserved.fleet.plan import plan_profile
+    from gpuserved.planning.plan import plan_profile
 
     roots = from_environment(os.environ, uid=os.getuid())
     return plan_profile(

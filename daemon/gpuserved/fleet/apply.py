@@ -18,10 +18,10 @@ from gpuserved.core.placement import Gpu, with_simulated
 from gpuserved.core.profile import HealthPolicy, Profile
 from gpuserved.engines.vllm.adapter import VllmEngine
 from gpuserved.fleet import letting_go, rollplan, store
-from gpuserved.fleet.desired import Arranged, Wanted, arrange, changes, lacks_gpu
-from gpuserved.fleet.gpus import leases_of_others
 from gpuserved.fleet.rollplan import RollPlans
 from gpuserved.host.failpoint import reach
+from gpuserved.planning.arrange import Arranged, Wanted, arrange, changes, lacks_gpu
+from gpuserved.planning.inventory import leases_of_others
 
 if TYPE_CHECKING:
     from gpuserved.fleet.fleet import Fleet

@@ -12,8 +12,8 @@ from gpuserved.core.cause import Cause
 from gpuserved.core.events import EventKind
 from gpuserved.core.state import Goal, State
 from gpuserved.fleet import apply as applying
-from gpuserved.fleet.desired import lacks_gpu
 from gpuserved.fleet.letting_go import take_back
+from gpuserved.planning.arrange import lacks_gpu
 from gpuserved.replica.controller import ReplicaController
 
 if TYPE_CHECKING:

@@ -33,16 +33,16 @@ from gpuserved.engines.base import Engine
 from gpuserved.fleet import acting, fence, learning, planning, setaside, snapshot, views
 from gpuserved.fleet import apply as applying
 from gpuserved.fleet.bus import Bus, Subscription
-from gpuserved.fleet.desired import Wanted
 from gpuserved.fleet.environments import Environments
 from gpuserved.fleet.gpus import Gpus
 from gpuserved.fleet.gpuwatch import GpuWatch
 from gpuserved.fleet.inspection import Inspection
-from gpuserved.fleet.knowledge import Knowledge
 from gpuserved.fleet.quarantine import FILE, Quarantine
 from gpuserved.fleet.rolling import Rolls
 from gpuserved.fleet.saving import Saving
 from gpuserved.fleet.webhook import Webhook
+from gpuserved.planning.arrange import Wanted
+from gpuserved.planning.knowledge import Knowledge
 from gpuserved.replica import launcher
 from gpuserved.replica.controller import ReplicaController, detach_soon
 from gpuserved.replica.start_gate import StartGate

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 
 from gpuserved.api.types import GpuView
-from gpuserved.core.placement import SIM_DEFAULT_GIB, Foreign, Gpu, Lease
+from gpuserved.core.placement import SIM_DEFAULT_GIB, Gpu
 from gpuserved.core.profile import EngineName, Profile
 from gpuserved.host import gpulock, procfs
 from gpuserved.host.gpulock import GpuLocks
+from gpuserved.planning.inventory import gpu_of
 from gpuserved.replica.controller import ReplicaController
-from gpuserved.telemetry.attribution import foreign_bytes, views
-from gpuserved.telemetry.attribution import owners as owners_of
-from gpuserved.telemetry.provider import OK, Combined, GpuInfo, GpuProvider, GpuSample
+from gpuserved.telemetry.attribution import views
+from gpuserved.telemetry.provider import Combined, GpuInfo, GpuProvider, GpuSample
 from gpuserved.telemetry.sampler import Sampler
 from gpuserved.telemetry.sim import Claim, SimProvider
 
@@ -133,50 +133,6 @@ class Gpus:
         if self._task is not None:
             self._task.cancel()
         self._real.close()
-
-
-def gpu_of(
-    info: GpuInfo, sample: GpuSample | None, trees: Mapping[str, set[int]], *, shared: bool = False
-) -> Gpu:
-    """One GPU as the planner takes it.
-
-    :param shared: a replica of ours runs there; where the driver names none of its processes (a container), nobody can tell
-        what others hold, and nothing is counted.
-    """
-    used: int | None = None
-    foreign: tuple[Foreign, ...] = ()
-    if sample is not None:
-        named = owners_of(sample, trees, procfs.identity)
-        told = not shared or any(each.replica is not None for each in named)
-        used = foreign_bytes(sample, trees) if sample.processes is not None else sample.memory_used_bytes
-        used = used if told else None
-        foreign = tuple(
-            Foreign(each.pid, each.user, each.memory_bytes) for each in named if each.replica is None
-        )
-    lost = f"GPU is {sample.state}" if sample is not None and sample.state != OK else None
-    return Gpu(
-        info.index,
-        info.uuid,
-        info.name,
-        info.memory_total_bytes,
-        used,
-        info.nvlink,
-        info.numa_node,
-        foreign,
-        lost,
-        info.memory_reserved_bytes,
-    )
-
-
-def leases_of_others(locks: GpuLocks | None, inventory: Sequence[Gpu]) -> list[Lease]:
-    """What other daemons of this host have leased."""
-    if locks is None:
-        return []
-    return [
-        Lease(gpu.uuid, f"{held.holder} (another gpuserve)", held.fraction)
-        for gpu in inventory
-        for held in locks.held_by_others(gpu.uuid)
-    ]
 
 
 class _Known:

@@ -17,9 +17,9 @@ from gpuserved.config.profile import load_profile
 from gpuserved.core.profile import Profile
 from gpuserved.engines.base import Launch, LaunchContext
 from gpuserved.fleet import snapshot
-from gpuserved.fleet.desired import Wanted
 from gpuserved.fleet.history import History
 from gpuserved.host.logtail import last_lines, segments
+from gpuserved.planning.arrange import Wanted
 from gpuserved.replica import launcher
 from gpuserved.replica.controller import ReplicaController
 

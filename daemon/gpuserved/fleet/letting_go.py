@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from gpuserved.core.assignment import Assignment
 from gpuserved.core.events import EventKind
 from gpuserved.core.state import Goal
-from gpuserved.fleet.desired import Wanted
+from gpuserved.planning.arrange import Wanted
 from gpuserved.replica.controller import ReplicaController
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from gpuserved.api.plan import LeverView, Plan, PlanRequest, Refusal
 from gpuserved.config.document import placed
 from gpuserved.core.placement import Gpu
 from gpuserved.fleet import apply as applying
-from gpuserved.fleet.desired import Arranged, Wanted, arrange
-from gpuserved.fleet.gpus import gpu_of
-from gpuserved.fleet.plan_view import command_of, placement_view, plan_view
 from gpuserved.models.sampling import Sampling
+from gpuserved.planning.arrange import Arranged, Wanted, arrange
+from gpuserved.planning.inventory import gpu_of
+from gpuserved.planning.view import command_of, placement_view, plan_view
 from gpuserved.telemetry.file import parse
 
 if TYPE_CHECKING:

@@ -23,10 +23,10 @@ from gpuserved.core.rollout import (
     decide,
 )
 from gpuserved.core.state import State
-from gpuserved.fleet.desired import Wanted
 from gpuserved.fleet.letting_go import let_go, take_back
 from gpuserved.fleet.store import RollRecord, wanted_record
 from gpuserved.host.failpoint import reach
+from gpuserved.planning.arrange import Wanted
 from gpuserved.replica.controller import ReplicaController
 
 if TYPE_CHECKING:

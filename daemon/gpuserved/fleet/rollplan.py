@@ -11,8 +11,8 @@ from gpuserved.api.types import Change, PlanWarning
 from gpuserved.core.assignment import Assignment
 from gpuserved.core.rollout import Rollout
 from gpuserved.core.state import State
-from gpuserved.fleet.desired import Wanted
 from gpuserved.fleet.rolling import Roll, begun
+from gpuserved.planning.arrange import Wanted
 from gpuserved.replica.controller import ReplicaController
 
 if TYPE_CHECKING:

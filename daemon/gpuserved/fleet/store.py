@@ -12,8 +12,8 @@ from gpuserved.core.cause import Cause
 from gpuserved.core.restart import RestartHistory
 from gpuserved.core.rollout import Rollout
 from gpuserved.core.state import Goal, Replica, State
-from gpuserved.fleet.desired import Solution, Wanted
 from gpuserved.host import statefile
+from gpuserved.planning.arrange import Solution, Wanted
 from gpuserved.replica.controller import ReplicaController
 
 log = logging.getLogger(__name__)

@@ -16,9 +16,9 @@ from gpuserved.core.state import Goal
 from gpuserved.fleet import adopt, store
 from gpuserved.fleet import apply as applying
 from gpuserved.fleet.adopt import Found
-from gpuserved.fleet.desired import Wanted, arrange, lacks_gpu
 from gpuserved.host import statefile
 from gpuserved.host.failpoint import reach
+from gpuserved.planning.arrange import Wanted, arrange, lacks_gpu
 from gpuserved.replica.controller import ReplicaController
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from gpuserved.core.placement import Gpu, Lease, NoFit, with_simulated
 from gpuserved.core.planner.decide import place
 from gpuserved.core.profile import Profile
 from gpuserved.engines import registry
-from gpuserved.fleet.knowledge import Knowledge
-from gpuserved.fleet.plan_view import command_of, placement_view, plan_view, refusal_view
+from gpuserved.planning.knowledge import Knowledge
+from gpuserved.planning.view import command_of, placement_view, plan_view, refusal_view
 
 
 def plan_profile(

@@ -17,11 +17,11 @@ from gpuserved.engines.installed import version_of
 from gpuserved.engines.vllm import flags as vllm_flags
 from gpuserved.engines.vllm import memory_report as vllm_memory
 from gpuserved.engines.vllm.adapter import VllmEngine
-from gpuserved.fleet.desired import Known
-from gpuserved.fleet.measured import MeasuredStore, key_of
 from gpuserved.models.facts import ModelReader
 from gpuserved.models.hub import Hub
 from gpuserved.models.sampling import Sampling
+from gpuserved.planning.arrange import Known
+from gpuserved.planning.measured import MeasuredStore, key_of
 
 log = logging.getLogger(__name__)
 
