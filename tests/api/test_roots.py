@@ -77,6 +77,26 @@ def test_a_private_folder_is_ours_and_closed(tmp_path: Path) -> None:
     roots.make_private(folder)
 
 
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_no_umask_opens_it_or_what_is_above_it(tmp_path: Path, umask: int) -> None:
+    folder = tmp_path / "top" / "deep" / "run"
+    before = os.umask(umask)
+    try:
+        roots.make_private(folder)
+    finally:
+        os.umask(before)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert not [each for each in (folder.parent, folder.parent.parent) if each.stat().st_mode & 0o022]
+
+
+def test_one_that_others_may_write_to_is_closed_to_them(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    folder.chmod(0o777)
+    roots.make_private(folder)
+    assert folder.stat().st_mode & 0o777 == 0o755
+
+
 def test_a_link_in_its_place_is_refused(tmp_path: Path) -> None:
     """A stand-in in the temporary directory has a name that anybody can guess."""
     (tmp_path / "theirs").mkdir()

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import msgspec
 
-from gpuserved.api import errors
+from gpuserved.api import errors, trust
 
 CONNECT_TIMEOUT_S = 5.0
 
@@ -24,10 +24,15 @@ class UnixConnection(http.client.HTTPConnection):
         self._timeout_s = timeout_s
 
     def connect(self) -> None:
-        """Connect, then wait for answers as long as the call allows."""
+        """Connect, see who listens there, then wait for answers as long as the call allows.
+
+        :raises Denied: somebody else may have put the socket there.
+        """
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(CONNECT_TIMEOUT_S)
         self.sock.connect(os.fspath(self._path))
+        _, peer, _ = trust.credentials(self.sock)
+        trust.expect_trusted(self._path, peer, uid=os.getuid())
         self.sock.settimeout(self._timeout_s)
 
 

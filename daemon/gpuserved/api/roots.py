@@ -6,6 +6,7 @@ XDG ones.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
@@ -18,6 +19,7 @@ from gpuserved.api.errors import Invalid
 
 SUN_PATH_MAX = 107
 """Longest path of a Unix socket on Linux: sun_path holds 108 bytes with its NUL (unix(7))."""
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _LONGEST_INSIDE = len("/r/0123456789ab/engine.sock")
 
 
@@ -49,16 +51,27 @@ def fitting(run: Path) -> Path:
 
 
 def make_private(folder: Path) -> None:
-    """Create `folder` as ours alone.
+    """Create `folder` as ours alone, whatever the umask is; one that others may write to is closed to them.
 
-    :raises Invalid: where it exists and is not a folder of ours that only we can enter.
+    :raises Invalid: where it exists and is not a folder of ours.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for above in reversed(folder.parents):
+        _make(above, 0o755)
+    _make(folder, 0o700)
     found = os.lstat(folder)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
         raise Invalid(
             f"{folder} is not a folder of this user", hint="remove it, or choose another GPUSERVE_ROOT"
         )
+    if found.st_mode & _OTHERS_WRITE:
+        folder.chmod(stat.S_IMODE(found.st_mode) & ~_OTHERS_WRITE)
+
+
+def _make(folder: Path, mode: int) -> None:
+    """A umask of 000 must not leave a new folder open to everybody: mkdir gives at most `mode`."""
+    if not folder.exists():
+        with contextlib.suppress(FileExistsError):  # somebody was faster, or it is a link that leads nowhere
+            folder.mkdir(mode=mode)
 
 
 def from_environment(env: Mapping[str, str], *, uid: int) -> Roots:

@@ -7,10 +7,9 @@ import socket
 import struct
 from dataclasses import dataclass
 
+from gpuserved.api.trust import credentials
 from gpuserved.api.wire import OPERATE_GROUP
 
-_UCRED = struct.Struct("3i")
-"""struct ucred: pid, uid, gid (unix(7))."""
 _SO_PEERGROUPS = 59
 """Linux 4.13: the peer's supplementary groups at the time it connected; asm-generic/socket.h."""
 _GROUPS_MAX = 256
@@ -31,8 +30,7 @@ def identify(connection: socket.socket) -> Peer:
 
     :raises OSError: it is gone already.
     """
-    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    pid, uid, gid = _UCRED.unpack(raw)
+    pid, uid, gid = credentials(connection)
     try:
         groups = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * _GROUPS_MAX)
     except OSError:  # an old kernel, or a peer in more groups than fit: its primary group still counts
