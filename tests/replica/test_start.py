@@ -56,7 +56,7 @@ class Starting:
         self.around = SimpleNamespace(
             roots=from_environment({"GPUSERVE_ROOT": str(top)}, uid=os.getuid()),
             gate=SimpleNamespace(enter=self._nothing), gpus_free=self._nothing, gpu_locks=None, hf_token=None,
-            orphan_ttl_s=None, record_intent=self._none, engine=lambda _profile: engine,
+            orphan_ttl_s=None, record_intent=self._nothing, engine=lambda _profile: engine,
         )  # fmt: skip
 
     async def _nothing(self, *_given: object) -> None: ...

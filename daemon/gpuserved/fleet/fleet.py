@@ -155,7 +155,7 @@ class Fleet:
         self.router.fast = any(o.r.state is State.DRAINING for o in self.owners.values())
         self.saving.soon()
 
-    def record_intent(self) -> None:
+    async def record_intent(self) -> None:
         """See `Services`."""
         self.saving.now()
 

@@ -228,7 +228,7 @@ class ReplicaController:
             reach("exit.carded")
         self._r = decided
         if event.kind is EventKind.EXITED and event.generation == before.generation:
-            self._process_gone()
+            await self._process_gone()
         if decided.state is not State.STARTING:
             self.around.gate.leave(self.id)
         if decided.state is State.READY and before.state is not State.READY:
@@ -258,7 +258,7 @@ class ReplicaController:
             return
         self.around.crashed(card)
 
-    def _process_gone(self) -> None:
+    async def _process_gone(self) -> None:
         """The end goes into the state before its folder goes: one of the two always tells the next daemon of it."""
         self.watch.end()
         process, self._process = self._process, None
@@ -268,7 +268,7 @@ class ReplicaController:
             return
         process.detach()
         try:
-            self.around.record_intent()
+            await self.around.record_intent()
         except OSError as error:
             log.warning("%s: its end could not be saved: %s", self.id, error)
         reach("exit.recorded")

@@ -162,7 +162,7 @@ async def _fork_with(
     )
     write_note(folder, note)
     reach("spawn.noted")
-    around.record_intent()
+    await around.record_intent()
     reach("spawn.recorded")
     spec = replica_spec(
         replica=owner.id, generation=generation, nonce=nonce, folder=folder, argv=made.argv, env=made.env, cwd=made.cwd,

@@ -52,8 +52,8 @@ class Services(Protocol):
     def changed(self, replica: str, previous_state: str) -> None:
         """Something `status` shows has changed: save, publish, tell the routers."""
 
-    def record_intent(self) -> None:
-        """Write the state to disk now: a start follows.
+    async def record_intent(self) -> None:
+        """Write the state to disk: a start follows once this returns.
 
         :raises OSError: a start that cannot be recorded must not happen.
         """
