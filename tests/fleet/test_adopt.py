@@ -13,18 +13,19 @@ from gpuserved.core.assignment import Assignment
 from gpuserved.core.cause import Cause, CauseKind
 from gpuserved.core.events import EventKind
 from gpuserved.core.profile import Profile
+from gpuserved.core.recovery import adopted
 from gpuserved.core.restart import RestartHistory
 from gpuserved.core.state import Goal, State
-from gpuserved.fleet.adopt import Found, match, resume_without_process, resumed
+from gpuserved.fleet.adopt import match
 from gpuserved.fleet.store import FleetRecord, ReplicaRecord, WantedRecord
 from gpuserved.fleet.take_up import _let_go
 from gpuserved.host import statefile
 from gpuserved.replica.controller import ReplicaController
-from gpuserved.replica.launcher import StartNote
+from gpuserved.replica.start_files import FoundStart, StartNote
 
 
-def found(generation: int, nonce: str = "0a") -> Found:
-    return Found(Path("/r") / nonce, StartNote("a-0", "a", generation, nonce, "unix:/x"))
+def found(generation: int, nonce: str = "0a") -> FoundStart:
+    return FoundStart(Path("/r") / nonce, StartNote("a-0", "a", generation, nonce, "unix:/x"))
 
 
 def record(state: State, generation: int = 3, goal: Goal = Goal.SERVE) -> ReplicaRecord:
@@ -53,18 +54,18 @@ def test_the_latest_start_is_the_replica() -> None:
 @pytest.mark.parametrize("state", [State.DRAINING, State.STOPPING])
 def test_what_was_on_its_way_out_goes_on_with_it(state: State, goal: Goal) -> None:
     """Never back into rotation on the way; and one that had crashed (goal serve) is not restarted as if somebody had asked."""
-    r = resumed(record(state, goal=goal), 3)
+    r = adopted(record(state, goal=goal).replica(), 3)
     assert (r.state, r.goal, r.history.restarts) == (state, goal, 4)
 
 
 @pytest.mark.parametrize("state", [State.READY, State.UNHEALTHY])
 def test_what_served_serves(state: State) -> None:
-    assert resumed(record(state), 3).state is State.READY
+    assert adopted(record(state).replica(), 3).state is State.READY
 
 
 @pytest.mark.parametrize("state", list(State))
 def test_a_start_later_than_the_state_is_a_start(state: State) -> None:
-    r = resumed(record(state), 4)
+    r = adopted(record(state).replica(), 4)
     assert (r.state, r.goal, r.generation, r.history.restarts) == (State.STARTING, Goal.SERVE, 4, 4)
 
 
@@ -97,14 +98,14 @@ def test_an_order_that_was_saved_and_not_read_is_carried_out_however_many_daemon
     """What a daemon saves before its owners have read anything leads the next one to the same order."""
     for _ in range(3):
         owner = Resting(tmp_path)
-        resume_without_process(owner, saved)
+        owner.resume(saved.replica() if saved is not None else None)
         assert owner.heard == [order]
         saved = record(owner.r.state, generation=owner.r.generation, goal=owner.r.goal)
 
 
 def test_what_somebody_has_stopped_stays_so(tmp_path: Path) -> None:
     owner = Resting(tmp_path)
-    resume_without_process(owner, record(State.STOPPED, generation=2, goal=Goal.STOP))
+    owner.resume(record(State.STOPPED, generation=2, goal=Goal.STOP).replica())
     assert (owner.r.state, owner.r.goal, owner.r.generation, owner.heard) == (State.STOPPED, Goal.STOP, 2, [])
 
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from gpuserved.api.roots import from_environment
-from gpuserved.replica.launcher import KEPT_STARTS, _prune_logs, log_folder
+from gpuserved.replica.start_files import KEPT_STARTS, log_folder, prune_logs
 
 
 def patterns() -> int:
@@ -23,7 +23,7 @@ def test_the_files_of_old_starts_go_together(tmp_path: Path) -> None:
     for generation in range(1, 60):
         for ending in ("log", "log.1", "crash.json", "evidence.txt"):
             (folder / f"{generation}.{ending}").touch()
-        _prune_logs(roots, "a-0")
+        prune_logs(roots, "a-0")
     assert {path.name.partition(".")[0] for path in folder.iterdir()} == {
         str(generation) for generation in range(60 - KEPT_STARTS + 1, 60)
     }

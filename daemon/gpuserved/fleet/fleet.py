@@ -43,7 +43,6 @@ from gpuserved.fleet.saving import Saving
 from gpuserved.fleet.webhook import Webhook
 from gpuserved.planning.arrange import Wanted
 from gpuserved.planning.knowledge import Knowledge
-from gpuserved.replica import launcher
 from gpuserved.replica.controller import ReplicaController, detach_soon
 from gpuserved.replica.start_gate import StartGate
 from gpuserved.routers.routers import Routers
@@ -170,13 +169,9 @@ class Fleet:
     def add_owner(self, assignment: Assignment, first: EventKind | None) -> ReplicaController:
         """A replica that did not exist; its numbering goes on after the logs of a namesake."""
         owner = ReplicaController(assignment, self)
-        past = launcher.generations(self.roots, assignment.replica)
-        owner.forgive_generation(past[-1] if past else 0)
+        owner.create(start=first is not None)
         self.owners[assignment.replica] = owner
         owner.begin()
-        if first is not None:
-            owner.is_to_run()
-            owner.post(first)
         return owner
 
     def publish_routes(self, *, force: bool = False) -> None:

@@ -103,7 +103,7 @@ class GpuWatch:
                 self._soon(self._try(gpu, owner, owner.r.generation, cause))
 
     async def _try(self, gpu: GpuView, owner: ReplicaController, generation: int, cause: Cause) -> None:
-        wrong = await owner.watch.no_token(TRIAL_S)
+        wrong = await owner.no_token(TRIAL_S)
         if wrong is None:
             self._say(gpu, f"the error was not {owner.id}'s, which computes as before", "info")
         else:

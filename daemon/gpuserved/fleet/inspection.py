@@ -20,7 +20,7 @@ from gpuserved.fleet import snapshot
 from gpuserved.fleet.history import History
 from gpuserved.host.logtail import last_lines, segments
 from gpuserved.planning.arrange import Wanted
-from gpuserved.replica import launcher
+from gpuserved.replica import start_files
 from gpuserved.replica.controller import ReplicaController
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Inspection:
         if owner is None:
             raise NotFound(f"no replica is called {replica!r}", "see `gpuserve status`")
         made, error = _launch(fleet, owner)
-        log = launcher.log_path(fleet.roots, replica, owner.r.generation)
+        log = start_files.log_path(fleet.roots, replica, owner.r.generation)
         return ReplicaDetail(
             replica=snapshot.replica(fleet, owner),
             command=list(made.argv) if made else [],
@@ -103,13 +103,13 @@ class Inspection:
         if not wanted:
             what = "an earlier start" if previous else "a start"
             raise NotFound(f"{replica} has no log of {what}", "see `gpuserve status` for its state")
-        return segments(launcher.log_path(fleet.roots, replica, wanted[0]))
+        return segments(start_files.log_path(fleet.roots, replica, wanted[0]))
 
     def crash(self, replica: str, previous: bool) -> CrashCard:
         """See `InspectionPort`."""
         fleet = self._fleet
         starts = [g for g in self._starts(replica) if g <= fleet.owners[replica].r.generation]
-        folder = launcher.log_folder(fleet.roots, replica)
+        folder = start_files.log_folder(fleet.roots, replica)
         for generation in reversed(starts[-2:-1] if previous else starts):
             try:
                 return msgspec.json.decode((folder / f"{generation}.crash.json").read_bytes(), type=CrashCard)
@@ -127,14 +127,14 @@ class Inspection:
         """See `InspectionPort`."""
         roots = self._fleet.roots
         return [
-            path for g in self._starts(replica) for path in segments(launcher.log_path(roots, replica, g))
+            path for g in self._starts(replica) for path in segments(start_files.log_path(roots, replica, g))
         ]
 
     def _starts(self, replica: str) -> list[int]:
         if replica not in self._fleet.owners:
             self._fleet.named(replica)
             raise NotFound(f"{replica} is a profile", f"name one replica, for example {replica}-0")
-        return launcher.generations(self._fleet.roots, replica)
+        return start_files.generations(self._fleet.roots, replica)
 
     def daemon_log(self) -> list[Path]:
         """See `InspectionPort`."""

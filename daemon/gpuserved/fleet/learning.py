@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from gpuserved.core.profile import EngineName
 from gpuserved.core.state import State
 from gpuserved.host.logtail import segments
-from gpuserved.replica import launcher
+from gpuserved.replica import start_files
 
 if TYPE_CHECKING:
     from gpuserved.fleet.fleet import Fleet
@@ -32,7 +32,7 @@ def after_change(fleet: Fleet, owner: ReplicaController, previous_state: str) ->
 
 async def _learn(fleet: Fleet, owner: ReplicaController) -> None:
     assignment = owner.assignment
-    logs = segments(launcher.log_path(fleet.roots, owner.id, owner.r.generation))
+    logs = segments(start_files.log_path(fleet.roots, owner.id, owner.r.generation))
     gpus = [gpu for gpu in fleet.gpus.views() if gpu.uuid in assignment.gpu_uuids]
     try:
         found = await asyncio.to_thread(fleet.knowledge.learn, assignment, gpus, logs)

@@ -15,11 +15,12 @@ from gpuserved.core.placement import Gpu
 from gpuserved.core.state import Goal
 from gpuserved.fleet import adopt, store
 from gpuserved.fleet import apply as applying
-from gpuserved.fleet.adopt import Found
 from gpuserved.host import statefile
 from gpuserved.host.failpoint import reach
 from gpuserved.planning.arrange import Wanted, arrange, lacks_gpu
+from gpuserved.replica import start_files
 from gpuserved.replica.controller import ReplicaController
+from gpuserved.replica.start_files import FoundStart
 
 if TYPE_CHECKING:
     from gpuserved.fleet.fleet import Fleet
@@ -41,7 +42,7 @@ async def take_up(fleet: Fleet) -> None:
     fleet.gpus.simulate([each.profile for each in fleet.wanted.values()])
     records = {record.id: record for record in saved.replicas}
     held = {name: record.gpu_uuids for name, record in records.items()}
-    found, unexplained = adopt.scan(fleet.roots.run)
+    found, unexplained = start_files.scan(fleet.roots.run)
     reach("adopt.scanned")
     by_age = sorted(found, key=lambda each: each.note.generation)
     notes = {each.note.replica: each.note.gpu_uuids for each in by_age}
@@ -65,7 +66,7 @@ async def take_up(fleet: Fleet) -> None:
     running |= {name: each.note.generation for name, each in ours.items()}
     await _take_up_rolls(fleet, saved, held | notes, running)
     for stray in strays:
-        log.warning("ending a replica that nobody wants: %s", adopt.describe(stray))
+        log.warning("ending a replica that nobody wants: %s", stray.describe())
     ends = [adopt.end_stray(s.folder, s.note.nonce) for s in strays]
     await asyncio.gather(*ends, *(adopt.end_stray(folder, folder.name) for folder in unexplained))
     # All at once: a shim that does not answer costs its own replica time, not the others.
@@ -87,12 +88,13 @@ async def take_up(fleet: Fleet) -> None:
 
 
 async def _take_up_one(
-    owner: ReplicaController, found: Found | None, record: store.ReplicaRecord | None
+    owner: ReplicaController, found: FoundStart | None, record: store.ReplicaRecord | None
 ) -> None:
+    saved = record.replica() if record is not None else None
     if found is None:
-        adopt.resume_without_process(owner, record)
-    elif not await adopt.take_over(owner, found, record):
-        adopt.resume_without_process(owner, record, found.note.generation)
+        owner.resume(saved)
+    elif not await owner.adopt(found, saved, record.drains_until if record is not None else None):
+        owner.resume(saved, found.note.generation)
 
 
 def _let_go(fleet: Fleet, saved: store.FleetRecord, placed: Collection[str]) -> dict[str, Wanted]:
@@ -111,7 +113,11 @@ def _let_go(fleet: Fleet, saved: store.FleetRecord, placed: Collection[str]) -> 
 
 
 async def _take_up_leaving(
-    fleet: Fleet, wanted: Wanted, found: Found, record: store.ReplicaRecord | None, inventory: Sequence[Gpu]
+    fleet: Fleet,
+    wanted: Wanted,
+    found: FoundStart,
+    record: store.ReplicaRecord | None,
+    inventory: Sequence[Gpu],
 ) -> None:
     """Go on letting one go. Where nothing of it was ever started there is nothing to go on with."""
     profile = wanted.solved.applied(wanted.profile) if wanted.solved is not None else wanted.profile
@@ -121,7 +127,8 @@ async def _take_up_leaving(
     if record is not None:
         owner.restore(record.replica())
     fleet.owners[owner.id], fleet.let_go[owner.id] = owner, wanted
-    if not await adopt.take_over(owner, found, record):
+    saved = record.replica() if record is not None else None
+    if not await owner.adopt(found, saved, record.drains_until if record is not None else None):
         del fleet.owners[owner.id], fleet.let_go[owner.id]
     elif owner.r.goal is not Goal.STOP:
         owner.post(EventKind.STOP)  # its owner had not read the order

@@ -27,7 +27,7 @@ def replica_view(
     :param since: Unix seconds of its last change of state.
     :param leaving: the desired state has no place for it.
     """
-    r, process, figures = owner.r, owner.process, owner.watch.figures
+    r, process, figures = owner.r, owner.process, owner.snapshot.figures
     route = _route(stats, owner)
     return ReplicaView(
         id=owner.id,
@@ -48,9 +48,9 @@ def replica_view(
         restarts=r.history.restarts,
         started_at=process.started_at if process else None,
         shim_version=process.shim_version if process else None,
-        phase=owner.watch.phase if r.state is State.STARTING else None,
+        phase=owner.snapshot.phase if r.state is State.STARTING else None,
         state_since=since,
-        load=load_view(owner.watch.load.growth),
+        load=load_view(owner.snapshot.load),
         outdated=owner.outdated,
         leaving=leaving,
     )
@@ -75,7 +75,7 @@ def load_view(growth: Growth) -> LoadView | None:
 
 def total_load(owners: Iterable[ReplicaController]) -> LoadView | None:
     """Several replicas as one."""
-    return load_view(merged(owner.watch.load.growth for owner in owners))
+    return load_view(merged(owner.snapshot.load for owner in owners))
 
 
 def model_views(owners: Iterable[ReplicaController], stats: RouterStats | None) -> list[ModelView]:
@@ -94,8 +94,8 @@ def _model_view(name: str, owners: list[ReplicaController], stats: RouterStats |
         ready=sum(owner.r.state is State.READY for owner in owners),
         queued=None if stats is None else stats.queued_by_model.get(name, 0),
         in_flight=None if stats is None else sum(route.in_flight for route in routes),
-        running=_whole(_total(owner.watch.figures.running for owner in owners)),
-        waiting=_whole(_total(owner.watch.figures.waiting for owner in owners)),
+        running=_whole(_total(owner.snapshot.figures.running for owner in owners)),
+        waiting=_whole(_total(owner.snapshot.figures.waiting for owner in owners)),
         load=total_load(owners),
     )
 

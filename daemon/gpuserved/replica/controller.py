@@ -14,15 +14,21 @@ from gpuserved.core import events as ev
 from gpuserved.core.assignment import Assignment
 from gpuserved.core.cause import Cause, CauseKind, ExitInfo, from_exit
 from gpuserved.core.events import Effect, Event, EventKind, Timer
+from gpuserved.core.recovery import adopted, resumed
 from gpuserved.core.replica import step
 from gpuserved.core.state import Context, Goal, NotAllowed, Replica, State
 from gpuserved.engines.installed import Installed
+from gpuserved.host import stray
 from gpuserved.host.failpoint import reach
+from gpuserved.host.folderlock import settle
 from gpuserved.host.logtail import last_lines
-from gpuserved.replica import crash, evidence, launcher
+from gpuserved.host.shimclient import read_exit, read_identity
+from gpuserved.replica import crash, evidence, launcher, start_files
 from gpuserved.replica.health import Watch
 from gpuserved.replica.process import Ended, ReplicaProcess
 from gpuserved.replica.services import Services
+from gpuserved.replica.snapshot import ProcessSnapshot, ReplicaSnapshot
+from gpuserved.replica.start_files import FoundStart
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +101,26 @@ class ReplicaController:
         """How its environment differs from that by now, in words."""
         return self._outdated
 
+    @property
+    def snapshot(self) -> ReplicaSnapshot:
+        """All that is known of it now."""
+        process, watch = self._process, self.watch
+        return ReplicaSnapshot(
+            id=self.id, r=self._r, assignment=self._assignment, next_assignment=self._next_assignment,
+            process=None if process is None else ProcessSnapshot(
+                pid=process.pid, shim_pid=process.shim_pid, shim_version=process.shim_version,
+                shim_socket=process.socket, started_at=process.started_at, nonce=process.nonce, folder=process.folder,
+            ),
+            address=self._address, admit=self._admit, figures=watch.figures, load=watch.load.growth, phase=watch.phase,
+            installed=self._installed, outdated=self._outdated, drains_until=self.drains_until,
+        )  # fmt: skip
+
+    async def no_token(self, within_s: float) -> str | None:
+        """Why its present process gives no token within this time; None: it gave one, or made steps meanwhile, busy with others'
+        requests.
+        """
+        return await self.watch.no_token(within_s)
+
     def restore(self, r: Replica, assignment: Assignment | None = None) -> None:
         """What a daemon finds of this replica when it starts. Before `begin`, and nowhere else."""
         assert self._task is None, "only a replica that has not begun can be restored"
@@ -141,20 +167,69 @@ class ReplicaController:
         self._inbox.put_nowait((Event(kind), answer))
         return await answer
 
-    def adopt(
-        self,
-        process: ReplicaProcess,
-        address: str,
-        installed: Installed | None,
-        drains_until: float | None = None,
-    ) -> None:
-        """Take over a start that was found running; `r` says what is known of it. Call before `begin`.
+    def create(self, *, start: bool) -> None:
+        """A replica that did not exist: its numbering goes on after the logs of a namesake. Before `begin`.
 
-        :param drains_until: the deadline of a drain that an earlier daemon began; None: it begins now.
+        :param start: it is told to start; else whoever makes it gives the order.
         """
-        self._process, self._address, self._installed = process, address, installed
+        r, order = resumed(None, self._latest_start())
+        if start:
+            self.restore(r)
+            self._tell(order)
+        else:
+            self.restore(replace(r, goal=Goal.STOP))
+
+    def resume(self, saved: Replica | None, tried: int = 0) -> None:
+        """Nothing of this replica runs: go on from what was saved. Before `begin`.
+
+        :param tried: generation of a start that was meant and never made.
+        """
+        r, order = resumed(saved, max(tried, self._latest_start()))
+        self.restore(r)
+        self._tell(order)
+
+    def _latest_start(self) -> int:
+        return max(start_files.generations(self.around.roots, self.id), default=0)
+
+    def _tell(self, event: Event | None) -> None:
+        if event is not None:
+            self.post(event.kind, generation=event.generation, cause=event.cause)
+
+    async def adopt(self, found: FoundStart, saved: Replica | None, drains_until: float | None) -> bool:
+        """Take over a start that was found. One that died meanwhile is reported with its exit status. Before `begin`.
+
+        :param saved: what the daemon before this one saved of the replica.
+        :param drains_until: the deadline of a drain that it began, by `time.monotonic`; None: it begins now.
+        :returns: False where that daemon was killed before anything ran: nothing is left of that start.
+        """
+        note = found.note
+        barred = await settle(found.folder)
+        if barred is not None:
+            ran = read_identity(found.folder) is not None or read_exit(found.folder) is not None
+            if not ran:
+                await stray.sweep(found.folder, note.nonce)
+            barred.release()
+            if not ran:
+                log.info("%s: generation %d was never started", self.id, note.generation)
+                return False
+        self.restore(adopted(saved, note.generation))
+        dying, ended = self.callbacks(note.generation)
+        process = ReplicaProcess(found.folder, note.nonce, dying, ended)
+        process.shim_version = note.version
+        self._process, self._address, self._installed = process, note.address, note.installed
         self._admit = self._r.state is State.READY
         self.watch.begin()
+        self._arm_adopted(drains_until)
+        alive = await process.attach()
+        log.info("%s: %s generation %d", self.id, "adopted" if alive else "found ended:", note.generation)
+        if alive and self._r.state is State.STOPPING:
+            # Decided on before; whether it was carried out nobody knows. A process that was to be killed has no goal but to serve.
+            await (process.kill() if self._r.goal is Goal.SERVE else process.terminate())
+        reach("adopt.attached")
+        return True
+
+    def _arm_adopted(self, drains_until: float | None) -> None:
+        """The timer that its state would have armed."""
         profile, rolling = self._assignment.profile, self._r.goal is Goal.REPLACE
         if self._r.state is State.READY:
             self._arm(Timer.STABLE, profile.restart.stable_s)
@@ -190,7 +265,7 @@ class ReplicaController:
     def _cause_of(self, end: Ended, generation: int) -> Cause:
         if end.shim_lost:
             return Cause(CauseKind.SHIM_LOST, "its shim was killed, and its processes with it")
-        tail = last_lines(launcher.log_path(self.around.roots, self.id, generation), CAUSE_LINES)
+        tail = last_lines(start_files.log_path(self.around.roots, self.id, generation), CAUSE_LINES)
         cause = self.around.engine(self._assignment.profile).cause(end.info, tail)
         killed = end.info is not None and end.info.signal == signal.SIGKILL
         if self.watch.oom_killed() and (killed or cause.kind is CauseKind.ENGINE_DIED):
@@ -347,14 +422,6 @@ class ReplicaController:
         if self._process is not None:
             self._process.detach()
         await self.watch.closed()
-
-    def is_to_run(self) -> None:
-        """New, and not yet told to start: what is saved meanwhile must not look like a replica that somebody has stopped."""
-        self._r = replace(self._r, goal=Goal.SERVE)
-
-    def forgive_generation(self, generation: int) -> None:
-        """Continue numbering after `generation`: a log of that number exists."""
-        self._r = replace(self._r, generation=max(self._r.generation, generation))
 
 
 _ending: set[asyncio.Task[None]] = set()

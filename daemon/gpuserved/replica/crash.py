@@ -6,7 +6,6 @@ import logging
 import re
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -18,7 +17,7 @@ from gpuserved.engines.levers import lever
 from gpuserved.engines.tracebacks import first_tracebacks, since_alive
 from gpuserved.host.logtail import last_lines
 from gpuserved.host.statefile import write_atomically
-from gpuserved.replica import launcher
+from gpuserved.replica import start_files
 from gpuserved.replica.probe import EngineFigures
 
 if TYPE_CHECKING:
@@ -31,11 +30,6 @@ TRACEBACK_LINES = 4000
 SHOWN_LINES = 20
 MASK = "********"
 _SECRETS = re.compile(r"\bhf_[A-Za-z0-9]{8,}|\bsk-[\w-]{8,}|(?<=Bearer )\S+")
-
-
-def path_of(owner: ReplicaController, generation: int) -> Path:
-    """The card of one start."""
-    return launcher.log_folder(owner.around.roots, owner.id) / f"{generation}.crash.json"
 
 
 def record(
@@ -51,10 +45,10 @@ def record(
     """Make and save the card of the start that has just ended. A disk that refuses costs the file, not the card."""
     around, generation = owner.around, decided.generation
     profile = owner.assignment.profile
-    log_path = launcher.log_path(around.roots, owner.id, generation)
+    log_path = start_files.log_path(around.roots, owner.id, generation)
     lines = _masked(last_lines(log_path, TRACEBACK_LINES), around.hf_token)
     tracebacks = first_tracebacks(since_alive(lines))
-    evidence = launcher.log_folder(around.roots, owner.id) / f"{generation}.evidence.txt"
+    evidence = start_files.evidence_path(around.roots, owner.id, generation)
     card = CrashCard(
         replica=owner.id,
         profile=profile.name,
@@ -70,12 +64,7 @@ def record(
         message=_masked([cause.message], around.hf_token)[0],
         lever=lever(cause, [each[-1] for each in tracebacks.values()]),
         state=decided.state.value,
-        figures=CrashFigures(
-            running=figures.running,
-            waiting=figures.waiting,
-            kv_cache_pct=figures.kv_cache_pct,
-            steps=figures.steps,
-        ),
+        figures=_figures(figures),
         gpus=[
             CrashGpu(
                 index=gpu.index,
@@ -93,10 +82,18 @@ def record(
         evidence=str(evidence) if evidence.exists() else None,
     )
     try:
-        write_atomically(path_of(owner, generation), msgspec.json.encode(card))
+        write_atomically(
+            start_files.crash_path(around.roots, owner.id, generation), msgspec.json.encode(card)
+        )
     except OSError as error:
         log.warning("%s: the crash card could not be saved: %s", owner.id, error)
     return card
+
+
+def _figures(found: EngineFigures) -> CrashFigures:
+    return CrashFigures(
+        running=found.running, waiting=found.waiting, kv_cache_pct=found.kv_cache_pct, steps=found.steps
+    )
 
 
 def _masked(lines: Iterable[str], token: str | None) -> list[str]:

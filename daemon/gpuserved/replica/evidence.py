@@ -12,7 +12,7 @@ from gpuserved.core.cause import Cause
 from gpuserved.host import procfs
 from gpuserved.host.logtail import last_lines
 from gpuserved.host.statefile import write_atomically
-from gpuserved.replica import launcher
+from gpuserved.replica import start_files
 
 if TYPE_CHECKING:
     from gpuserved.replica.controller import ReplicaController
@@ -24,7 +24,7 @@ LOG_LINES = 200
 
 async def save(owner: ReplicaController, cause: Cause) -> None:
     """Write cause, process states with kernel stacks, engine figures and the log's end beside the log. Never fails."""
-    path = launcher.log_folder(owner.around.roots, owner.id) / f"{owner.r.generation}.evidence.txt"
+    path = start_files.evidence_path(owner.around.roots, owner.id, owner.r.generation)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, _text(owner, cause).encode(errors="replace"))
@@ -43,7 +43,7 @@ def _text(owner: ReplicaController, cause: Cause) -> str:
         f"engine figures: {owner.watch.figures}",
         *(_process(pid) for pid in pids),
         "log:",
-        *last_lines(launcher.log_path(owner.around.roots, owner.id, owner.r.generation), LOG_LINES),
+        *last_lines(start_files.log_path(owner.around.roots, owner.id, owner.r.generation), LOG_LINES),
     ]
     return "\n".join(parts) + "\n"
 

@@ -16,7 +16,7 @@ from gpuserved.core.progress import Progress, Verdict
 from gpuserved.core.state import Goal, State
 from gpuserved.host import oom, procfs
 from gpuserved.host.logtail import Tail
-from gpuserved.replica import launcher
+from gpuserved.replica import start_files
 from gpuserved.replica.probe import EngineFigures, Prober
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Watch:
         assert owner.address is not None
         profile = owner.assignment.profile
         prober = Prober(owner.address, owner.around.engine(profile), profile.health.timeout_s)
-        tail = Tail(launcher.log_path(owner.around.roots, owner.id, generation))
+        tail = Tail(start_files.log_path(owner.around.roots, owner.id, generation))
         try:
             while True:
                 state = owner.r.state

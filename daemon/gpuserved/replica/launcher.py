@@ -14,76 +14,35 @@ from collections.abc import Hashable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 import gpuserved
 from gpuserved.api.errors import GpuserveError
-from gpuserved.api.roots import Roots
 from gpuserved.core.cause import Cause, CauseKind
 from gpuserved.core.events import EventKind, Timer
 from gpuserved.core.placement import SIM_PREFIX
 from gpuserved.core.profile import Profile
 from gpuserved.core.state import State
 from gpuserved.engines.base import Launch, LaunchContext
-from gpuserved.engines.installed import Installed
 from gpuserved.host import stray
 from gpuserved.host.failpoint import reach
 from gpuserved.host.gpulock import GpuHeld, release
 from gpuserved.host.shimclient import launch, replica_spec
 from gpuserved.host.shimlaunch import LOG_KEEP, LOG_MAX_BYTES
-from gpuserved.host.statefile import write_atomically
 from gpuserved.replica.process import ReplicaProcess
 from gpuserved.replica.services import GpuSetAside
+from gpuserved.replica.start_files import StartNote, log_path, prune_logs, run_folder, write_note
 
 if TYPE_CHECKING:
     from gpuserved.replica.controller import ReplicaController
 
 log = logging.getLogger(__name__)
 
-NOTE = "start.json"
 LEASE_WAIT_S = 5.0
 LEASE_POLL_S = 0.05
-KEPT_STARTS = 5
-"""Logs of this many starts stay: the present one, the one that `--previous` shows, and some history of a crash loop."""
-
-
-class StartNote(msgspec.Struct, frozen=True):
-    """What a run folder was made for; adoption reads it."""
-
-    replica: str
-    profile: str
-    generation: int
-    nonce: str
-    address: str
-    gpu_uuids: tuple[str, ...] = ()
-    installed: Installed | None = None
-    """What it was started from."""
-    version: str | None = None
-    """Of the gpuserve that started it, and so of its shim; None: older than this note."""
 
 
 def model_key(profile: Profile) -> Hashable:
     """Starts with the same key share caches."""
     return (profile.engine.value, profile.model, profile.python, profile.tensor_parallel_size)
-
-
-def log_folder(roots: Roots, replica: str) -> Path:
-    """One file per start, named by its generation."""
-    return roots.log / "replicas" / replica
-
-
-def log_path(roots: Roots, replica: str, generation: int) -> Path:
-    """The log of one start."""
-    return log_folder(roots, replica) / f"{generation}.log"
-
-
-def generations(roots: Roots, replica: str) -> list[int]:
-    """The starts that logs exist of, oldest first."""
-    folder = log_folder(roots, replica)
-    names = os.listdir(folder) if folder.is_dir() else []
-    return sorted(
-        int(name[: -len(".log")]) for name in names if name.endswith(".log") and name[:-4].isdigit()
-    )
 
 
 async def run(owner: ReplicaController, generation: int) -> None:
@@ -142,13 +101,13 @@ async def _fork_with(
     """:param leases: descriptors that the shim keeps, so that the GPUs are leased while the replica runs."""
     around, profile = owner.around, owner.assignment.profile
     nonce = secrets.token_hex(6)
-    folder = around.roots.run / "r" / nonce
+    folder = run_folder(around.roots, nonce)
     folder.mkdir(mode=0o700, parents=True)
     reach("spawn.folder")
     made = _command(owner, generation, nonce, folder)
     path = log_path(around.roots, owner.id, generation)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _prune_logs(around.roots, owner.id)
+    prune_logs(around.roots, owner.id)
     owner.started(made.address, around.engine(profile).installed(profile))
     note = StartNote(
         owner.id,
@@ -221,19 +180,6 @@ def assignment_uuids(owner: ReplicaController) -> tuple[str, ...]:
     return owner.assignment.gpu_uuids
 
 
-def write_note(folder: Path, note: StartNote) -> None:
-    """Before the fork: a crash right after it leaves a folder that says what was meant."""
-    write_atomically(folder / NOTE, msgspec.json.encode(note))
-
-
-def read_note(folder: Path) -> StartNote | None:
-    """None where the folder is no start of ours, or was never finished."""
-    try:
-        return msgspec.json.decode((folder / NOTE).read_bytes(), type=StartNote)
-    except (OSError, msgspec.DecodeError):
-        return None
-
-
 def _log_max_bytes() -> int:
     wanted = os.environ.get("GPUSERVE_LOG_MAX_BYTES", "")
     return int(wanted) if wanted.isdigit() and int(wanted) > 0 else LOG_MAX_BYTES
@@ -264,12 +210,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _prune_logs(roots: Roots, replica: str) -> None:
-    folder = log_folder(roots, replica)
-    # No glob: Python keeps the compiled form of each pattern, and every start would leave another.
-    gone = {f"{generation}" for generation in generations(roots, replica)[: -(KEPT_STARTS - 1)]}
-    for name in os.listdir(folder):
-        if name.partition(".")[0] in gone:
-            (folder / name).unlink(missing_ok=True)
