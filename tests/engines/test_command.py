@@ -10,7 +10,7 @@ from gpuserved.api.errors import Invalid
 from gpuserved.core.cause import CauseKind, ExitInfo
 from gpuserved.core.profile import CommandSpec, EngineName
 from gpuserved.engines.command.adapter import CommandEngine
-from gpuserved.engines.registry import for_profile, get
+from gpuserved.engines.registry import Engines
 
 Make = Callable[..., Any]
 
@@ -100,17 +100,21 @@ def test_the_cause_quotes_the_last_line(engine: CommandEngine) -> None:
     assert engine.cause(ExitInfo(None, 11, 0.0), ["x"]).kind is CauseKind.KILLED
 
 
-@pytest.mark.parametrize("name", [EngineName.VLLM, EngineName.LLAMACPP, EngineName.COMMAND])
+@pytest.mark.parametrize("name", list(EngineName))
 def test_the_registry_knows_every_engine_by_name(name: EngineName, folder: Path) -> None:
-    assert get(name, folder).name == name.value
+    assert Engines(folder).named(name).name == name.value
 
 
 def test_the_paths_of_a_command_are_its_profiles(wanted: Make, folder: Path) -> None:
-    profile = wanted("sh", "{socket}")
-    assert for_profile(profile, folder).health_path == "/health"
-    assert for_profile(profile, folder).metrics_path is None
+    engines = Engines(folder)
+    plain = wanted("sh", "{socket}")
     own = replace(
-        profile, command=CommandSpec(("sh", "{socket}"), health_path="/ready", metrics_path="/metrics")
+        plain, command=CommandSpec(("sh", "{socket}"), health_path="/ready", metrics_path="/metrics")
     )
-    adapter = for_profile(own, folder)
-    assert (adapter.health_path, adapter.metrics_path) == ("/ready", "/metrics")
+    for profile, paths in (
+        (plain, ("/health", None)),
+        (own, ("/ready", "/metrics")),
+        (plain, ("/health", None)),
+    ):
+        adapter = engines.get(profile)
+        assert (adapter.health_path(profile), adapter.metrics_path(profile)) == paths

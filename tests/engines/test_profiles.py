@@ -6,7 +6,7 @@ import pytest
 
 from gpuserved.config.profile import load_profile
 from gpuserved.core.profile import EngineName
-from gpuserved.engines.registry import for_profile
+from gpuserved.engines.registry import Engines
 from gpuserved.engines.vllm.flags import check
 from gpuserved.engines.vllm.help import parse_help
 
@@ -17,8 +17,8 @@ VLLM = [path.stem for path in sorted(PROFILES.glob("*.toml")) if 'engine = "vllm
 def test_the_demo_is_two_replicas_of_the_packaged_model(folder: Path) -> None:
     profile = load_profile((PROFILES / "demo.toml").read_text(), "demo.toml", "demo")
     assert (profile.engine, profile.replicas, profile.served_name) == (EngineName.LLAMACPP, 2, "gemma-3-270m")
-    assert for_profile(profile, folder).check(profile) == []
-    assert for_profile(profile, folder).upstream_model(profile) is None
+    assert Engines(folder).get(profile).check(profile) == []
+    assert Engines(folder).get(profile).upstream_model(profile) is None
 
 
 @pytest.mark.parametrize("name", VLLM)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from gpuserved.core.profile import EngineName
-from gpuserved.engines import registry
+from gpuserved.core.profile import EngineName, HealthPolicy, Profile
+from gpuserved.engines.registry import Engines
 from gpuserved.replica.probe import EngineFigures, Prober
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n"
@@ -37,7 +37,9 @@ async def answering(answer: bytes, *, ends: bool = True) -> AsyncIterator[Prober
     with tempfile.TemporaryDirectory(prefix="gs-prober-") as folder:  # short: socket paths must fit
         path = Path(folder) / "engine.sock"
         server = await asyncio.start_unix_server(serve, str(path))
-        prober = Prober(f"unix:{path}", registry.get(EngineName.SIM, Path(folder)), timeout_s=0.3)
+        health = HealthPolicy(timeout_s=0.3)
+        profile = Profile("p", "sim/tiny", "p", engine=EngineName.SIM, health=health)
+        prober = Prober(f"unix:{path}", Engines(Path(folder)).get(profile), profile)
         async with server:
             yield prober
             await prober.close()

@@ -17,7 +17,7 @@ from gpuserved.core.assignment import Assignment
 from gpuserved.core.events import EventKind
 from gpuserved.core.profile import EngineName, HealthPolicy, Profile
 from gpuserved.core.state import Goal, State
-from gpuserved.engines import registry
+from gpuserved.engines.registry import Engines
 from gpuserved.replica.health import Watch
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Ready:
 
     def __post_init__(self) -> None:
         profile = Profile("quiet", "sim/tiny", "quiet", engine=EngineName.SIM, health=HEALTH)
-        engine = registry.get(profile.engine, self.folder)
+        engine = Engines(self.folder).get(profile)
         self.id, self.process = "quiet-0", None
         self.r = SimpleNamespace(state=State.READY, goal=Goal.SERVE, generation=1)
         self.assignment = Assignment(self.id, profile)

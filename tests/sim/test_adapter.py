@@ -18,7 +18,7 @@ from gpuserved.core.profile import EngineName, Profile
 from gpuserved.engines.base import LaunchContext
 from gpuserved.engines.sim.adapter import SimEngine
 
-ENGINE = SimEngine()
+ENGINE = SimEngine(Path("/nonexistent"))
 
 
 def profile(**more: Any) -> Profile:
@@ -102,10 +102,9 @@ def test_what_is_launched_serves_and_its_metric_names_exist(tools: Any) -> None:
                 base_url="http://replica",
                 timeout=60,
             ) as http:
-                assert http.get(ENGINE.health_path).status_code == 200
+                assert http.get(ENGINE.health_path(profile())).status_code == 200
                 assert http.get("/v1/models").json()["data"][0]["id"] == "name"
-                assert ENGINE.metrics_path is not None
-                text = http.get(ENGINE.metrics_path).text
+                text = http.get(str(ENGINE.metrics_path(profile()))).text
             names = ENGINE.metrics
             for name in (names.running, names.waiting, names.kv_cache_ratio, names.steps):
                 assert f"\n{name}{{" in text

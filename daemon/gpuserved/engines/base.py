@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar
 
 from gpuserved.api.routing import CacheMetrics
-from gpuserved.core.cause import Cause, ExitInfo
+from gpuserved.core.cause import Cause, CauseKind, ExitInfo, from_exit
 from gpuserved.core.profile import Profile
 from gpuserved.engines.installed import Installed
 
@@ -94,14 +97,22 @@ def cache_metrics(path: str | None, names: MetricNames) -> CacheMetrics | None:
     )
 
 
-class Engine(Protocol):
-    """An adapter. It holds no state of a replica; one object serves all."""
+class Engine(ABC):
+    """One kind of server. An adapter holds nothing of a profile or a replica, so that one serves all: what differs between
+    profiles is a method that takes the profile.
 
-    name: str
-    health_path: str
-    metrics_path: str | None
-    metrics: MetricNames
+    An engine overrides what it has; the defaults are those of a server of which nothing is known.
+    """
 
+    name: ClassVar[str]
+    metrics: ClassVar[MetricNames] = MetricNames()
+
+    def __init__(self, cache_dir: Path, environ: Mapping[str, str] | None = None) -> None:
+        """:param environ: the daemon's own environment; None: this process's."""
+        self._cache_dir = cache_dir
+        self._environ = os.environ if environ is None else environ
+
+    @abstractmethod
     def check(self, profile: Profile) -> list[str]:
         """Look for what would make every start fail, without starting anything. May read files; must not take seconds.
 
@@ -109,20 +120,51 @@ class Engine(Protocol):
         :raises Invalid: bad flag, missing model folder, engine not installed; says the fix.
         """
 
+    @abstractmethod
+    def launch(self, context: LaunchContext) -> Launch:
+        """The command line, the environment and the address.
+
+        :raises Invalid: the engine is not installed, or cannot be started so.
+        """
+
+    async def prepare(self, profile: Profile) -> None:
+        """Learn what `check` and `launch` ask for and the installed engine takes long to say. May take minutes.
+
+        :raises Invalid: it is not installed.
+        """
+        del profile
+
+    def health_path(self, profile: Profile) -> str:
+        """Answers 200 while the engine serves, and 503 where it says itself that it is dead."""
+        del profile
+        return "/health"
+
+    def metrics_path(self, profile: Profile) -> str | None:
+        """Where the Prometheus text is that `metrics` names figures of; None: there is none."""
+        del profile
+        return None
+
     def wants_port(self, profile: Profile) -> bool:
         """True where the engine cannot listen on a Unix socket."""
-
-    def launch(self, context: LaunchContext) -> Launch:
-        """The command line, the environment and the address."""
+        del profile
+        return False
 
     def installed(self, profile: Profile) -> Installed | None:
         """What a start of this profile would run now; None: the engine does not say. Reads files; may run the interpreter once."""
+        del profile
+        return None
 
     def phase(self, line: str) -> str | None:
         """The loading phase that a log line announces (`loading weights`, `compiling`, ...), or None."""
+        del line
+        return None
 
     def cause(self, info: ExitInfo | None, tail: list[str]) -> Cause:
         """Why it ended: the exit status and the last lines of its log (control bytes already stripped)."""
+        del tail
+        return from_exit(info) if info else Cause(CauseKind.EXITED, "the process ended, and nobody saw how")
 
     def upstream_model(self, profile: Profile) -> str | None:
         """The name the engine itself knows the model by, where it differs from `served_name`."""
+        del profile
+        return None

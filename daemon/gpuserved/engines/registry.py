@@ -1,42 +1,42 @@
-"""The adapter of each engine, imported when it is asked for."""
+"""The adapters of one daemon, each imported when a profile first asks for it."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
+from typing import cast
 
 from gpuserved.core.profile import EngineName, Profile
 from gpuserved.engines.base import Engine
 
-
-def for_profile(profile: Profile, cache_dir: Path) -> Engine:
-    """The adapter for one profile: that of its engine, and for a command the paths that the profile gives.
-
-    Profiles with the same engine and the same command may share one.
-    """
-    if profile.engine is EngineName.COMMAND:
-        from gpuserved.engines.command.adapter import CommandEngine
-
-        return CommandEngine(cache_dir, command=profile.command)
-    return get(profile.engine, cache_dir)
+_ADAPTERS: Mapping[EngineName, str] = {
+    EngineName.VLLM: "VllmEngine",
+    EngineName.LLAMACPP: "LlamacppEngine",
+    EngineName.COMMAND: "CommandEngine",
+    EngineName.SIM: "SimEngine",
+}
+"""Class of each in `gpuserved.engines.NAME.adapter`."""
 
 
-def get(name: EngineName, cache_dir: Path) -> Engine:
-    """The adapter of an engine.
+class Engines:
+    """Gives each profile the adapter of its engine. Serves several threads."""
 
-    :param cache_dir: the daemon's cache root; models, compile caches and flag tables go below it.
-    """
-    if name is EngineName.VLLM:
-        from gpuserved.engines.vllm.adapter import VllmEngine
+    def __init__(self, cache_dir: Path, environ: Mapping[str, str] | None = None) -> None:
+        """:param cache_dir: the daemon's cache root; models, compile caches and flag tables go below it."""
+        self._cache_dir = cache_dir
+        self._environ = os.environ if environ is None else environ
+        self._made: dict[EngineName, Engine] = {}
 
-        return VllmEngine(cache_dir)
-    if name is EngineName.LLAMACPP:
-        from gpuserved.engines.llamacpp.adapter import LlamacppEngine
+    def get(self, profile: Profile) -> Engine:
+        """The adapter: the same for all profiles of an engine, for nothing of it depends on the profile."""
+        return self.named(profile.engine)
 
-        return LlamacppEngine(cache_dir)
-    if name is EngineName.COMMAND:
-        from gpuserved.engines.command.adapter import CommandEngine
-
-        return CommandEngine(cache_dir)
-    from gpuserved.engines.sim.adapter import SimEngine
-
-    return SimEngine()
+    def named(self, name: EngineName) -> Engine:
+        """The adapter of an engine."""
+        if name not in self._made:
+            module = import_module(f"gpuserved.engines.{name.value}.adapter")
+            adapter = cast("type[Engine]", getattr(module, _ADAPTERS[name]))
+            self._made[name] = adapter(self._cache_dir, self._environ)
+        return self._made[name]

@@ -28,8 +28,8 @@ from gpuserved.core.assignment import Assignment
 from gpuserved.core.events import EventKind
 from gpuserved.core.profile import Profile
 from gpuserved.core.state import State
-from gpuserved.engines import registry
 from gpuserved.engines.base import Engine
+from gpuserved.engines.registry import Engines
 from gpuserved.fleet import acting, fence, learning, planning, setaside, snapshot, views
 from gpuserved.fleet import apply as applying
 from gpuserved.fleet.bus import Bus, Subscription
@@ -97,17 +97,14 @@ class Fleet:
         """Under systemd."""
         self.failed_upgrade: FailedUpgrade | None = None
         self.began = time.monotonic()
-        self._engines: dict[str, Engine] = {}
+        self._engines = Engines(roots.cache)
         self._routes: list[object] = []
 
     # --- what an owner needs (Services) ---
 
     def engine(self, profile: Profile) -> Engine:
         """See `Services`."""
-        name = profile.engine.value
-        if name not in self._engines:
-            self._engines[name] = registry.get(profile.engine, self.roots.cache)
-        return self._engines[name]
+        return self._engines.get(profile)
 
     def last_of_model(self, replica: str) -> bool:
         """See `Services`."""

@@ -202,8 +202,8 @@ def replica_route(owner: ReplicaController) -> ReplicaRoute | None:
         admit=owner.admit,
         shim=owner.process.socket,
         upstream_model=engine.upstream_model(profile),
-        health_path=engine.health_path,
+        health_path=engine.health_path(profile),
         weight=profile.routing.weight,
         slow_start_s=profile.routing.slow_start_s,
-        cache_metrics=cache_metrics(engine.metrics_path, engine.metrics),
+        cache_metrics=cache_metrics(engine.metrics_path(profile), engine.metrics),
     )

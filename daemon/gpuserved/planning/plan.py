@@ -12,7 +12,7 @@ from gpuserved.core.assignment import Assignment
 from gpuserved.core.placement import Gpu, Lease, NoFit, with_simulated
 from gpuserved.core.planner.decide import place
 from gpuserved.core.profile import Profile
-from gpuserved.engines import registry
+from gpuserved.engines.registry import Engines
 from gpuserved.planning.knowledge import Knowledge
 from gpuserved.planning.view import command_of, placement_view, plan_view, refusal_view
 
@@ -48,7 +48,7 @@ def plan_profile(
         )
         for one in answer.replicas
     ]
-    engine = registry.for_profile(profile, cache_dir)
+    engine = Engines(cache_dir).get(profile)
     try:
         said = engine.check(profile)
         made = [command_of(one, engine, cache_dir) for one in assignments]

@@ -95,7 +95,7 @@ class Watch:
         owner = self._owner
         assert owner.address is not None
         profile = owner.assignment.profile
-        prober = Prober(owner.address, owner.around.engine(profile), profile.health.timeout_s)
+        prober = Prober(owner.address, owner.around.engine(profile), profile)
         tail = Tail(start_files.log_path(owner.around.roots, owner.id, generation))
         try:
             while True:
@@ -164,7 +164,7 @@ class Watch:
         owner, profile = self._owner, self._owner.assignment.profile
         if owner.address is None:
             return "it has no address"
-        prober = Prober(owner.address, owner.around.engine(profile), profile.health.timeout_s)
+        prober = Prober(owner.address, owner.around.engine(profile), profile)
         try:
             before = await prober.figures()
             wrong = await prober.canary(self._model(), within_s)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import aiohttp
 
 from gpuserved.core.load import Counters
+from gpuserved.core.profile import Profile
 from gpuserved.engines.base import Engine, MetricNames
 from gpuserved.replica import canary
 from gpuserved.telemetry.metrics_text import CAP_BYTES, histogram, read
@@ -27,7 +28,7 @@ class EngineFigures:
 class Prober:
     """Probes one address. Each answer is read to its end, within a deadline and a size."""
 
-    def __init__(self, address: str, engine: Engine, timeout_s: float) -> None:
+    def __init__(self, address: str, engine: Engine, profile: Profile) -> None:
         scheme, _, rest = address.partition(":")
         if scheme == "unix":
             connector: aiohttp.BaseConnector = aiohttp.UnixConnector(rest, limit=4)
@@ -35,12 +36,14 @@ class Prober:
         else:
             connector = aiohttp.TCPConnector(limit=4, use_dns_cache=False)
             self._base = f"http://{rest}"
-        self._engine = engine
+        self._health_path = engine.health_path(profile)
+        self._metrics_path = engine.metrics_path(profile)
+        self._names = engine.metrics
         self.engine_dead = False
         """Its last health answer was 503: vLLM says so while its engine is dead and itself not yet gone."""
         self._session = aiohttp.ClientSession(
             connector=connector,
-            timeout=aiohttp.ClientTimeout(total=timeout_s),
+            timeout=aiohttp.ClientTimeout(total=profile.health.timeout_s),
             trust_env=False,
             auto_decompress=False,
             max_line_size=16_384,
@@ -49,7 +52,7 @@ class Prober:
     async def healthy(self) -> bool:
         """True where the health route answers 200 in time."""
         try:
-            async with self._session.get(self._base + self._engine.health_path) as answer:
+            async with self._session.get(self._base + self._health_path) as answer:
                 await answer.content.read(4096)
                 self.engine_dead = answer.status == 503
                 return answer.status == 200
@@ -62,16 +65,16 @@ class Prober:
 
     async def figures(self) -> EngineFigures | None:
         """One scrape: None where there was no answer, and no figures where what was answered is not of use."""
-        if self._engine.metrics_path is None:
+        if self._metrics_path is None:
             return None
         answered = False
         try:
-            async with self._session.get(self._base + self._engine.metrics_path) as answer:
+            async with self._session.get(self._base + self._metrics_path) as answer:
                 answered = True
                 text = await _bounded(answer.content) if answer.status == 200 else b""
         except (aiohttp.ClientError, OSError, asyncio.TimeoutError):
             return EngineFigures() if answered else None
-        return _figures(text, self._engine.metrics)
+        return _figures(text, self._names)
 
     async def close(self) -> None:
         """Close the connections."""

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-from collections.abc import Mapping
-from pathlib import Path
 
 from gpuserved.api.errors import Invalid
-from gpuserved.core.cause import Cause, CauseKind, ExitInfo, from_exit
+from gpuserved.core.cause import Cause, CauseKind, ExitInfo
 from gpuserved.core.profile import CommandSpec, Profile
-from gpuserved.engines.base import Launch, LaunchContext, MetricNames
+from gpuserved.engines.base import VLLM_METRICS, Engine, Launch, LaunchContext
 from gpuserved.engines.environment import DEFAULT_PATH, child_environment, finish
-from gpuserved.engines.installed import Installed, expand
+from gpuserved.engines.installed import expand
 
 _PLACEHOLDER = re.compile(r"\{(socket|port|model|replica|served_name)\}")
 _PASSED = (
@@ -29,27 +26,20 @@ _PASSED = (
 _MESSAGE_MAX_CHARS = 300
 
 
-class CommandEngine:
+class CommandEngine(Engine):
     """Adapter for an argv with placeholders. The profile says where it answers."""
 
     name = "command"
-    metrics = MetricNames()
+    metrics = VLLM_METRICS
+    """For a vLLM in a container, say. What the text of `metrics_path` lacks, nobody knows."""
 
-    def __init__(
-        self, cache_dir: Path, environ: Mapping[str, str] | None = None, command: CommandSpec | None = None
-    ) -> None:
-        """Adapt one command.
+    def health_path(self, profile: Profile) -> str:
+        return _spec(profile).health_path
 
-        :param command: says which paths answer; None: the defaults of a command.
-        """
-        self._cache_dir = cache_dir
-        self._environ = os.environ if environ is None else environ
-        spec = command or CommandSpec(())
-        self.health_path = spec.health_path
-        self.metrics_path = spec.metrics_path
+    def metrics_path(self, profile: Profile) -> str | None:
+        return _spec(profile).metrics_path
 
     def check(self, profile: Profile) -> list[str]:
-        """See `Engine.check`."""
         spec = _spec(profile)
         names = {name for word in spec.argv for name in _PLACEHOLDER.findall(word)}
         if not names & {"socket", "port"}:
@@ -72,7 +62,6 @@ class CommandEngine:
         return any("{port}" in word for word in argv) and not any("{socket}" in word for word in argv)
 
     def launch(self, context: LaunchContext) -> Launch:
-        """See `Engine.launch`."""
         profile = context.profile
         socket = context.run_dir / "engine.sock"
         values = {
@@ -91,23 +80,11 @@ class CommandEngine:
             env["HF_TOKEN"] = context.hf_token
         return Launch(tuple(argv), finish(env, context), address)
 
-    def installed(self, profile: Profile) -> Installed | None:
-        """None: nobody knows what the command runs."""
-        del profile
-        return None
-
-    def phase(self, line: str) -> str | None:
-        """None: nobody knows what this server writes."""
-        del line
-        return None
-
     def cause(self, info: ExitInfo | None, tail: list[str]) -> Cause:
         """The exit status, with the last line it wrote."""
         last = next((line.strip() for line in reversed(tail) if line.strip()), "")
-        if info is None:
-            return Cause(CauseKind.EXITED, "the process ended, and nobody saw how")
-        plain = from_exit(info)
-        if not last or info.signal is not None:
+        plain = super().cause(info, tail)
+        if info is None or not last or info.signal is not None:
             return plain
         kind = CauseKind.PORT_IN_USE if re.search(r"(?i)address already in use", last) else plain.kind
         return Cause(kind, f"{plain.message}; its last line: {last}"[:_MESSAGE_MAX_CHARS])

@@ -6,15 +6,14 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from gpuserved.api.errors import Invalid
 from gpuserved.core.cause import Cause, CauseKind, ExitInfo, from_exit
 from gpuserved.core.profile import FlagValue, Profile
-from gpuserved.engines.base import Launch, LaunchContext, MetricNames
+from gpuserved.engines.base import Engine, Launch, LaunchContext, MetricNames
 from gpuserved.engines.environment import child_environment, finish
-from gpuserved.engines.installed import Installed, expand, has_module
+from gpuserved.engines.installed import expand, has_module
 from gpuserved.engines.llamacpp.model import PACKAGED
 
 INSTALL_HINT = "pip install 'gpuserve[demo]'"
@@ -43,12 +42,10 @@ _PHASES = tuple(
 )
 
 
-class LlamacppEngine:
+class LlamacppEngine(Engine):
     """Adapter for llama.cpp's own HTTP server, run by `server.py`."""
 
     name = "llamacpp"
-    health_path = "/health"
-    metrics_path: str | None = "/metrics"
     metrics = MetricNames(
         running="llamacpp:requests_processing",
         waiting="llamacpp:requests_deferred",
@@ -57,12 +54,11 @@ class LlamacppEngine:
         generation_tokens="llamacpp:tokens_predicted_total",
     )
 
-    def __init__(self, cache_dir: Path, environ: Mapping[str, str] | None = None) -> None:
-        self._cache_dir = cache_dir
-        self._environ = os.environ if environ is None else environ
+    def metrics_path(self, profile: Profile) -> str | None:
+        del profile
+        return "/metrics"
 
     def check(self, profile: Profile) -> list[str]:
-        """See `Engine.check`."""
         self._check_installed(profile)
         self._check_model(profile)
         for key, value in profile.flags.items():
@@ -108,13 +104,8 @@ class LlamacppEngine:
                 f"{profile.name}: there is no model file {file}", hint="correct model in the profile"
             )
 
-    def wants_port(self, profile: Profile) -> bool:
-        """Never: it takes a Unix socket."""
-        del profile
-        return False
-
     def launch(self, context: LaunchContext) -> Launch:
-        """See `Engine.launch`. A packaged model is put together by the replica itself, below `cache_dir`/models."""
+        """A packaged model is put together by the replica itself, below `cache_dir`/models."""
         profile = context.profile
         python = _python(profile)
         socket = context.run_dir / "engine.sock"
@@ -140,17 +131,10 @@ class LlamacppEngine:
         env["PYTHONPATH"] = str(Path(__file__).parents[3])
         return Launch(tuple(argv), finish(env, context), f"unix:{socket}")
 
-    def installed(self, profile: Profile) -> Installed | None:
-        """None: it is a part of gpuserve's own environment."""
-        del profile
-        return None
-
     def phase(self, line: str) -> str | None:
-        """See `Engine.phase`."""
         return next((name for pattern, name in _PHASES if pattern.search(line)), None)
 
     def cause(self, info: ExitInfo | None, tail: list[str]) -> Cause:
-        """See `Engine.cause`."""
         errors = [line for line in tail if " E " in line[:24] or "error:" in line]
         said = next(
             (line.split("gpuserve: error: ", 1)[1] for line in tail if line.startswith("gpuserve: error: ")),
@@ -176,11 +160,6 @@ class LlamacppEngine:
         if usage is not None:
             return Cause(CauseKind.BAD_FLAG, usage.split("error: ", 1)[1])
         return from_exit(info) if info else Cause(CauseKind.EXITED, f"the server ended ({ended})")
-
-    def upstream_model(self, profile: Profile) -> str | None:
-        """None: the server is told the served name."""
-        del profile
-        return None
 
 
 def _python(profile: Profile) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +10,8 @@ from pathlib import Path
 from gpuserved.api.errors import Invalid
 from gpuserved.core.cause import Cause, ExitInfo
 from gpuserved.core.profile import EngineName, FlagValue, Profile
-from gpuserved.engines.base import VLLM_METRICS, Launch, LaunchContext
+from gpuserved.engines.base import VLLM_METRICS, Engine, Launch, LaunchContext
 from gpuserved.engines.environment import DEFAULT_PATH, finish
-from gpuserved.engines.installed import Installed
 from gpuserved.engines.sim.flags import known_flags
 from gpuserved.engines.vllm import log as vllm_log
 
@@ -24,16 +22,18 @@ _OURS = frozenset({"uds", "host", "port", "served_model_name", "tensor_parallel_
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[3])
 
 
-class SimEngine:
+class SimEngine(Engine):
     """Adapter for `python -m gpuserved.engines.sim`."""
 
     name = EngineName.SIM.value
-    health_path = "/health"
-    metrics_path: str | None = "/metrics"
     metrics = VLLM_METRICS
 
+    def metrics_path(self, profile: Profile) -> str | None:
+        del profile
+        return "/metrics"
+
     def check(self, profile: Profile) -> list[str]:
-        """See `Engine.check`: every key of `[sim]` must be a flag of the look-alike, and a model path must exist."""
+        """Every key of `[sim]` must be a flag of the look-alike, and a model path must exist."""
         allowed = (known_flags() | PROFILE_KEYS) - _OURS
         for key, value in profile.flags.items():
             name = key.replace("-", "_")
@@ -56,13 +56,7 @@ class SimEngine:
             )
         return []
 
-    def wants_port(self, profile: Profile) -> bool:
-        """Never: it listens on a Unix socket."""
-        del profile
-        return False
-
     def launch(self, context: LaunchContext) -> Launch:
-        """See `Engine.launch`."""
         profile = context.profile
         socket = context.run_dir / "engine.sock"
         argv = [
@@ -74,25 +68,15 @@ class SimEngine:
         if profile.gpus_per_replica > 1:
             argv += ["--tensor-parallel-size", str(profile.gpus_per_replica)]
         argv += _arguments(profile.flags)
-        return Launch(tuple(argv), _environment(context, os.environ), f"unix:{socket}")
-
-    def installed(self, profile: Profile) -> Installed | None:
-        """None: it is a part of gpuserve."""
-        del profile
-        return None
+        return Launch(tuple(argv), _environment(context, self._environ), f"unix:{socket}")
 
     def phase(self, line: str) -> str | None:
-        """See `Engine.phase`: its log is vLLM's."""
+        """Its log is vLLM's."""
         return vllm_log.phase(line)
 
     def cause(self, info: ExitInfo | None, tail: list[str]) -> Cause:
-        """See `Engine.cause`: its log is vLLM's."""
+        """Its log is vLLM's."""
         return vllm_log.cause(info, tail)
-
-    def upstream_model(self, profile: Profile) -> str | None:
-        """None: it is told the served name."""
-        del profile
-        return None
 
 
 def _nearest(name: str, allowed: frozenset[str]) -> str:

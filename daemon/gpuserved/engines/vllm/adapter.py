@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from gpuserved.api.errors import Invalid
 from gpuserved.core.cause import Cause, ExitInfo
 from gpuserved.core.profile import Profile
-from gpuserved.engines.base import VLLM_METRICS, Launch, LaunchContext
+from gpuserved.engines.base import VLLM_METRICS, Engine, Launch, LaunchContext
 from gpuserved.engines.environment import child_environment, finish
 from gpuserved.engines.installed import (
     Installed,
@@ -44,17 +43,15 @@ _PASSED = (
 )  # fmt: skip
 
 
-class VllmEngine:
+class VllmEngine(Engine):
     """Adapter for vLLM 0.26 to 0.33, on GPUs or in its CPU build."""
 
     name = "vllm"
-    health_path = "/health"
-    metrics_path: str | None = "/metrics"
     metrics = VLLM_METRICS
 
-    def __init__(self, cache_dir: Path, environ: Mapping[str, str] | None = None) -> None:
-        self._cache_dir = cache_dir
-        self._environ = os.environ if environ is None else environ
+    def metrics_path(self, profile: Profile) -> str | None:
+        del profile
+        return "/metrics"
 
     def program(self, profile: Profile) -> Program:
         """The command of this profile's vLLM and its interpreter.
@@ -83,7 +80,7 @@ class VllmEngine:
         await vllm_flags.ensure_flag_table(self.program(profile).python, self._cache_dir)
 
     def check(self, profile: Profile) -> list[str]:
-        """See `Engine.check`. Flags are compared with the installed version's own once `prepare` has run."""
+        """Flags are compared with the installed version's own once `prepare` has run."""
         python = self.program(profile).python
         version = version_of(python, *vllm_flags.DISTRIBUTIONS)
         if version is None:
@@ -115,13 +112,7 @@ class VllmEngine:
                 hint="point model at the folder of a Hugging Face model, the one with config.json and the weights",
             )
 
-    def wants_port(self, profile: Profile) -> bool:
-        """Never: every supported version takes --uds."""
-        del profile
-        return False
-
     def launch(self, context: LaunchContext) -> Launch:
-        """See `Engine.launch`."""
         profile = context.profile
         program = self.program(profile)
         socket = context.run_dir / "engine.sock"
@@ -167,24 +158,16 @@ class VllmEngine:
         return finish(env, context)
 
     def installed(self, profile: Profile) -> Installed | None:
-        """See `Engine.installed`."""
         try:
             return installed(self.program(profile).python, *vllm_flags.DISTRIBUTIONS)
         except Invalid:
             return None
 
     def phase(self, line: str) -> str | None:
-        """See `Engine.phase`."""
         return vllm_log.phase(line)
 
     def cause(self, info: ExitInfo | None, tail: list[str]) -> Cause:
-        """See `Engine.cause`."""
         return vllm_log.cause(info, tail)
-
-    def upstream_model(self, profile: Profile) -> str | None:
-        """None: vLLM is told the served name."""
-        del profile
-        return None
 
 
 def _version_warnings(version: str) -> list[str]:
