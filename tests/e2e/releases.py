@@ -1,10 +1,18 @@
-"""Other releases of gpuserve, to upgrade to: this tree once more, with another version and perhaps a fault."""
+"""Other releases of gpuserve, to upgrade from and to: recorded wheels, and this tree once more with another version and perhaps
+a fault.
+
+A recorded wheel (tests/e2e/recorded/) is gpuserve as it was at the revision that its build tag names; scripts/record-release makes
+it, the same bytes every time. It is in the repository because a test must not depend on history: a clone may be shallow.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
+import sys
+import sysconfig
+import venv
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +21,7 @@ from tests.e2e.box import GPUSERVE, REPOSITORY, Box, Json, until
 import gpuserved
 
 PACKAGE = REPOSITORY / "daemon" / "gpuserved"
+RECORDED = REPOSITORY / "tests" / "e2e" / "recorded" / "gpuserve-0.1.0-226e559-py3-none-any.whl"
 
 
 class Release:
@@ -66,6 +75,58 @@ class Release:
         box.remember()
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{daemon_log(box)}"
         return done
+
+
+class Environment:
+    """A virtual environment of its own with gpuserve installed from a wheel; its dependencies are this interpreter's."""
+
+    def __init__(self, folder: Path, wheel: Path) -> None:
+        self.path = folder
+        venv.create(folder, symlinks=True)
+        self.packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
+        (self.packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+        self.install(wheel)
+
+    def install(self, wheel: Path) -> None:
+        """`pip install -U`, over what is there and may be running."""
+        subprocess.run(
+            [
+                sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--python", str(self.path / "bin" / "python"),
+                "install", "--no-index", "--no-deps", "--force-reinstall", str(wheel),
+            ],
+            capture_output=True, timeout=120, check=True,
+        )  # fmt: skip
+
+    def run(self, box: Box, *arguments: str, program: str = "gpuserve") -> subprocess.CompletedProcess[str]:
+        """A command of this environment, for the daemon of `box`."""
+        env = {key: value for key, value in box.env.items() if key != "PYTHONPATH"}
+        done = subprocess.run(
+            [str(self.path / "bin" / program), *arguments], env=env, text=True, cwd=box.top, timeout=120,
+            capture_output=True, stdin=subprocess.DEVNULL, check=False,
+        )  # fmt: skip
+        box.remember()
+        return done
+
+    def ok(self, box: Box, *arguments: str, program: str = "gpuserve") -> str:
+        """stdout of one that must succeed."""
+        done = self.run(box, *arguments, program=program)
+        said = f"{program} {arguments}: rc {done.returncode}\n{done.stdout}\n{done.stderr}\n{daemon_log(box)}"
+        assert done.returncode == 0, said
+        return done.stdout
+
+    def runs(self, pid: int) -> bool:
+        """Whether a process was started by this environment's interpreter."""
+        return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(bytes(self.path) + b"/")
+
+
+def wheel_of_this_tree(folder: Path) -> Path:
+    """What `pip install` would get from the working tree."""
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
+        cwd=REPOSITORY, capture_output=True, timeout=120, check=True,
+    )  # fmt: skip
+    (wheel,) = folder.glob("*.whl")
+    return wheel
 
 
 def daemon_log(box: Box) -> str:

@@ -1,0 +1,4 @@
+# The old path of the adapter, for a daemon of 0.1.0 whose files were replaced.
+from gpuserved.engines.late import Replaced as LlamacppEngine
+
+__all__ = ["LlamacppEngine"]
