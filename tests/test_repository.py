@@ -147,7 +147,7 @@ def test_every_error_code_is_documented() -> None:
 
 
 def test_every_code_the_router_answers_with_is_documented() -> None:
-    source = (ROOT / "daemon" / "gpuserved" / "router" / "errors.py").read_text()
+    source = (ROOT / "daemon" / "gpuserved" / "router" / "http" / "errors.py").read_text()
     codes = set(re.findall(r'code(?:: str)?\s*=\s*"([a-z_]+)"', source))
     page = (ROOT / "docs" / "errors.md").read_text()
     assert len(codes) > 5

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Generator
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuserved.core import json_top
-from gpuserved.core.json_top import DEPTH_MAX, KEYS_MAX, NotJson, read_whole, spans
+from gpuserved.core.json_top import DEPTH_MAX, KEYS_MAX, NotJson, Spans, spans
 
 WANTED = frozenset([b'"model"', b'"user"'])
 texts = st.text(st.sampled_from('ab\\"[]{},: \n\u00e9\U0001f600'), max_size=12)
@@ -18,6 +19,15 @@ values: st.SearchStrategy[Any] = st.recursive(
     max_leaves=20,
 )
 objects = st.dictionaries(texts | st.sampled_from(["model", "user", "messages"]), values, max_size=6)
+
+
+def read_whole(steps: Generator[None, None, Spans]) -> Spans:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            answer: Spans = done.value
+            return answer
 
 
 @pytest.fixture(autouse=True, params=[8, 64])

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tests.router.corpus import BAD, cases
 
 from gpuserved.core.routes import Kind, Match, Route
-from gpuserved.router.edge import Headers, upstream_request
-from gpuserved.router.errors import HttpError
-from gpuserved.router.request_reader import RequestReader, Whole
+from gpuserved.router.http.errors import HttpError
+from gpuserved.router.http.head import Headers, upstream_request
+from gpuserved.router.http.request_reader import RequestReader, Whole
 
 _ANYTHING = Match(Route(Kind.JSON))
 
@@ -152,7 +152,7 @@ def _agree(wire: bytes, cuts: list[int]) -> None:
     assert other is not None, f"h11 refuses what we accept: {wire!r}"
     assert (head.method.encode(), head.target, body) == (other.method, other.target, other.body)
     assert [(name, value) for name, value in other.headers if b"_" not in name] == _as_h11_writes(
-        head.headers
+        [(field.name, field.value) for field in head.fields]
     )
     # After a request that ends the connection h11 keeps nothing.
     assert rest == other.rest or not head.keep_alive or head.websocket

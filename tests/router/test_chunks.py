@@ -9,7 +9,7 @@ import pytest
 from tests.router.bench import Bench, true
 from tests.router.scripted import Script, Seen, Upstream, send_stream_head
 
-from gpuserved.router.framing import OPENINGS, WHOLE_MAX_BYTES, whole_chunks
+from gpuserved.router.http.framing import OPENINGS, WHOLE_MAX_BYTES, whole_chunks
 
 CHAT = "/v1/chat/completions"
 

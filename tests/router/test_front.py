@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.router.bench import Bench, Client, true
 
 from gpuserved.api.routing import Tls
-from gpuserved.router.edge import parse_request
+from gpuserved.router.http.head import parse_request
 from gpuserved.router.proxies import TrustedProxies
 
 CHAT = "/v1/chat/completions"

@@ -11,9 +11,9 @@ import pytest
 from tests.router.bench import Bench, true
 
 from gpuserved.core.routes import Kind, Match, Route
-from gpuserved.router.edge import HEAD_MAX_BYTES
-from gpuserved.router.errors import HttpError
-from gpuserved.router.request_reader import BODY_MIN_BYTES_PER_S, BODY_STALL_S, RequestReader
+from gpuserved.router.http.errors import HttpError
+from gpuserved.router.http.head import HEAD_MAX_BYTES
+from gpuserved.router.http.request_reader import BODY_MIN_BYTES_PER_S, BODY_STALL_S, RequestReader
 
 CHAT = "/v1/chat/completions"
 IDLE_CONNECTIONS = 10_000

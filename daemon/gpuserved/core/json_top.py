@@ -173,13 +173,3 @@ def _walk(piece: bytes, depth: int) -> tuple[int, int]:
             if depth == 0:
                 return found.end(), 0
     return len(piece), depth
-
-
-def read_whole(steps: Generator[None, None, Spans]) -> Spans:
-    """All steps at once."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as done:
-            answer: Spans = done.value
-            return answer

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from enum import Enum
 from urllib.parse import unquote
 
-ROUTES_VERSION = 1
-
 
 class Kind(str, Enum):
     """Where the model's name is, or which of our own answers it is."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gpuserved.core.upstream import Check
 from gpuserved.host.deadline import within
-from gpuserved.router.edge import ResponseHead
+from gpuserved.router.http.head import ResponseHead
 from gpuserved.router.pool import ConnectFailed, connect
 
 _BODY_MAX_BYTES = 1024 * 1024

@@ -15,7 +15,7 @@ import ssl
 from collections.abc import Callable
 
 from gpuserved.router.counts import Counts
-from gpuserved.router.request_reader import HEADER_S
+from gpuserved.router.http.request_reader import HEADER_S
 
 YIELD_S = 0.002
 YIELDS_MAX = 5

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from gpuserved.api.routing import ApiKey, KeyStats
 from gpuserved.core.limits import DAY_S, MINUTE_S, Bucket
-from gpuserved.router import errors
-from gpuserved.router.edge import RequestHead
+from gpuserved.router.http import errors
+from gpuserved.router.http.head import RequestHead
 
 _WORTH_WAITING_S = 60.0
 """The SDKs wait no longer than this for a Retry-After."""

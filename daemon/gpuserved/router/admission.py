@@ -6,11 +6,12 @@ import msgspec
 
 from gpuserved.core.policy.base import UNTIED, Ask
 from gpuserved.core.routes import Kind, Match
-from gpuserved.router import affinity, envelope, errors, large
-from gpuserved.router.body import Body
+from gpuserved.router import affinity, envelope, large
 from gpuserved.router.context import Context
-from gpuserved.router.edge import RequestHead
 from gpuserved.router.envelope import Envelope
+from gpuserved.router.http import errors
+from gpuserved.router.http.body import Body
+from gpuserved.router.http.head import RequestHead
 from gpuserved.router.replica import Replica
 from gpuserved.router.tables import Model
 

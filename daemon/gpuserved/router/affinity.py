@@ -13,9 +13,9 @@ from gpuserved.core.policy.base import UNTIED, Ask, Ties
 from gpuserved.core.policy.prefix_key import BODY_MAX_BYTES, prefix_key
 from gpuserved.core.policy.session import session_key
 from gpuserved.core.routes import Kind
-from gpuserved.router.body import MEMORY_MAX_BYTES, Body
 from gpuserved.router.context import Context
-from gpuserved.router.edge import RequestHead
+from gpuserved.router.http.body import MEMORY_MAX_BYTES, Body
+from gpuserved.router.http.head import RequestHead
 from gpuserved.router.tables import Model
 
 _NAME_MAX_CHARS = 1024

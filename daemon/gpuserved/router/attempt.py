@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gpuserved.router.edge import ResponseHead
+from gpuserved.router.http.head import ResponseHead
+from gpuserved.router.http.sse import First, first_event, is_server_error
 from gpuserved.router.protocol_upstream import Upstream
 from gpuserved.router.relay import Relay
-from gpuserved.router.sse import First, first_event, is_server_error
 
 HELD_MAX_BYTES = 256 * 1024
 """More of an uncommitted answer than this is left in the socket."""

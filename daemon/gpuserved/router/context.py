@@ -10,7 +10,7 @@ from gpuserved.core.blocked import Blocked
 from gpuserved.core.replay import RetryBudget
 from gpuserved.router.accesslog import AccessLog
 from gpuserved.router.accounts import Accounts
-from gpuserved.router.edge import RequestHead, valid_request_id
+from gpuserved.router.http.head import RequestHead, valid_request_id
 from gpuserved.router.metrics import Metrics
 from gpuserved.router.prompts import Prompts
 from gpuserved.router.proxies import TrustedProxies

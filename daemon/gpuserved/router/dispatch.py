@@ -8,7 +8,7 @@ from gpuserved.core.balance import Rotation
 from gpuserved.core.policy.base import UNTIED, Ask, Candidate, Ties, ramp
 from gpuserved.core.policy.least_inflight import LeastInflight
 from gpuserved.core.policy.prefill import Queued
-from gpuserved.router import errors
+from gpuserved.router.http import errors
 from gpuserved.router.replica import Replica
 from gpuserved.router.tables import Entry, Model, Waiter
 

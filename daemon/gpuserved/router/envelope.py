@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, urlencode
 
 import msgspec
 
-from gpuserved.router import errors
+from gpuserved.router.http import errors
 
 MULTIPART_LOOK_BYTES = 64 * 1024
 _BOUNDARY = re.compile(

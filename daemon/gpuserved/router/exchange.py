@@ -6,13 +6,14 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from gpuserved.router import admission, dispatch, envelope, errors, killers, tries
+from gpuserved.router import admission, dispatch, envelope, killers, tries
 from gpuserved.router.attempt import Attempt
-from gpuserved.router.body import SLICE_BYTES, Body
-from gpuserved.router.edge import RequestHead, ResponseHead, upstream_request
+from gpuserved.router.http import errors
+from gpuserved.router.http.body import SLICE_BYTES, Body
+from gpuserved.router.http.head import RequestHead, ResponseHead, upstream_request
+from gpuserved.router.http.sse import REPLICA_DIED, ROUTER_ENDED
 from gpuserved.router.large import LARGE_BYTES
 from gpuserved.router.relay import IdTap, Relay
-from gpuserved.router.sse import REPLICA_DIED, ROUTER_ENDED
 from gpuserved.router.usage import UsageTap
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from gpuserved.router.accounts import Account
     from gpuserved.router.admission import Asked
     from gpuserved.router.context import Context
-    from gpuserved.router.errors import HttpError
+    from gpuserved.router.http.errors import HttpError
     from gpuserved.router.protocol_client import ClientConnection
 
 SUSPECT_HOLD_S = 1.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gpuserved.api.routing import CacheMetrics
 from gpuserved.host.deadline import within
-from gpuserved.router.edge import ResponseHead
+from gpuserved.router.http.head import ResponseHead
 from gpuserved.router.pool import ConnectFailed, connect
 from gpuserved.telemetry.metrics_text import CAP_BYTES, labels, read
 

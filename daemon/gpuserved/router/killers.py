@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 
 from gpuserved.core.replay import BODY_MAX_BYTES, DEATHS_MAX
-from gpuserved.router import errors
-from gpuserved.router.body import Body
 from gpuserved.router.context import Context
+from gpuserved.router.http import errors
+from gpuserved.router.http.body import Body
 
 
 def _digest(path: str, body: Body) -> bytes | None:

@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 
 from gpuserved.core.json_top import Buffer, NotJson, spans
-from gpuserved.router import errors
-from gpuserved.router.body import MEMORY_MAX_BYTES, SLICE_BYTES, Body
 from gpuserved.router.envelope import SESSION_NAMES, Envelope, make_envelope
+from gpuserved.router.http import errors
+from gpuserved.router.http.body import MEMORY_MAX_BYTES, SLICE_BYTES, Body
 
 LARGE_BYTES = MEMORY_MAX_BYTES
 """Up to here a whole parse takes 5 ms at worst, and the body is in memory."""

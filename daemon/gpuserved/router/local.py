@@ -6,9 +6,9 @@ import msgspec
 
 from gpuserved.core.balance import Rotation
 from gpuserved.core.routes import Kind, Match
-from gpuserved.router import errors
 from gpuserved.router.context import Context
-from gpuserved.router.edge import Headers
+from gpuserved.router.http import errors
+from gpuserved.router.http.head import Headers
 from gpuserved.router.metrics import of_router, render
 
 _JSON: Headers = [(b"content-type", b"application/json")]

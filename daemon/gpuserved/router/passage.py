@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Protocol
 
-from gpuserved.router.framing import OPENINGS, WHOLE_MAX_BYTES, whole_chunks
+from gpuserved.router.http.framing import OPENINGS, WHOLE_MAX_BYTES, whole_chunks
 
 
 class Passing(Protocol):

@@ -6,7 +6,7 @@ import asyncio
 from enum import Enum
 
 from gpuserved.host.deadline import within
-from gpuserved.router.edge import ResponseHead
+from gpuserved.router.http.head import ResponseHead
 from gpuserved.router.pool import ConnectFailed, connect
 
 

@@ -11,11 +11,11 @@ from typing import Protocol, cast
 from urllib.parse import quote
 
 from gpuserved.core.routes import Match
-from gpuserved.router import errors
-from gpuserved.router.body import Body
-from gpuserved.router.edge import Headers, RequestHead, own_response
-from gpuserved.router.errors import HttpError
-from gpuserved.router.request_reader import RequestReader, Screen, Whole
+from gpuserved.router.http import errors
+from gpuserved.router.http.body import Body
+from gpuserved.router.http.errors import HttpError
+from gpuserved.router.http.head import Headers, RequestHead, own_response
+from gpuserved.router.http.request_reader import RequestReader, Screen, Whole
 
 IDLE_S = 75.0
 WRITE_STALL_S = 300.0
@@ -161,8 +161,7 @@ class ClientConnection(asyncio.Protocol):
     def _advance(self) -> None:
         """Read on; hand over a request that is whole."""
         whole = self._reader.advance(self.loop.time())
-        if self._reader.wants_continue:
-            self._reader.wants_continue = False
+        if self._reader.take_continue():
             self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if whole is None:
             self.deadline = self._reader.deadline or self.deadline

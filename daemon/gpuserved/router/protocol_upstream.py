@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol, cast
 
-from gpuserved.router.body import SLICE_BYTES, Body
-from gpuserved.router.edge import RESPONSE_HEAD_MAX_BYTES, BadAnswer, ResponseHead, parse_response
-from gpuserved.router.framing import (
+from gpuserved.router.http.body import SLICE_BYTES, Body
+from gpuserved.router.http.framing import (
     ChunkedDecoder,
     Decoder,
     EofDecoder,
     FramingError,
     decoder_for,
 )
-from gpuserved.router.headmemo import HeadMemo
+from gpuserved.router.http.head import (
+    RESPONSE_HEAD_MAX_BYTES,
+    BadAnswer,
+    HeadMemo,
+    ResponseHead,
+    parse_response,
+)
 from gpuserved.router.passage import Passage, Passing
 
 INTERIM_MAX = 16

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 
-from gpuserved.router.edge import RequestHead
+from gpuserved.router.http.head import RequestHead
 
 _HOPS_MAX = 32
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network

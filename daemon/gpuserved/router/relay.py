@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable
 
 from gpuserved.core.routes import Sse
-from gpuserved.router.edge import ResponseHead, client_response
+from gpuserved.router.http.head import ResponseHead, client_response
+from gpuserved.router.http.sse import Cut, EventGate, cut_notice
 from gpuserved.router.protocol_client import ClientConnection
-from gpuserved.router.sse import Cut, EventGate, cut_notice
 from gpuserved.router.usage import UsageTap
 
 _RESPONSE_ID = re.compile(rb"\"id\": ?\"(resp_[A-Za-z0-9_-]{1,200})\"")

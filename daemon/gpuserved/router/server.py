@@ -15,18 +15,19 @@ from gpuserved.core import routes
 from gpuserved.core.policy.prefix_key import PrefixKey
 from gpuserved.core.replay import RetryBudget
 from gpuserved.core.routes import LOCAL, Kind, Match
-from gpuserved.router import admission, dispatch, errors, local
+from gpuserved.router import admission, dispatch, local
 from gpuserved.router.accept import Acceptor, listen
 from gpuserved.router.accesslog import AccessLog
-from gpuserved.router.body import Body
 from gpuserved.router.context import Context
 from gpuserved.router.control import Control, decode_table
 from gpuserved.router.counts import Counts
 from gpuserved.router.descriptors import enough, raise_limit
 from gpuserved.router.drain import Drain
-from gpuserved.router.edge import RequestHead
-from gpuserved.router.errors import HttpError
 from gpuserved.router.exchange import Exchange
+from gpuserved.router.http import errors
+from gpuserved.router.http.body import Body
+from gpuserved.router.http.errors import HttpError
+from gpuserved.router.http.head import RequestHead
 from gpuserved.router.metrics import Metrics
 from gpuserved.router.prompts import Prompts
 from gpuserved.router.protocol_client import ClientConnection

@@ -13,8 +13,8 @@ from gpuserved.core.policy.base import Ask, Policy
 from gpuserved.core.policy.least_inflight import LeastInflight
 from gpuserved.core.policy.make import make_policy
 from gpuserved.core.policy.prefix_key import PrefixKey
-from gpuserved.router import errors
 from gpuserved.router.counts import Counts
+from gpuserved.router.http import errors
 from gpuserved.router.replica import Replica
 
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from gpuserved.core.balance import Signal
 from gpuserved.core.replay import DEATHS_MAX, Decision, Failure, decide
 from gpuserved.host.deadline import within
-from gpuserved.router import admission, dispatch, errors, killers, large
+from gpuserved.router import admission, dispatch, killers, large
 from gpuserved.router.attempt import Attempt
-from gpuserved.router.body import SLICE_BYTES, Body
-from gpuserved.router.errors import HttpError
+from gpuserved.router.http import errors
+from gpuserved.router.http.body import SLICE_BYTES, Body
+from gpuserved.router.http.errors import HttpError
 from gpuserved.router.large import LARGE_BYTES
 from gpuserved.router.pool import ConnectFailed
 

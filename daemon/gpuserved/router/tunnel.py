@@ -6,11 +6,12 @@ import asyncio
 import logging
 
 from gpuserved.core.balance import Signal
-from gpuserved.router import admission, dispatch, envelope, errors
-from gpuserved.router.body import Body
+from gpuserved.router import admission, dispatch, envelope
 from gpuserved.router.context import Context
-from gpuserved.router.edge import RequestHead, ResponseHead, client_response, upstream_request
-from gpuserved.router.errors import HttpError
+from gpuserved.router.http import errors
+from gpuserved.router.http.body import Body
+from gpuserved.router.http.errors import HttpError
+from gpuserved.router.http.head import RequestHead, ResponseHead, client_response, upstream_request
 from gpuserved.router.pool import ConnectFailed
 from gpuserved.router.protocol_client import ClientConnection
 from gpuserved.router.protocol_upstream import Upstream

@@ -5,14 +5,16 @@ Whatever two HTTP parsers might read in two ways is refused here (RFC 9112 secti
 
 from __future__ import annotations
 
+import ipaddress
 import re
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
 import msgspec
 
-from gpuserved.router import errors
-from gpuserved.router.errors import REASONS
-from gpuserved.router.fields import UNDERSCORE, BadField, Field, Roles, read_fields, tokens
-from gpuserved.router.grammar import ORIGIN_FORM, valid_host
+from gpuserved.router.http import errors
+from gpuserved.router.http.errors import REASONS
+from gpuserved.router.http.fields import UNDERSCORE, BadField, Field, Roles, read_fields, tokens
 
 HEAD_MAX_BYTES = 32 * 1024
 HEADERS_MAX = 100
@@ -20,9 +22,18 @@ RESPONSE_HEAD_MAX_BYTES = 64 * 1024
 
 Headers = list[tuple[bytes, bytes]]
 
-_REQUEST_LINE = re.compile(rb"([A-Z]{3,16}) (" + ORIGIN_FORM + rb") HTTP/1\.([01])")
+_PATH_CHARS = rb"[A-Za-z0-9._~!$&'()*+,;=:@/-]*"
+_QUERY_CHARS = rb"[A-Za-z0-9._~!$&'()*+,;=:@/?-]*"
+_ORIGIN_FORM = (
+    rb"/" + _PATH_CHARS + rb"(?:%[0-9A-Fa-f]{2}" + _PATH_CHARS + rb")*"
+    rb"(?:\?" + _QUERY_CHARS + rb"(?:%[0-9A-Fa-f]{2}" + _QUERY_CHARS + rb")*)?"
+)
+"""RFC 3986 sections 3.3 and 3.4, written so that no input makes the match backtrack."""
+_HOST = re.compile(rb"(?:[A-Za-z0-9._-]{1,253}|\[([0-9A-Fa-f:.]{2,45})\])(?::([0-9]{1,5}))?")
+_REQUEST_LINE = re.compile(rb"([A-Z]{3,16}) (" + _ORIGIN_FORM + rb") HTTP/1\.([01])")
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t -~\x80-\xff]*))?")
-_LENGTH = re.compile(rb"[0-9]{1,18}")
+_LENGTH_DIGITS_MAX = 18
+_LENGTH = re.compile(rb"[0-9]{1,%d}" % _LENGTH_DIGITS_MAX)
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _REASONS = {status: reason.encode() for status, reason in REASONS.items()}
 _NO_BODY = frozenset({204, 304})
@@ -50,11 +61,6 @@ class RequestHead(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     keep_alive: bool
     expects_continue: bool
     websocket: bool
-
-    @property
-    def headers(self) -> Headers:
-        """Lower-case names and values."""
-        return [(field.name, field.value) for field in self.fields]
 
     def get(self, name: bytes) -> bytes | None:
         """The first header of that lower-case name."""
@@ -101,6 +107,21 @@ def _framing(roles: Roles, *, http10: bool) -> tuple[int | None, bool]:
     return int(lengths[0]), False
 
 
+def _valid_host(value: bytes) -> bool:
+    """A name, an IPv4 or a bracketed IPv6 address, and perhaps a port (RFC 3986 section 3.2.2, narrowed to what
+    names a machine).
+    """
+    found = _HOST.fullmatch(value)
+    if found is None:
+        return False
+    if found[1] is not None:
+        try:
+            ipaddress.IPv6Address(found[1].decode("ascii"))
+        except ValueError:
+            return False
+    return found[2] is None or 0 < int(found[2]) <= 65535
+
+
 def _check_host(hosts: list[bytes] | None, *, http10: bool) -> None:
     if hosts is None:
         if http10:
@@ -108,7 +129,7 @@ def _check_host(hosts: list[bytes] | None, *, http10: bool) -> None:
         raise BadField("exactly one Host header is expected")
     if len(hosts) > 1:
         raise BadField("exactly one Host header is expected")
-    if not valid_host(hosts[0]):
+    if not _valid_host(hosts[0]):
         raise BadField("the Host header is malformed")
 
 
@@ -192,6 +213,51 @@ def parse_response(raw: bytes) -> ResponseHead:
 
 def _is_sse(kind: bytes) -> bool:
     return kind.lower().startswith(b"text/event-stream")
+
+
+Head = TypeVar("Head", RequestHead, ResponseHead)
+
+
+class HeadMemo(Generic[Head]):
+    """Parses heads; one that differs from the last in nothing but the number after `separator` is not parsed again.
+
+    That number is the only thing a parser makes of the bytes that differ: the head before was accepted, so it has one such
+    line, here, and no other length. A connection's memo dies with it, and so does what it holds of keys.
+    """
+
+    __slots__ = ("_after", "_before", "_head", "_length", "_parse", "_separator")
+
+    def __init__(self, parse: Callable[[bytes], Head], separator: bytes) -> None:
+        """:param separator: CRLF, name, colon and space of the length's line as most peers write it."""
+        self._parse: Callable[[bytes], Head] = parse
+        self._separator = separator
+        self._before = self._length = self._after = b""
+        self._head: Head | None = None
+
+    def read(self, raw: bytes) -> Head:
+        """As `parse`, which see. `raw` ends with the head's empty line."""
+        before, _, rest = raw.partition(self._separator)
+        length, _, after = rest.partition(b"\r\n")
+        head = self._head
+        if head is not None and before == self._before and after == self._after:
+            if length == self._length:
+                return head
+            if head.content_length and length.isdigit() and len(length) <= _LENGTH_DIGITS_MAX:
+                fresh: Head = msgspec.structs.replace(
+                    head, content_length=int(length), fields=_with_length(head.fields, length)
+                )
+                self._length, self._head = length, fresh
+                return fresh
+        head = self._parse(raw)
+        self._before, self._length, self._after, self._head = before, length, after, head
+        return head
+
+
+def _with_length(fields: list[Field], length: bytes) -> list[Field]:
+    return [
+        Field(field.name, length, field.role, b"", b"") if field.role == b"content-length" else field
+        for field in fields
+    ]
 
 
 def valid_request_id(value: bytes | None) -> bool:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 from gpuserved.core.routes import Match
-from gpuserved.router import errors
-from gpuserved.router.body import MEMORY_MAX_BYTES, Body
-from gpuserved.router.edge import HEAD_MAX_BYTES, RequestHead, parse_request
-from gpuserved.router.errors import HttpError
-from gpuserved.router.framing import LINES_MAX, ChunkedDecoder, FramingError, LengthDecoder
-from gpuserved.router.headmemo import HeadMemo
+from gpuserved.router.http import errors
+from gpuserved.router.http.body import MEMORY_MAX_BYTES, Body
+from gpuserved.router.http.errors import HttpError
+from gpuserved.router.http.framing import LINES_MAX, ChunkedDecoder, FramingError, LengthDecoder
+from gpuserved.router.http.head import HEAD_MAX_BYTES, HeadMemo, RequestHead, parse_request
 
 HEADER_S = 10.0
 """Absolute, from a head's first byte to its end; trickling bytes do not stretch it."""
@@ -57,8 +56,7 @@ class RequestReader:
         self._clock_runs = False
         self.deadline: float | None = None
         """Loop time at which what has begun must have advanced; None: nothing has begun."""
-        self.wants_continue = False
-        """The client waits for 100 Continue; whoever answers it clears this."""
+        self._wants_continue = False
         self.has_more = False
         """`advance` stopped so as not to hold up the loop: call it again on the next turn."""
 
@@ -114,6 +112,11 @@ class RequestReader:
         self._buffer.clear()
         return rest
 
+    def take_continue(self) -> bool:
+        """The client waits for 100 Continue; said once."""
+        wants, self._wants_continue = self._wants_continue, False
+        return wants
+
     def advance(self, now: float) -> Whole | None:
         """The next whole request; None: more bytes are needed.
 
@@ -166,7 +169,7 @@ class RequestReader:
         self._head = head
         self._body_since = now
         self._decoder = ChunkedDecoder() if head.chunked else LengthDecoder(length)
-        self.wants_continue = head.expects_continue and not self._decoder.done and not self._buffer
+        self._wants_continue = head.expects_continue and not self._decoder.done and not self._buffer
 
     def _read_body(self, now: float) -> bool:
         decoder = self._decoder

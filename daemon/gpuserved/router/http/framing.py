@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from gpuserved.router.grammar import FIELD_LINE
-
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t -~\x80-\xff]*)?\r\n")
+_FIELD_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n]*\r\n")
+"""RFC 9110 section 5.1: a token, and its value."""
 _LINE_MAX_BYTES = 1024
 _TRAILER_MAX_BYTES = 8 * 1024
 LINES_MAX = 1024
@@ -149,7 +149,7 @@ class ChunkedDecoder:
         else:
             self._trailer_bytes += len(line)
             self.done = line == b"\r\n"
-            good = self.done or FIELD_LINE.fullmatch(line)
+            good = self.done or _FIELD_LINE.fullmatch(line)
             if not good or self._trailer_bytes > _TRAILER_MAX_BYTES:
                 raise FramingError("the trailer is malformed")
 
