@@ -29,6 +29,34 @@ def test_a_systemd_unit_uses_them_whatever_its_user() -> None:
     assert roots.from_environment(given, uid=987) == roots.from_environment({}, uid=0)
 
 
+def test_the_operate_group_is_for_a_daemon_of_the_host() -> None:
+    def system(uid: int, **env: str) -> bool:
+        return roots.from_environment({"HOME": "/h", **env}, uid=uid).system
+
+    assert system(0)
+    assert system(987, RUNTIME_DIRECTORY="/run/gpuserve")
+    assert not system(1000, RUNTIME_DIRECTORY="/run/user/1000/gpuserve", XDG_RUNTIME_DIR="/run/user/1000")
+    assert not system(1000)
+    assert not system(0, GPUSERVE_ROOT="/r")
+
+
+def test_systemd_says_where_a_units_folders_are() -> None:
+    names = ("RUNTIME", "STATE", "LOGS", "CACHE", "CONFIGURATION")
+    found = roots.from_environment({f"{name}_DIRECTORY": f"/{name}" for name in names}, uid=987)
+    folders = (found.run, found.state, found.log, found.cache, found.config)
+    assert [str(folder) for folder in folders] == [f"/{name}" for name in names]
+
+
+def test_a_folder_that_one_may_not_enter_counts_as_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a user outside the group is told of the group, not that nothing runs."""
+
+    def closed(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_socket", closed)
+    assert str(roots.find_socket({}, "/run/gpuserve/control.sock")) == "/run/gpuserve/control.sock"
+
+
 def test_anybody_else_uses_xdg() -> None:
     env = {"HOME": "/home/ada", "XDG_RUNTIME_DIR": "/run/user/1000", "XDG_CACHE_HOME": "/fast"}
     found = roots.from_environment(env, uid=1000)

@@ -32,7 +32,8 @@ from gpuserved.api.types import (
     SupervisorView,
 )
 from gpuserved.api.upgrade import UpgradeAccepted, UpgradeRequest
-from gpuserved.control.server import HEADER_TIMEOUT_S, ControlServer
+from gpuserved.control.routes import Limits
+from gpuserved.control.server import ControlServer
 from gpuserved.fleet.bus import Bus, Subscription
 
 PATIENCE_S = 60.0
@@ -193,7 +194,7 @@ class Daemon:
 
 @pytest.fixture
 def daemon(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Daemon]:
-    """With the usual patience for a first request; `parametrize("daemon", [SECONDS], indirect=True)` for another."""
+    """With the usual limits; `parametrize("daemon", [Limits(...)], indirect=True)` for others."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
@@ -202,7 +203,7 @@ def daemon(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Daemon]:
 
         async def start() -> tuple[MemoryFleet, ControlServer]:
             fleet = MemoryFleet(tmp_path)
-            server = ControlServer(fleet, path, header_timeout_s=getattr(request, "param", HEADER_TIMEOUT_S))
+            server = ControlServer(fleet, path, limits=getattr(request, "param", Limits()))
             await server.start()
             return fleet, server
 

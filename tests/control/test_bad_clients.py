@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from gpuserved.api.wire import BODY_MAX_BYTES
+from gpuserved.control.routes import Limits
 
 
 def talk(path: Any, data: bytes, timeout_s: float = 60) -> bytes:
@@ -52,7 +53,7 @@ def test_garbage_costs_its_sender_the_connection_and_nobody_else(daemon: Any, ga
     assert daemon.client.status()
 
 
-@pytest.mark.parametrize("daemon", [0.5], indirect=True)
+@pytest.mark.parametrize("daemon", [Limits(head_s=0.5)], indirect=True)
 @pytest.mark.parametrize("start", [b"", b"GET /v1/stat", b"GET /v1/status HTTP/1.1\r\nHost: x\r\n"])
 def test_a_client_that_stalls_is_dropped(daemon: Any, start: bytes) -> None:
     assert talk(daemon.path, start) == b""

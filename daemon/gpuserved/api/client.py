@@ -1,6 +1,6 @@
 """The one client of the control API: synchronous, standard library and msgspec only.
 
-`gpuserve status` is typed many times an hour, so what it imports counts: http.client costs some 25 ms, httpx 140. One object may be used from several threads; every call has a connection of its own.
+`gpuserve status` is typed many times an hour, so what it imports counts: http.client costs some 25 ms, a client library 140. One object may be used from several threads; every call has a connection of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from gpuserved.api.crash import CrashCard
 from gpuserved.api.gpus import GpusRequest, GpusResult
 from gpuserved.api.inspect import EventsView, LogBatch, LogPage, ProfilesView, ReplicaDetail
 from gpuserved.api.plan import Plan, PlanRequest
-from gpuserved.api.transport import MUTATE_TIMEOUT_S, READ_TIMEOUT_S, Transport
+from gpuserved.api.transport import CHANGE_TIMEOUT_S, READ_TIMEOUT_S, Transport
 from gpuserved.api.types import (
     ActionResult,
     ApplyProfileRequest,
@@ -87,7 +87,7 @@ class ControlClient(Transport):
     def shutdown(self, *, drain: bool = True, forget: bool = True) -> None:
         """Ask the daemon to stop everything and itself; it goes on after the answer."""
         connection, response = self._open(
-            "POST", f"/shutdown?drain={int(drain)}&forget={int(forget)}", b"", MUTATE_TIMEOUT_S
+            "POST", f"/shutdown?drain={int(drain)}&forget={int(forget)}", b"", CHANGE_TIMEOUT_S
         )
         response.read()
         connection.close()
@@ -152,7 +152,7 @@ class ControlClient(Transport):
     def profile_diff(self, profile: str) -> ApplyResult:
         """What applying a profile's file as it is now would do."""
         path = f"/profiles/{quote(profile, safe='')}/diff"
-        return self._call("GET", path, ApplyResult, timeout_s=MUTATE_TIMEOUT_S)
+        return self._call("GET", path, ApplyResult, timeout_s=CHANGE_TIMEOUT_S)
 
     def apply_profile(self, profile: str, request: ApplyProfileRequest) -> ApplyResult:
         """Apply a profile's file as it is now."""
@@ -168,7 +168,7 @@ class ControlClient(Transport):
         """
         query = {"source": source, "n": lines, "before": before, "match": match}
         known = urlencode({key: value for key, value in query.items() if value is not None})
-        return self._call("GET", f"/logs/page?{known}", LogPage, timeout_s=MUTATE_TIMEOUT_S)
+        return self._call("GET", f"/logs/page?{known}", LogPage, timeout_s=CHANGE_TIMEOUT_S)
 
     def follow_logs(
         self, sources: Sequence[str], *, lines: int = 100, after: Mapping[str, str] | None = None

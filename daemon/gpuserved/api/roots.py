@@ -32,6 +32,8 @@ class Roots:
     log: Path
     cache: Path
     config: Path
+    system: bool = False
+    """A daemon of the host, which the operate group may use; not one user's."""
 
     @property
     def control_socket(self) -> Path:
@@ -81,10 +83,13 @@ def from_environment(env: Mapping[str, str], *, uid: int) -> Roots:
         top = Path(root).expanduser().absolute()
         return Roots(fitting(top / "run"), top / "state", top / "log", top / "cache", top)
     if uid == 0 or "RUNTIME_DIRECTORY" in env:  # systemd sets it for a unit, whatever user that runs as
-        var = Path("/var")
+        users = env.get("XDG_RUNTIME_DIR") and env.get("RUNTIME_DIRECTORY", "").startswith(
+            env["XDG_RUNTIME_DIR"]
+        )
         return Roots(
             Path(env.get("RUNTIME_DIRECTORY", "/run/gpuserve")), Path(env.get("STATE_DIRECTORY", "/var/lib/gpuserve")),
-            Path(env.get("LOGS_DIRECTORY", "/var/log/gpuserve")), var / "cache" / "gpuserve", Path("/etc/gpuserve"),
+            Path(env.get("LOGS_DIRECTORY", "/var/log/gpuserve")), Path(env.get("CACHE_DIRECTORY", "/var/cache/gpuserve")),
+            Path(env.get("CONFIGURATION_DIRECTORY", "/etc/gpuserve")), system=not users,
         )  # fmt: skip
     home = Path(env.get("HOME", "/"))
     state = Path(env.get("XDG_STATE_HOME", home / ".local" / "state")) / "gpuserve"
@@ -109,4 +114,12 @@ def candidate_sockets(env: Mapping[str, str], *, uid: int, explicit: str | None 
 def find_socket(env: Mapping[str, str], explicit: str | None = None) -> Path:
     """The first place that has a socket, in the order of `candidate_sockets`; the first place where none has."""
     candidates = candidate_sockets(env, uid=os.getuid(), explicit=explicit)
-    return next((path for path in candidates if path.is_socket()), candidates[0])
+    return next((path for path in candidates if _is_there(path)), candidates[0])
+
+
+def _is_there(socket: Path) -> bool:
+    """A socket, or a folder that this user may not look into: connecting says then who may."""
+    try:
+        return socket.is_socket()
+    except PermissionError:
+        return True

@@ -21,12 +21,17 @@ from gpuserved.api.connection import (
 )
 from gpuserved.api.roots import SUN_PATH_MAX
 from gpuserved.api.types import PROTOCOL_VERSION
-from gpuserved.api.wire import PREFIX, PROTOCOL_HEADER, READ_ONLY_HEADER
+from gpuserved.api.wire import (
+    CHANGE_LIMIT_S,
+    CLIENT_MARGIN_S,
+    PREFIX,
+    PROTOCOL_HEADER,
+    READ_LIMIT_S,
+    READ_ONLY_HEADER,
+)
 
-READ_TIMEOUT_S = 15.0
-"""For answers from memory."""
-MUTATE_TIMEOUT_S = 300.0
-"""`apply` may learn a new vLLM's flags first, which takes minutes from a cold network disk."""
+READ_TIMEOUT_S = READ_LIMIT_S + CLIENT_MARGIN_S
+CHANGE_TIMEOUT_S = CHANGE_LIMIT_S + CLIENT_MARGIN_S
 _ERROR_MAX_BYTES = 1024 * 1024
 T = TypeVar("T")
 
@@ -70,7 +75,7 @@ class Transport:
         timeout_s: float | None = None,
     ) -> T:
         body = None if method == "GET" else msgspec.json.encode(request) if request is not None else b""
-        timeout_s = timeout_s or (READ_TIMEOUT_S if method == "GET" else MUTATE_TIMEOUT_S)
+        timeout_s = timeout_s or (READ_TIMEOUT_S if method == "GET" else CHANGE_TIMEOUT_S)
         connection, response = self._open(method, path, body, timeout_s)
         try:
             raw = self._guard(response.read, timeout_s)

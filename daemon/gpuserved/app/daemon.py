@@ -65,7 +65,7 @@ async def serve(
     fleet = await _assemble(roots, config, args, store)
     fleet.service, fleet.failed_upgrade = notify is not None, failed
     _wire(fleet, args, path, end, service)
-    control = ControlServer(fleet, roots.control_socket)
+    control = ControlServer(fleet, roots.control_socket, system=roots.system)
     watchdog = asyncio.ensure_future(feed_watchdog(notify, service.ping_s))  # a drain may outlast its wait
     try:
         fleet.inspection.history.begin(roots.log)

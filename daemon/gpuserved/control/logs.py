@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,7 +26,7 @@ def last_lines(paths: Sequence[Path], count: int) -> list[bytes]:
             file.close()
 
 
-async def follow(paths: Paths, count: int, poll_s: float = POLL_S) -> AsyncIterator[bytes]:
+async def follow(paths: Paths, count: int, poll_s: float = POLL_S) -> AsyncGenerator[bytes, None]:
     """The last `count` lines, then new ones for ever, in blocks of whole lines.
 
     Works by inode: what was open when its segment was renamed is read to its end, then the segment after it. A new start of the

@@ -1,11 +1,15 @@
-"""Who is at the other end of a control connection, and whether they may operate."""
+"""Who may reach the control socket, who is at its other end, and whether they may operate."""
 
 from __future__ import annotations
 
+import contextlib
 import grp
+import os
 import socket
+import stat
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 
 from gpuserved.api.trust import credentials
 from gpuserved.api.wire import OPERATE_GROUP
@@ -52,3 +56,37 @@ def may_operate(peer: Peer, *, owner_uid: int, operators: int | None) -> bool:
     :param operators: the operate group of a system daemon; None: there is none.
     """
     return peer.uid in {owner_uid, 0} or (operators is not None and operators in peer.groups)
+
+
+def bind(path: Path, *, operators: int | None) -> socket.socket:
+    """A Unix socket that nobody else can reach from its first moment: the umask is set before bind, and until it listens, which is
+    the caller's next step, the kernel refuses every connection.
+
+    :param operators: the group that may connect (0660) and enter the folder (0750); None: its owner alone (0600). So it is, too,
+        where this process may not give the socket to that group: an unprivileged daemon outside it.
+    """
+    shared = operators is not None and (os.geteuid() == 0 or operators in {os.getegid(), *os.getgroups()})
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    previous = os.umask(0o117 if shared else 0o177)
+    try:
+        bound.bind(os.fspath(path))
+        if operators is not None and shared:
+            os.chown(path, -1, operators, follow_symlinks=False)
+            _let_in(path.parent, operators)
+    except BaseException:
+        bound.close()
+        raise
+    finally:
+        os.umask(previous)
+    bound.setblocking(False)
+    return bound
+
+
+def _let_in(folder: Path, group: int) -> None:
+    """The group may enter, as RuntimeDirectoryMode= of the unit has it; what else is there has modes of its own."""
+    found = os.stat(folder)
+    if found.st_uid == os.geteuid() and (found.st_gid, found.st_mode & 0o050) != (group, 0o050):
+        os.chown(folder, -1, group)
+        os.chmod(folder, stat.S_IMODE(found.st_mode) | 0o050)  # noqa: S103 - the group, and nobody else

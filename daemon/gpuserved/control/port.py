@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
@@ -13,13 +15,13 @@ from gpuserved.api.types import (
     ActionResult,
     ApplyRequest,
     ApplyResult,
+    FleetEvent,
     ReplicasRequest,
     RouterView,
     ScaleRequest,
     Status,
 )
 from gpuserved.api.upgrade import UpgradeAccepted, UpgradeRequest
-from gpuserved.fleet.bus import Subscription
 
 
 class InspectionPort(Protocol):
@@ -132,7 +134,7 @@ class FleetPort(Protocol):
         :param forget: the next daemon starts empty; else with the profiles of this one.
         """
 
-    def subscribe(self) -> Subscription:
+    def subscribe(self) -> AbstractContextManager[AsyncIterator[FleetEvent]]:
         """A new reader of events: a snapshot first, then deltas."""
 
 
