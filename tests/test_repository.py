@@ -20,6 +20,7 @@ from gpuserved.api.errors import CLASSES
 from gpuserved.cli.parser import build
 from gpuserved.config import daemon as daemon_config
 from gpuserved.config import profile as profile_config
+from gpuserved.config.fields import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = [ROOT / "requirements" / f"{name}.lock.txt" for name in ("runtime", "dev")]
@@ -126,18 +127,18 @@ def test_every_flag_in_the_readme_exists() -> None:
             assert flag in helps[verb], f"gpuserve {verb} has no {flag}"
 
 
-@pytest.mark.parametrize("table", ["TOP", "ROUTING", "LIMITS", "RESTART", "HEALTH", "COMMAND"])
-def test_every_key_of_a_profile_is_documented(table: str) -> None:
+@pytest.mark.parametrize("table", profile_config.TABLES, ids=lambda table: table.name or "top")
+def test_every_key_of_a_profile_is_documented(table: Table) -> None:
     page = (ROOT / "docs" / "profiles.md").read_text()
-    missing = [key for key in getattr(profile_config, table) if f"| `{key}`" not in page]
+    missing = [key.name for key in table.keys if f"| `{key.name}`" not in page]
     assert not missing
     assert "| `gpus`" in page
 
 
-@pytest.mark.parametrize("table", ["_ROUTER", "_SUPERVISOR", "_GPUS"])
-def test_every_key_of_the_daemons_file_is_documented(table: str) -> None:
+@pytest.mark.parametrize("table", daemon_config.TABLES, ids=lambda table: table.name)
+def test_every_key_of_the_daemons_file_is_documented(table: Table) -> None:
     text = (ROOT / "README.md").read_text() + (ROOT / "docs" / "operations.md").read_text()
-    assert not [key for key in getattr(daemon_config, table) if f"{key} =" not in text]
+    assert not [key.name for key in table.keys if f"{key.name} =" not in text]
 
 
 def test_every_error_code_is_documented() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from gpuserved.api.errors import Invalid
+from gpuserved.config.api_keys import read_keys
 from gpuserved.config.daemon import (
     DaemonConfig,
     automatic_routers,
@@ -14,7 +15,6 @@ from gpuserved.config.daemon import (
     parse_listen,
     read_hf_token,
 )
-from gpuserved.config.keys import read_keys
 
 KEY_LINE = "alice:" + hashlib.sha256(b"key").hexdigest()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import runpy
 from pathlib import Path
@@ -14,13 +15,16 @@ from hypothesis import strategies as st
 from jsonschema import Draft7Validator
 
 from gpuserved.api.errors import Invalid
-from gpuserved.config.profile import load_profile
+from gpuserved.config.daemon import parse_daemon_config
+from gpuserved.config.fields import Table
+from gpuserved.config.profile import TABLES, load_profile
 from gpuserved.config.schema import profile_schema
 from gpuserved.config.write import literal
+from gpuserved.core.profile import Profile
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "profiles").glob("*.toml"))
-VALIDATOR = Draft7Validator(profile_schema({}))
+VALIDATOR = Draft7Validator(profile_schema())
 LOOSE = {"served_name", "session_header", "health_path", "metrics_path"}
 """Texts with a form that the schema leaves to the loader."""
 
@@ -33,9 +37,31 @@ def accepted(text: str) -> bool:
     return True
 
 
-def test_the_shipped_schema_is_what_the_tables_say() -> None:
+def test_what_is_written_of_keys_is_what_they_are_declared_as() -> None:
     script = runpy.run_path(str(ROOT / "scripts" / "profile_schema.py"))
-    assert script["SCHEMA"].read_text() == script["schema"](), "run: make docs"
+    assert (ROOT / "profiles" / "profile.schema.json").read_text() == script["schema"](), "run: make docs"
+    assert script["PAGES"].keys() == {"README.md", "docs/profiles.md"}
+    for name, written in script["PAGES"].items():
+        page = (ROOT / name).read_text("utf-8")
+        assert page == written(page), f"{name}: run: make docs"
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name or "top")
+def test_a_key_becomes_a_field_of_the_same_name(table: Table) -> None:
+    names = {key.name for key in table.keys}
+    assert table.makes is not None
+    own = {field.name for field in dataclasses.fields(table.makes)}
+    assert names <= own
+    if table.makes is not Profile:
+        assert names == own, "a field that no key sets"
+
+
+def test_the_example_of_the_daemons_file_is_one(tmp_path: Path) -> None:
+    page = (ROOT / "README.md").read_text()
+    text = page.split("```toml\n[router]\n", 1)[1].split("\n```\n", 1)[0]
+    config = parse_daemon_config(f"[router]\n{text}\n", tmp_path / "gpuserved.toml")
+    assert config.keys_file == tmp_path / "keys"
+    assert config.drain_s == 3600
 
 
 def test_it_is_a_schema_with_a_meaning_for_every_key() -> None:

@@ -213,7 +213,7 @@ async def test_a_table_of_an_older_release_is_made_anew(
 
 
 def test_an_editor_knows_the_flags_of_the_installed_vllm(table: FlagTable) -> None:
-    schema = Draft7Validator(with_flags(profile_schema({}), EngineName.VLLM, flag_schemas(table)))
+    schema = Draft7Validator(with_flags(profile_schema(), EngineName.VLLM, flag_schemas(table)))
 
     def fine(flags: str) -> bool:
         return not list(schema.iter_errors(tomli.loads(f'model = "m"\n[vllm]\n{flags}')))

@@ -22,8 +22,8 @@ from gpuserved.app.main import BACKGROUND_ORPHAN_TTL_S
 from gpuserved.app.port import open_port
 from gpuserved.app.succession import Successor
 from gpuserved.app.watchdog import feed_watchdog
+from gpuserved.config.api_keys import read_keys
 from gpuserved.config.daemon import DaemonConfig, find_config, load_daemon_config, read_hf_token
-from gpuserved.config.keys import read_keys
 from gpuserved.control.server import ControlServer
 from gpuserved.core.events import EventKind
 from gpuserved.fleet.fleet import MEMORY_BACK_S, Fleet

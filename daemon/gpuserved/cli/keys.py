@@ -13,8 +13,8 @@ from gpuserved.api.errors import Invalid, NotFound, Unavailable
 from gpuserved.api.roots import Roots, from_environment
 from gpuserved.api.routing import ApiKey, KeyStats
 from gpuserved.cli.session import client_of, print_json, warn
+from gpuserved.config.api_keys import LIMITS, NAME, read_keys
 from gpuserved.config.daemon import DaemonConfig, find_config, load_daemon_config
-from gpuserved.config.keys import LIMITS, NAME, read_keys
 
 _PREFIX = "gs-"
 _RANDOM_BYTES = 32

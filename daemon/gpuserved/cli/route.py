@@ -7,8 +7,8 @@ import logging
 from pathlib import Path
 
 from gpuserved.api.errors import Invalid
+from gpuserved.config.api_keys import read_keys
 from gpuserved.config.daemon import DaemonConfig
-from gpuserved.config.keys import read_keys
 from gpuserved.host.fdstore import inherited
 from gpuserved.host.listen import bind, url_of
 from gpuserved.route.address import parse_upstreams

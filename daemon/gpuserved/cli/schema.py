@@ -14,15 +14,12 @@ from gpuserved.api.errors import Invalid
 from gpuserved.api.roots import from_environment
 from gpuserved.cli.session import warn
 from gpuserved.config.schema import profile_schema, with_flags
-from gpuserved.config.target import profile_folders
 from gpuserved.core.profile import EngineName
-
-NAME = "profile.schema.json"
 
 
 def schema(options: argparse.Namespace) -> int:
     """`gpuserve schema`."""
-    found = _shipped()
+    found = profile_schema()
     if options.vllm or options.python:
         found = _with_vllm(found, options.python)
     text = json.dumps(found, indent=2, ensure_ascii=False)
@@ -36,20 +33,6 @@ def schema(options: argparse.Namespace) -> int:
         raise Invalid(f"{path}: cannot be written: {error.strerror}", "choose another -o") from None
     warn(f"wrote {path}; the first line of a profile beside it: #:schema ./{path.name}")
     return 0
-
-
-def _shipped() -> dict[str, Any]:
-    """The file that comes with the profiles: it says what each key means."""
-    roots = from_environment(os.environ, uid=os.getuid())
-    for folder in reversed(
-        profile_folders(roots.config, Path.cwd())[2:]
-    ):  # a source tree is newer than its install
-        try:
-            found: dict[str, Any] = json.loads((folder / NAME).read_bytes())
-        except (OSError, ValueError):
-            continue
-        return found
-    return profile_schema({})
 
 
 def _with_vllm(found: dict[str, Any], python: str | None) -> dict[str, Any]:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import ssl
 import stat
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from gpuserved.api.errors import Invalid
 from gpuserved.api.roots import Roots
+from gpuserved.config.api_keys import read_keys
 from gpuserved.config.document import Document, parse
-from gpuserved.config.fields import Number, Read, Text, Words, boolean, read_table
-from gpuserved.config.front import both_or_none, check_certificate, networks
-from gpuserved.config.keys import read_keys
+from gpuserved.config.fields import Boolean, Integer, Json, Key, Number, Table, Text, Words
 
 DEFAULT_LISTEN = ("127.0.0.1", 8000)
 ROUTERS_MAX = 64
@@ -23,23 +24,101 @@ _WEEK_S = 7 * 86_400.0
 _URL = re.compile(r"https?://[^\s/?#]+\S*")
 
 
-def _switch_or_path(document: Document, path: tuple[str, ...], value: object) -> bool | str:
-    if isinstance(value, (bool, str)) and value != "":
-        return value
-    return document.refuse_value(path, "true, false or a path", value)
+@dataclass(frozen=True)
+class Listen:
+    """An address, as host and port."""
+
+    def __call__(self, document: Document, path: tuple[str, ...], value: Any) -> tuple[str, int]:
+        try:
+            return parse_listen(Text()(document, path, value))
+        except Invalid as error:
+            if error.detail is not None:  # no text at all
+                raise
+            document.refuse(path, error.message, error.hint)
+
+    def schema(self) -> Json:
+        return Text().schema()
 
 
-_ROUTER: dict[str, Read] = {
-    "listen": Text(), "keys_file": Text(), "insecure": boolean, "access_log": _switch_or_path,
-    "trusted_proxies": Words(at_least=0), "tls_cert": Text(), "tls_key": Text(), "drain_s": Number(0, _WEEK_S),
-}  # fmt: skip
-_SUPERVISOR: dict[str, Read] = {
-    "orphan_ttl_s": Number(1, 52 * _WEEK_S),
-    "hang_timeout_s": Number(1, 86_400),
-    "hf_token_file": Text(),
-    "webhook": Text(needs=("an http:// or https:// URL", lambda v: bool(_URL.fullmatch(v)))),
-}
-_GPUS: dict[str, Read] = {"provider": Text(), "memory_back_s": Number(0.1, 3600)}
+@dataclass(frozen=True)
+class BesideFile:
+    """A path; a relative one is beside the daemon's file."""
+
+    switch: bool = False
+    """true and false are fine, too."""
+    words: tuple[str, ...] = ()
+    """These are no paths."""
+
+    def __call__(self, document: Document, path: tuple[str, ...], value: Any) -> Path | bool | str:
+        if self.switch and (not isinstance(value, str) or not value):
+            if not isinstance(value, bool):
+                document.refuse_value(path, "true, false or a path", value)
+            return value
+        if value in self.words:
+            return str(value)
+        text = Text()(document, path, value) if not self.switch else value
+        return Path(document.source).absolute().parent / Path(text).expanduser()
+
+    def schema(self) -> Json:
+        return {"anyOf": [{"type": "boolean"}, Text().schema()]} if self.switch else Text().schema()
+
+
+@dataclass(frozen=True)
+class RouterCount:
+    """A number of routers, or "auto"."""
+
+    def __call__(self, document: Document, path: tuple[str, ...], value: Any) -> int:
+        if value == "auto":
+            return automatic_routers(len(os.sched_getaffinity(0)))
+        if type(value) is not int or not 1 <= value <= ROUTERS_MAX:
+            document.refuse_value(path, f'"auto" or a number from 1 to {ROUTERS_MAX}', value)
+        return int(value)
+
+    def schema(self) -> Json:
+        return Integer(1, ROUTERS_MAX, auto=True).schema()
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Addresses and networks."""
+
+    def __call__(self, document: Document, path: tuple[str, ...], value: Any) -> tuple[str, ...]:
+        found: list[str] = []
+        for word in Words(at_least=0)(document, path, value):
+            try:
+                found.append(str(ipaddress.ip_network(word, strict=False)))
+            except ValueError:
+                document.refuse(path, f"{word!r} is no address and no network", 'write "10.0.0.0/8" or "::1"')
+        return tuple(found)
+
+    def schema(self) -> Json:
+        return Words(at_least=0).schema()
+
+
+_webhook = Text(needs=("an http:// or https:// URL", lambda v: bool(_URL.fullmatch(v))))
+ROUTER = Table("router", (
+    Key("listen", Listen(), "", example='"127.0.0.1:8000"'),
+    Key("keys_file", BesideFile(), "lines NAME:SHA256 [rpm=60 tpm=... tpd=...]; gpuserve keys add NAME writes one", example='"keys"'),
+    Key("routers", RouterCount(), 'or "auto": more than one where one core is not enough; counts from their next start', example="1"),
+    Key("insecure", Boolean(), "true: serve other machines without keys", example="false"),
+    Key("access_log", BesideFile(switch=True), "log/access.log, a JSON line for each request; false, or a path", example="true"),
+    Key("tls_cert", BesideFile(), "with tls_key: HTTPS; gpuserve reload takes a renewed certificate", example='"cert.pem"'),
+    Key("tls_key", BesideFile(), "", example='"key.pem"'),
+    Key("trusted_proxies", Networks(), "whose X-Forwarded-For counts; nobody's otherwise", example='["10.0.0.0/8"]'),
+    Key("drain_s", Number(0, _WEEK_S), "how long a router that an upgrade has replaced may finish what it has", example="3600"),
+))  # fmt: skip
+SUPERVISOR = Table("supervisor", (
+    Key("orphan_ttl_s", Number(1, 52 * _WEEK_S),
+        "replicas without supervisor and router stop after this; unset under systemd: never", example="1800"),
+    Key("hang_timeout_s", Number(1, 86_400), "beats the profiles", example="120"),
+    Key("hf_token_file", BesideFile(), "mode 600; reaches vLLM in its environment, and nothing else", example='"hf-token"'),
+    Key("webhook", _webhook, "crash cards are posted there as JSON", example='"https://..."'),
+))  # fmt: skip
+GPUS = Table("gpus", (
+    Key("provider", BesideFile(words=("auto", "nvml", "none")), "nvml, none, or an inventory file", example='"auto"'),
+    Key("memory_back_s", Number(0.1, 3600), "a killed process that holds its GPU for longer: the GPU is set aside", example="60"),
+))  # fmt: skip
+TABLES = (ROUTER, SUPERVISOR, GPUS)
 
 
 @dataclass(frozen=True)
@@ -149,46 +228,17 @@ def load_daemon_config(path: Path | None) -> DaemonConfig:
 def parse_daemon_config(text: str, path: Path) -> DaemonConfig:
     """The same for text that stands, or would stand, in `path`."""
     document = parse(text, str(path))
-    read_table(document, (), {}, also=("router", "supervisor", "gpus"))
-    router = read_table(document, ("router",), _ROUTER, also=("routers",))
-    supervisor = read_table(document, ("supervisor",), _SUPERVISOR)
-    gpus = read_table(document, ("gpus",), _GPUS)
-    both_or_none(document, router)
-    folder = path.absolute().parent
-    host, port = DEFAULT_LISTEN
-    if "listen" in router:
-        try:
-            host, port = parse_listen(router["listen"])
-        except Invalid as error:
-            document.refuse(("router", "listen"), error.message, error.hint)
-    provider = gpus.get("provider", "auto")
-    return DaemonConfig(
-        host=host,
-        port=port,
-        routers=_routers(document),
-        keys_file=_beside(folder, router.get("keys_file")),
-        insecure=router.get("insecure", False),
-        access_log=_access_log(folder, router.get("access_log", True)),
-        trusted_proxies=networks(document, router),
-        tls_cert=_beside(folder, router.get("tls_cert")),
-        tls_key=_beside(folder, router.get("tls_key")),
-        drain_s=router.get("drain_s"),
-        orphan_ttl_s=supervisor.get("orphan_ttl_s"),
-        hang_timeout_s=supervisor.get("hang_timeout_s"),
-        hf_token_file=_beside(folder, supervisor.get("hf_token_file")),
-        webhook=supervisor.get("webhook"),
-        gpu_provider=provider if provider in {"auto", "nvml", "none"} else str(_beside(folder, provider)),
-        memory_back_s=gpus.get("memory_back_s"),
-    )
-
-
-def _routers(document: Document) -> int:
-    given = document.data.get("router", {}).get("routers", 1)
-    if given == "auto":
-        return automatic_routers(len(os.sched_getaffinity(0)))
-    if type(given) is not int or not 1 <= given <= ROUTERS_MAX:
-        document.refuse_value(("router", "routers"), f'"auto" or a number from 1 to {ROUTERS_MAX}', given)
-    return int(given)
+    Table("", ()).read(document, also=tuple(table.name for table in TABLES))
+    router, supervisor, gpus = (table.read(document) for table in TABLES)
+    if ("tls_cert" in router) != ("tls_key" in router):
+        there, missing = ("tls_cert", "tls_key") if "tls_cert" in router else ("tls_key", "tls_cert")
+        document.refuse(
+            ("router", there), f"{there} is set without {missing}", f"set {missing} too, or neither"
+        )
+    host, port = router.pop("listen", DEFAULT_LISTEN)
+    if "provider" in gpus:
+        gpus["gpu_provider"] = str(gpus.pop("provider"))
+    return DaemonConfig(host=host, port=port, **router, **supervisor, **gpus)
 
 
 def automatic_routers(cpus: int) -> int:
@@ -227,6 +277,23 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def check_certificate(cert: Path, key: Path) -> None:
+    """:raises Invalid: the files cannot be read, or are no certificate and its key."""
+    for path in (cert, key):
+        try:
+            path.read_bytes()
+        except OSError as error:
+            raise Invalid(f"{path}: cannot be read: {error.strerror}", "check tls_cert and tls_key") from None
+    try:
+        # A key with a passphrase would make OpenSSL ask for it on the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password=lambda: "")
+    except (OSError, ssl.SSLError) as error:
+        raise Invalid(
+            f"{cert} and {key} are no certificate and its key: {error}",
+            "tls_cert is a PEM file with the whole chain, tls_key the PEM file of its key without a passphrase",
+        ) from None
+
+
 def read_hf_token(path: Path) -> str:
     """The Hugging Face token in a file that only its owner, or its group, can read.
 
@@ -245,14 +312,6 @@ def read_hf_token(path: Path) -> str:
     if not text or len(text.split()) != 1:
         raise Invalid(f"{path}: expected one token and nothing else", "write the token alone into the file")
     return text
-
-
-def _access_log(folder: Path, written: bool | str) -> bool | Path:
-    return written if isinstance(written, bool) else folder / Path(written).expanduser()
-
-
-def _beside(folder: Path, written: str | None) -> Path | None:
-    return None if written is None else folder / Path(written).expanduser()
 
 
 def _reason(error: Exception) -> str:

@@ -6,46 +6,43 @@ other, a table of another engine, a name that cannot be a file's.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import MISSING, fields
+from enum import Enum
 
 from gpuserved.config import profile
-from gpuserved.config.fields import Integer, Number, Read, Text, Words, boolean
+from gpuserved.config.fields import Json, Key, Table
 from gpuserved.core.profile import EngineName
 
 DIALECT = "http://json-schema.org/draft-07/schema#"
 """What taplo and the TOML plug-ins of editors understand."""
-TABLES: dict[str, dict[str, Read]] = {
-    "routing": profile.ROUTING,
-    "limits": profile.LIMITS,
-    "restart": profile.RESTART,
-    "health": profile.HEALTH,
-    "command": profile.COMMAND,
-}
 _FLAG_VALUE = {"type": ["string", "number", "boolean", "array", "object"]}
+_LINK = re.compile(r"\[([^\]]+)\]\([^)]+\)")
 
-Json = dict[str, Any]
+
+def default_of(table: Table, key: Key) -> str:
+    """What counts where the key is not set, in Markdown."""
+    if key.default is not None:
+        return key.default
+    assert table.makes is not None
+    value = next(each.default for each in fields(table.makes) if each.name == key.name)
+    if value is MISSING or value is None:
+        raise ValueError(f"{key.name} has no default that speaks for itself: say it in words")
+    value = value.value if isinstance(value, Enum) else value
+    return f'`"{value}"`' if isinstance(value, str) else f"{value:g}"
 
 
-def profile_schema(meanings: Mapping[str, Mapping[str, str]]) -> Json:
-    """The whole schema.
-
-    :param meanings: what each key means, by table; the top level is "".
-    """
-    top = {key: _field(read) for key, read in profile.TOP.items()}
-    top["gpus"] = {
-        "anyOf": [
-            {"const": "all"},
-            {"type": "array", "uniqueItems": True, "items": {"anyOf": [
-                {"type": "integer", "minimum": 0}, {"type": "string", "minLength": 1},
-            ]}},
-        ]
-    }  # fmt: skip
-    _describe(top, meanings.get("", {}))
-    for name, fields in TABLES.items():
-        inner = {key: _field(read) for key, read in fields.items()}
-        _describe(inner, meanings.get(name, {}))
-        top[name] = {"type": "object", "properties": inner, "additionalProperties": False}
+def profile_schema() -> Json:
+    """The whole schema."""
+    top = _properties(profile.TOP)
+    for table in profile.TABLES:
+        if table.name:
+            top[table.name] = {
+                "type": "object",
+                "properties": _properties(table),
+                "additionalProperties": False,
+            }
     for engine in EngineName:
         if engine is not EngineName.COMMAND:
             top[engine.value] = {
@@ -74,7 +71,7 @@ def with_flags(schema: Json, engine: EngineName, flags: Mapping[str, Json]) -> J
     :param flags: schema of each, by its name with underscores; names with dashes are taken too.
     """
     spelt = dict(flags) | {name.replace("_", "-"): inner for name, inner in flags.items()}
-    hoisted = {flag: schema["properties"][key] for flag, key in profile.HOISTED.items()}
+    hoisted = {flag: schema["properties"][key.name] for flag, key in profile.hoisted(engine).items()}
     table = {
         **schema["properties"][engine.value],
         "properties": hoisted | spelt,
@@ -83,21 +80,10 @@ def with_flags(schema: Json, engine: EngineName, flags: Mapping[str, Json]) -> J
     return {**schema, "properties": {**schema["properties"], engine.value: table}}
 
 
-def _field(read: Read) -> Json:
-    """One field's schema."""
-    if isinstance(read, Text):
-        return {"enum": list(read.choices)} if read.choices else {"type": "string", "minLength": 1}
-    if isinstance(read, Integer):
-        whole = {"type": "integer", "minimum": read.low, "maximum": read.high}
-        return {"anyOf": [whole, {"const": "auto"}]} if read.auto else whole
-    if isinstance(read, Number):
-        return {"type": "number", "minimum": read.low, "maximum": read.high}
-    if isinstance(read, Words):
-        return {"type": "array", "items": {"type": "string"}, "minItems": read.at_least}
-    return {"type": "boolean"} if read is boolean else {}
+def _properties(table: Table) -> dict[str, Json]:
+    return {key.name: {**key.read.schema(), "description": _description(table, key)} for key in table.keys}
 
 
-def _describe(fields: dict[str, Json], meanings: Mapping[str, str]) -> None:
-    for key, schema in fields.items():
-        if key in meanings:
-            schema["description"] = meanings[key]
+def _description(table: Table, key: Key) -> str:
+    text = f"{_LINK.sub(lambda found: found[1], key.means)} (default: {default_of(table, key)})"
+    return text.replace("`", "")

@@ -12,8 +12,8 @@ from gpuserved.api.client import ControlClient
 from gpuserved.api.errors import GpuserveError, Unavailable
 from gpuserved.api.roots import Roots, fitting
 from gpuserved.cli.doctor.base import Finding, Host, fail, ok, warn
+from gpuserved.config.api_keys import read_keys
 from gpuserved.config.daemon import find_config, load_daemon_config, read_hf_token
-from gpuserved.config.keys import read_keys
 from gpuserved.config.profile import load_profile
 from gpuserved.host import listen
 from gpuserved.host.logtail import clean
