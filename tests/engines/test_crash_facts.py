@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from gpuserved.core.cause import Cause, CauseKind, ExitInfo
-from gpuserved.engines.levers import BY_KIND, KNOWN, lever
-from gpuserved.engines.tracebacks import LINES_MAX, first_tracebacks, since_alive
-from gpuserved.engines.vllm.log import cause
+from gpuserved.engines.levers import ANY_ENGINE
+from gpuserved.engines.tracebacks import LINES_MAX, first_tracebacks
+from gpuserved.engines.vllm.levers import VLLM
+from gpuserved.engines.vllm.log import cause, since_alive
 
 Log = Callable[[str], list[str]]
 ENGINE = "(EngineCore pid=9) ERROR 11-24 02:13:24 [core.py:1510] "
@@ -85,22 +86,26 @@ def test_real_failures_have_a_lever(vllm_log: Log, sample: str, helps: str) -> N
     log = vllm_log(sample)
     why = cause(ExitInfo(1, None, 0.0), log)
     exceptions = [lines[-1] for lines in first_tracebacks(log).values()]
-    found = lever(why, exceptions)
+    found = VLLM.of(why, exceptions)
     assert found is not None
     assert helps in found, (why, found)
 
 
 def test_what_was_killed_from_outside_has_no_lever_of_an_old_exception() -> None:
     why = Cause(CauseKind.KILLED, "API process killed by SIGKILL")
-    assert lever(why, ["ValueError: heads must be divisible by 3"]) is None
-    assert lever(Cause(CauseKind.ENGINE_DIED, "EngineCore died"), ["RuntimeError: NCCL error"]) is not None
+    assert VLLM.of(why, ["ValueError: heads must be divisible by 3"]) is None
+    assert VLLM.of(Cause(CauseKind.ENGINE_DIED, "EngineCore died"), ["RuntimeError: NCCL error"]) is not None
 
 
 def test_an_unknown_failure_has_no_lever() -> None:
-    assert lever(Cause(CauseKind.EXITED, "API process ended by itself (exit code 3)"), []) is None
+    assert VLLM.of(Cause(CauseKind.EXITED, "API process ended by itself (exit code 3)"), []) is None
 
 
 def test_levers_are_single_lines_that_can_be_shown() -> None:
-    for advice in (*(known.advice for known in KNOWN), *BY_KIND.values()):
+    for advice in (
+        *(each.advice for each in VLLM.known),
+        *VLLM.by_kind.values(),
+        *ANY_ENGINE.by_kind.values(),
+    ):
         assert advice.isprintable()
         assert len(advice) < 200

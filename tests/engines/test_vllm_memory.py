@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from gpuserved.engines.vllm.memory_report import GIB, MemoryReport, read
+from gpuserved.engines.base import MemoryReport
+from gpuserved.engines.vllm.memory_report import GIB, read
 
 PREFIX = "(EngineCore pid=23) INFO 11-24 02:03:23 [gpu_worker.py:760] "
 WORKER = "(Worker_TP1 pid=24) INFO 11-24 02:03:23 [gpu_worker.py:760] "

@@ -13,7 +13,7 @@ from tests.planner import configs
 from gpuserved.api.errors import Refused
 from gpuserved.core.placement import Lease
 from gpuserved.core.profile import Profile
-from gpuserved.planning.arrange import Arranged, Known, Wanted, arrange
+from gpuserved.planning.arrange import Arranged, Inputs, Wanted, arrange
 
 NAMES = ("a", "b", "c")
 profiles = st.builds(
@@ -43,7 +43,7 @@ class LeasedGpus(RuleBasedStateMachine):
     def arranged(self, wanted: dict[str, Wanted]) -> Arranged:
         held = {name: uuids for name, uuids in self.held.items() if name.rpartition("-")[0] in wanted}
         return arrange(
-            wanted, self.gpus, held, {name: Known() for name in wanted}, self.others, self.aside,
+            wanted, self.gpus, held, {name: Inputs() for name in wanted}, self.others, self.aside,
             waiting=set(held) - self.running,
         )  # fmt: skip
 

@@ -7,7 +7,7 @@ from tests.planner import configs
 
 from gpuserved.core.placement import Gpu
 from gpuserved.core.profile import Profile
-from gpuserved.planning.arrange import Arranged, Known, Solution, Wanted, arrange
+from gpuserved.planning.arrange import Arranged, Inputs, Solution, Wanted, arrange
 
 H100 = Gpu(
     0, "GPU-0", "NVIDIA H100 80GB HBM3", 85_520_809_984, 503_316_480, memory_reserved_bytes=503_316_480
@@ -26,7 +26,7 @@ def utilizations(found: Arranged) -> list[object]:
 def test_what_was_planned_with_the_model_is_taken_up_without_it() -> None:
     """Nobody reads the model's files for replicas that run; a vocabulary of unknown size leaves less of a share."""
     new = {name: Wanted("", "", half(name)) for name in ("a", "b")}
-    known = {name: Known(LLAMA, version="0.26.0") for name in new}
+    known = {name: Inputs(LLAMA, version="0.26.0") for name in new}
     planned = arrange(new, [H100], {}, known)
     solved = planned.solutions()
     settled = {name: Wanted("", "", half(name), solved=solved[name]) for name in new}

@@ -13,8 +13,8 @@ from tests.planner import configs
 from gpuserved.cli.main import main
 from gpuserved.config.profile import load_profile
 from gpuserved.core.planner.model import ModelFacts
-from gpuserved.models.facts import ModelReader
-from gpuserved.planning.arrange import Known, Wanted, arrange
+from gpuserved.planning.arrange import Inputs, Wanted, arrange
+from gpuserved.planning.model_reader import ModelReader
 
 PROFILES = Path(__file__).resolve().parents[2] / "profiles"
 QWEN3_8B = configs.QWEN3_32B | {
@@ -90,14 +90,14 @@ def test_a_shipped_profile_fits_where_its_comment_says(
 
 def test_both_models_of_the_shared_box_are_placed_beside_each_other(hub: Path) -> None:
     wanted: dict[str, Wanted] = {}
-    known: dict[str, Known] = {}
+    known: dict[str, Inputs] = {}
     for name in ("two-models-chat", "two-models-embed"):
         text = (PROFILES / f"{name}.toml").read_text()
         profile = load_profile(text, f"{name}.toml", name)
         wanted[name] = Wanted(text, name, profile)
         facts = ModelReader().facts(profile)
         assert isinstance(facts, ModelFacts)
-        known[name] = Known(facts)
+        known[name] = Inputs(facts)
     arranged = arrange(wanted, configs.host(2, 80), {}, known)
     on = {one.replica: one.gpu_indexes for one in arranged.assignments}
     assert on == {"two-models-chat-0": (0,), "two-models-chat-1": (1,), "two-models-embed-0": (0,)}

@@ -20,7 +20,7 @@ from tests.e2e.box import Box, until
 from tests.e2e.texts import SERVED, Scalar, make_model, sim, vllm_profile
 
 from gpuserved.api.routing import CacheMetrics
-from gpuserved.engines.base import VLLM_METRICS
+from gpuserved.engines.vllm.like import VLLM_METRICS
 from gpuserved.router.figures import parse
 
 POLICIES = ("round_robin", "least_inflight", "session", "prefix")

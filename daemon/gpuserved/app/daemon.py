@@ -135,7 +135,6 @@ def _settings(fleet: Fleet, config: DaemonConfig) -> None:
     secure = config.tls_cert is not None and config.tls_key is not None
     fleet.tls = Tls(cert=str(config.tls_cert), key=str(config.tls_key)) if secure else None
     fleet.hf_token = read_hf_token(config.hf_token_file) if config.hf_token_file else None
-    fleet.knowledge.hf_token = fleet.hf_token
     fleet.hang_timeout_s = config.hang_timeout_s
     fleet.memory_back_s = config.memory_back_s or MEMORY_BACK_S
     fleet.webhook.url = config.webhook

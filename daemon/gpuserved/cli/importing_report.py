@@ -15,7 +15,6 @@ from gpuserved.api.plan import Plan, Refusal
 from gpuserved.api.roots import from_environment
 from gpuserved.api.types import PlanWarning
 from gpuserved.cli.importing_prompts import Compared, lines_of
-from gpuserved.cli.plan import as_gpus
 from gpuserved.cli.session import shown_path, width
 from gpuserved.cli.text import gpu_list, number, table, wrapped
 from gpuserved.core.placement import Gpu
@@ -114,11 +113,12 @@ def _next(draft: Draft, out: Path) -> str:
 def _gpus(inventory: str | None) -> list[Gpu] | None:
     """Those of the file, or of this host; None: nobody knows."""
     if inventory is None:
+        from gpuserved.planning.inventory import free_gpus
         from gpuserved.telemetry.choose import choose
 
         try:
             provider = choose(os.environ)
-            return as_gpus(provider.inventory(), provider.sample()) or None
+            return free_gpus(provider.inventory(), provider.sample()) or None
         except GpuserveError:
             return None
     from gpuserved.cli.plan import inventory_of

@@ -21,7 +21,6 @@ from gpuserved.config.target import Target
 from gpuserved.core.placement import Gpu, Lease
 from gpuserved.core.profile import Profile
 from gpuserved.host.logtail import clean
-from gpuserved.telemetry.provider import GpuInfo, GpuSample
 
 
 def plan(options: argparse.Namespace) -> int:
@@ -46,12 +45,13 @@ def _here(options: argparse.Namespace, target: Target, profile: Profile) -> Plan
         if options.socket:
             raise
     from gpuserved.config.daemon import find_config, load_daemon_config
+    from gpuserved.planning.inventory import free_gpus
     from gpuserved.telemetry.choose import choose
 
     # The GPUs that a daemon of this root would see.
     config = load_daemon_config(find_config(from_environment(os.environ, uid=os.getuid())))
     provider = choose(os.environ, config.gpu_provider)
-    gpus = _without_quarantined(as_gpus(provider.inventory(), provider.sample()))
+    gpus = _without_quarantined(free_gpus(provider.inventory(), provider.sample()))
     try:
         return _local(profile, gpus, on_paper=False, leases=_leases(gpus, provider.name))
     except Invalid as error:
@@ -77,6 +77,7 @@ def inventory_of(path: str) -> list[Gpu]:
 
     :raises Invalid: it cannot be read, or is no inventory.
     """
+    from gpuserved.planning.inventory import free_gpus
     from gpuserved.telemetry.file import parse
 
     try:
@@ -87,15 +88,7 @@ def inventory_of(path: str) -> list[Gpu]:
         ) from None
     except ValueError as error:
         raise Invalid(f"{path}: not JSON: {error}", "see gpuserve plan --help for the form") from None
-    return as_gpus(*parse(document, path))
-
-
-def as_gpus(infos: list[GpuInfo], samples: list[GpuSample]) -> list[Gpu]:
-    """The provider's facts as the planner takes them; nothing there is ours."""
-    from gpuserved.planning.inventory import gpu_of
-
-    by_uuid = {sample.uuid: sample for sample in samples}
-    return [gpu_of(info, by_uuid.get(info.uuid), {}) for info in infos]
+    return free_gpus(*parse(document, path))
 
 
 def _leases(gpus: list[Gpu], provider: str) -> list[Lease]:

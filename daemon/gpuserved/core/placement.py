@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from gpuserved.core.planner.memory import Card
-from gpuserved.core.profile import EngineName, Profile
+from gpuserved.core.profile import Profile, RunsOn
 
 SIM_PREFIX = "SIM-"
 """The UUIDs of simulated GPUs begin so; only the look-alike engine is placed on them."""
@@ -128,7 +128,11 @@ class Placements:
 def simulated(profile: Profile) -> list[Gpu]:
     """The GPUs that `[sim] gpus = N, gpu_memory_gib = M` adds to the inventory."""
     count, gib = profile.flags.get("gpus", 0), profile.flags.get("gpu_memory_gib", SIM_DEFAULT_GIB)
-    if profile.engine is not EngineName.SIM or type(count) is not int or not isinstance(gib, (int, float)):
+    if (
+        profile.engine.planning.runs_on is not RunsOn.SIMULATED
+        or type(count) is not int
+        or not isinstance(gib, (int, float))
+    ):
         return []
     total = int(gib * 1024**3)
     return [Gpu(n, f"{SIM_PREFIX}{n}", "Simulated GPU", total, 0) for n in range(count)]

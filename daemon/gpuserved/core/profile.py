@@ -2,21 +2,54 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from enum import Enum
+from types import MappingProxyType
 from typing import Union
 
 # A value of an engine flag as TOML can write it. Lists and tables become JSON on the command line.
 FlagValue = Union[str, int, float, bool, list["FlagValue"], dict[str, "FlagValue"]]  # noqa: UP007 - quoted names cannot be joined by | on 3.10
 
 
-class EngineName(str, Enum):
-    """The engines an adapter exists for."""
+class RunsOn(Enum):
+    """The GPUs that replicas of an engine are placed on."""
 
-    VLLM = "vllm"
-    LLAMACPP = "llamacpp"
+    HOST = "host"
+    """The host's; on a host without any, on its CPU."""
+    NAMED = "named"
+    """Those that the profile names; without `gpus`, the CPU."""
+    SIMULATED = "simulated"
+    """Those that its profiles add to the inventory."""
+
+
+@dataclass(frozen=True)
+class Planning:
+    """How an engine wants to be planned."""
+
+    runs_on: RunsOn = RunsOn.HOST
+    by_memory: bool = False
+    """Its models are folders and ids of the hub, and it spends memory as `core.planner` computes; else sizes are taken as asked for."""
+    length_matters: bool = False
+    """Without `max_model_len` it takes the model's longest context."""
+
+
+class EngineName(str, Enum):
+    """The engines there are: a line for each, and a package `engines.NAME`."""
+
+    planning: Planning
+
+    def __new__(cls, name: str, planning: Planning = Planning()) -> EngineName:  # noqa: PYI034 - typing has Self since 3.11
+        """:param name: of the package, the profile's `engine` and, but for a command's, the table of its flags."""
+        made = str.__new__(cls, name)
+        made._value_ = name
+        made.planning = planning
+        return made
+
+    VLLM = "vllm", Planning(by_memory=True, length_matters=True)
+    LLAMACPP = "llamacpp", Planning(RunsOn.NAMED)
     COMMAND = "command"
-    SIM = "sim"
+    SIM = "sim", Planning(RunsOn.SIMULATED, length_matters=True)
 
 
 class Policy(str, Enum):
@@ -100,43 +133,59 @@ class CommandSpec:
     metrics_path: str | None = None
 
 
+class Takes(Enum):
+    """What a changed setting takes until it counts."""
+
+    PROCESS = "a new process"
+    """It is a part of the engine's command line or environment, or of where it runs."""
+    PLAN = "a new plan"
+    """What was decided for the profile does not hold any more; a replica that is placed as before runs on."""
+    NOTHING = "nothing"
+    """The routers' and the daemon's own: running replicas obey it at once."""
+
+
+_PROCESS: Mapping[str, Takes] = MappingProxyType({"takes": Takes.PROCESS})
+_PLAN: Mapping[str, Takes] = MappingProxyType({"takes": Takes.PLAN})
+_NOTHING: Mapping[str, Takes] = MappingProxyType({"takes": Takes.NOTHING})
+
+
 @dataclass(frozen=True)
 class Profile:
-    """One model and how to serve it."""
+    """One model and how to serve it. Each field says what a change of it takes: there is no other list of them."""
 
-    name: str
-    model: str
+    name: str = field(metadata=_NOTHING)
+    model: str = field(metadata=_PROCESS)
     """Folder or hub id."""
-    served_name: str
-    engine: EngineName = EngineName.VLLM
-    python: str | None = None
+    served_name: str = field(metadata=_PROCESS)
+    engine: EngineName = field(default=EngineName.VLLM, metadata=_PROCESS)
+    python: str | None = field(default=None, metadata=_PROCESS)
     """Interpreter whose environment holds the engine; None: found through PATH."""
-    replicas: int | None = None
+    replicas: int | None = field(default=None, metadata=_PLAN)
     """None: automatic, one per GPU (or per group of `tensor_parallel_size` GPUs)."""
-    tensor_parallel_size: int | None = None
+    tensor_parallel_size: int | None = field(default=None, metadata=_PROCESS)
     """None: automatic, by what fits."""
-    data_parallel: str = "replicas"
+    data_parallel: str = field(default="replicas", metadata=_PLAN)
     """`replicas`: independent servers; `internal`: vLLM's own data parallelism inside one server."""
-    data_parallel_size: int | None = None
+    data_parallel_size: int | None = field(default=None, metadata=_PROCESS)
     """Engines of one server with `internal`; None: as many as GPUs allow. The planner sets it."""
-    max_model_len: int | None = None
+    max_model_len: int | None = field(default=None, metadata=_PROCESS)
     """None: not set, or `auto`."""
-    max_model_len_auto: bool = False
+    max_model_len_auto: bool = field(default=False, metadata=_PLAN)
     """True where the profile says `auto`: the model's longest if it fits."""
-    gpu_share: float | None = None
+    gpu_share: float | None = field(default=None, metadata=_PROCESS)
     """Part of each GPU, so that others may have the rest; None: the whole GPU."""
-    target_concurrency: int | None = None
-    gpus: tuple[str, ...] | None = None
+    target_concurrency: int | None = field(default=None, metadata=_PLAN)
+    gpus: tuple[str, ...] | None = field(default=None, metadata=_PROCESS)
     """Indexes or UUIDs this profile may use; None: all."""
-    policy: Policy = Policy.LEAST_INFLIGHT
-    flags: dict[str, FlagValue] = field(default_factory=dict)
+    policy: Policy = field(default=Policy.LEAST_INFLIGHT, metadata=_NOTHING)
+    command: CommandSpec | None = field(default=None, metadata=_PROCESS)
+    flags: dict[str, FlagValue] = field(default_factory=dict, metadata=_PROCESS)
     """The engine's own table (`[vllm]`, `[sim]`, `[llamacpp]`): flag name with underscores -> value."""
-    env: dict[str, str] = field(default_factory=dict)
-    command: CommandSpec | None = None
-    routing: Routing = field(default_factory=Routing)
-    limits: Limits = field(default_factory=Limits)
-    restart: RestartPolicy = field(default_factory=RestartPolicy)
-    health: HealthPolicy = field(default_factory=HealthPolicy)
+    env: dict[str, str] = field(default_factory=dict, metadata=_PROCESS)
+    routing: Routing = field(default_factory=Routing, metadata=_NOTHING)
+    limits: Limits = field(default_factory=Limits, metadata=_NOTHING)
+    restart: RestartPolicy = field(default_factory=RestartPolicy, metadata=_NOTHING)
+    health: HealthPolicy = field(default_factory=HealthPolicy, metadata=_NOTHING)
 
     @property
     def adapter_names(self) -> tuple[str, ...]:
@@ -165,34 +214,26 @@ class Profile:
         """GPUs that one replica occupies."""
         return (self.tensor_parallel_size or 1) * (self.data_parallel_size or 1)
 
-    def runs_like(self, other: Profile) -> bool:
-        """True where a replica started from `other` need not be restarted to obey this profile.
+    def differs(self, other: Profile, takes: Takes) -> tuple[str, ...]:
+        """The fields that are not the same in both and take that, in the order of their declaration."""
+        return tuple(
+            each.name
+            for each in fields(self)
+            if each.metadata["takes"] is takes and _counted(self, each.name) != _counted(other, each.name)
+        )
 
-        The router's and the supervisor's own settings (limits, restart, health, policy, routing, the number of replicas) apply to
-        running replicas at once; everything else is part of the engine's command line.
-        """
-        return _engine_part(self) == _engine_part(other)
+    def runs_like(self, other: Profile) -> bool:
+        """True where a replica started from `other` need not be restarted to obey this profile."""
+        return not self.differs(other, Takes.PROCESS)
 
     def plans_like(self, other: Profile) -> bool:
         """True where what was decided for `other` holds for this profile too."""
-        return self.runs_like(other) and all(
-            getattr(self, name) == getattr(other, name)
-            for name in ("replicas", "target_concurrency", "max_model_len_auto", "data_parallel")
-        )
+        return self.runs_like(other) and not self.differs(other, Takes.PLAN)
 
 
-def _engine_part(profile: Profile) -> tuple[object, ...]:
-    return (
-        profile.model,
-        profile.served_name,
-        profile.engine,
-        profile.python,
-        profile.tensor_parallel_size or 1,
-        profile.data_parallel_size or 1,
-        profile.max_model_len,
-        profile.gpu_share,
-        profile.gpus,
-        profile.flags,
-        profile.env,
-        profile.command,
-    )
+_ONE_IF_UNSET = frozenset({"tensor_parallel_size", "data_parallel_size"})
+
+
+def _counted(profile: Profile, name: str) -> object:
+    value = getattr(profile, name)
+    return 1 if value is None and name in _ONE_IF_UNSET else value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -13,6 +13,8 @@ from gpuserved.api.routing import CacheMetrics
 from gpuserved.core.cause import Cause, CauseKind, ExitInfo, from_exit
 from gpuserved.core.profile import Profile
 from gpuserved.engines.installed import Installed
+from gpuserved.engines.levers import ANY_ENGINE, Levers
+from gpuserved.engines.tracebacks import first_tracebacks
 
 
 @dataclass(frozen=True)
@@ -71,23 +73,6 @@ class MetricNames:
     itl: str | None = None
 
 
-VLLM_METRICS = MetricNames(
-    running="vllm:num_requests_running",
-    waiting="vllm:num_requests_waiting",
-    kv_cache_ratio="vllm:kv_cache_usage_perc",
-    steps="vllm:iteration_tokens_total_count",
-    prompt_tokens="vllm:prompt_tokens_total",
-    generation_tokens="vllm:generation_tokens_total",
-    prefix_queries="vllm:prefix_cache_queries_total",
-    prefix_hits="vllm:prefix_cache_hits_total",
-    cache_config="vllm:cache_config_info",
-    preemptions="vllm:num_preemptions_total",
-    ttft="vllm:time_to_first_token_seconds",
-    itl="vllm:inter_token_latency_seconds",
-)
-"""vLLM's names since 0.26; the look-alike has the same."""
-
-
 def cache_metrics(path: str | None, names: MetricNames) -> CacheMetrics | None:
     """Where a router reads how a prefix cache does; None: the engine does not say."""
     if not (path and names.prefix_hits and names.prefix_queries and names.cache_config):
@@ -95,6 +80,28 @@ def cache_metrics(path: str | None, names: MetricNames) -> CacheMetrics | None:
     return CacheMetrics(
         path=path, hits=names.prefix_hits, queries=names.prefix_queries, config=names.cache_config
     )
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """What an engine wrote of its memory at a start. Bytes of one GPU; None: it did not say."""
+
+    kv_cache_bytes: int
+    kv_cache_tokens: int | None = None
+    weights_bytes: int | None = None
+    activation_bytes: int | None = None
+    """With the CUDA graphs' estimate, as the engine counts it."""
+    graph_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Defaults of every request."""
+
+    defaults: tuple[tuple[str, float], ...] = ()
+    """Parameters by the names of the API, those that change something."""
+    cap_tokens: int | None = None
+    """No answer is longer, whatever a request asks for; None: none but the context's."""
 
 
 class Engine(ABC):
@@ -106,6 +113,9 @@ class Engine(ABC):
 
     name: ClassVar[str]
     metrics: ClassVar[MetricNames] = MetricNames()
+    levers: ClassVar[Levers] = ANY_ENGINE
+    reports_memory: ClassVar[bool] = False
+    """Its log says at each start what it spends, which `memory_report` reads: plans are made from that afterwards."""
 
     def __init__(self, cache_dir: Path, environ: Mapping[str, str] | None = None) -> None:
         """:param environ: the daemon's own environment; None: this process's."""
@@ -149,10 +159,23 @@ class Engine(ABC):
         del profile
         return False
 
+    def python(self, profile: Profile) -> str | None:
+        """The interpreter whose environment the engine runs in; None: unknown, or it is not installed."""
+        del profile
+        return None
+
     def installed(self, profile: Profile) -> Installed | None:
         """What a start of this profile would run now; None: the engine does not say. Reads files; may run the interpreter once."""
         del profile
         return None
+
+    def sampling(self, profile: Profile, folder: Path | None) -> Sampling:
+        """What a request gets that says nothing of sampling.
+
+        :param folder: the model's; None: it is not on this host.
+        """
+        del profile, folder
+        return Sampling()
 
     def phase(self, line: str) -> str | None:
         """The loading phase that a log line announces (`loading weights`, `compiling`, ...), or None."""
@@ -163,6 +186,22 @@ class Engine(ABC):
         """Why it ended: the exit status and the last lines of its log (control bytes already stripped)."""
         del tail
         return from_exit(info) if info else Cause(CauseKind.EXITED, "the process ended, and nobody saw how")
+
+    def tracebacks(self, log_lines: Sequence[str]) -> dict[str, list[str]]:
+        """The first Python traceback of each process in these lines, by the process's name, of those that can be why it ended."""
+        return first_tracebacks(log_lines)
+
+    def lever(self, cause: Cause, exceptions: Iterable[str]) -> str | None:
+        """What an operator can do about it; None: the failure is not a known one.
+
+        :param exceptions: the last lines of the tracebacks.
+        """
+        return self.levers.of(cause, exceptions)
+
+    def memory_report(self, log_lines: Iterable[str]) -> MemoryReport | None:
+        """The figures in the lines of a start; None: they do not say how large the KV cache is."""
+        del log_lines
+        return None
 
     def upstream_model(self, profile: Profile) -> str | None:
         """The name the engine itself knows the model by, where it differs from `served_name`."""

@@ -1,4 +1,7 @@
-"""The adapters of one daemon, each imported when a profile first asks for it."""
+"""The adapters of one daemon, each imported when a profile first asks for it.
+
+The engines there are stand in `core.profile.EngineName`; the adapter of `x` is `engines.x.adapter.XEngine`.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,6 @@ from typing import cast
 
 from gpuserved.core.profile import EngineName, Profile
 from gpuserved.engines.base import Engine
-
-_ADAPTERS: Mapping[EngineName, str] = {
-    EngineName.VLLM: "VllmEngine",
-    EngineName.LLAMACPP: "LlamacppEngine",
-    EngineName.COMMAND: "CommandEngine",
-    EngineName.SIM: "SimEngine",
-}
-"""Class of each in `gpuserved.engines.NAME.adapter`."""
 
 
 class Engines:
@@ -37,6 +32,6 @@ class Engines:
         """The adapter of an engine."""
         if name not in self._made:
             module = import_module(f"gpuserved.engines.{name.value}.adapter")
-            adapter = cast("type[Engine]", getattr(module, _ADAPTERS[name]))
+            adapter = cast("type[Engine]", getattr(module, f"{name.value.capitalize()}Engine"))
             self._made[name] = adapter(self._cache_dir, self._environ)
         return self._made[name]

@@ -16,16 +16,6 @@ _BEGIN = "Traceback (most recent call last):"
 _EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?::|$)")
 
 
-_ALIVE = re.compile(r"Engine \d+: Avg prompt throughput")
-"""vLLM writes it every ten seconds while its engine works: an error before the last one was a request's, and survived."""
-
-
-def since_alive(lines: Sequence[str]) -> Sequence[str]:
-    """What was written since the engine was last seen working; all, where it never was."""
-    last = next((at for at in range(len(lines) - 1, -1, -1) if _ALIVE.search(lines[at])), -1)
-    return lines[last + 1 :]
-
-
 def first_tracebacks(lines: Sequence[str]) -> dict[str, list[str]]:
     """Process name (empty: lines without one) -> its first traceback, without the log's prefixes.
 

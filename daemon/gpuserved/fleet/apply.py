@@ -16,7 +16,6 @@ from gpuserved.config.profile import load_profile
 from gpuserved.core.events import EventKind
 from gpuserved.core.placement import Gpu, with_simulated
 from gpuserved.core.profile import HealthPolicy, Profile
-from gpuserved.engines.vllm.adapter import VllmEngine
 from gpuserved.fleet import letting_go, rollplan, store
 from gpuserved.fleet.rollplan import RollPlans
 from gpuserved.host.failpoint import reach
@@ -90,8 +89,7 @@ async def check(fleet: Fleet, wanted: list[Wanted]) -> list[PlanWarning]:
     for each in wanted:
         profile = each.profile
         engine = fleet.engine(profile)
-        if isinstance(engine, VllmEngine):
-            await engine.prepare(profile)
+        await engine.prepare(profile)
         try:
             said = engine.check(profile)
         except Invalid as error:
@@ -108,7 +106,7 @@ async def arranged_for(fleet: Fleet, wanted: dict[str, Wanted], fresh: Collectio
     held = {name: (o.next_assignment or o.assignment).gpu_uuids for name, o in fleet.owners.items()}
     names = [name for name in fresh if wanted[name].solved is None]
     known = await asyncio.to_thread(
-        lambda: {name: fleet.knowledge.of(wanted[name].profile) for name in names}
+        lambda: {name: fleet.inputs.of(wanted[name].profile, fleet.hf_token) for name in names}
     )
     inventory = await inventory_of(fleet, wanted)
     leases = leases_of_others(fleet.gpu_locks, inventory)

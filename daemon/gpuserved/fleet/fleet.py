@@ -42,7 +42,7 @@ from gpuserved.fleet.rolling import Rolls
 from gpuserved.fleet.saving import Saving
 from gpuserved.fleet.webhook import Webhook
 from gpuserved.planning.arrange import Wanted
-from gpuserved.planning.knowledge import Knowledge
+from gpuserved.planning.inputs import InputReader
 from gpuserved.replica.controller import ReplicaController, detach_soon
 from gpuserved.replica.start_gate import StartGate
 from gpuserved.routers.routers import Routers
@@ -64,7 +64,8 @@ class Fleet:
         self.gpus = gpus
         self.gpu_locks = gpus.locks(str(roots.run))
         self.quarantine = Quarantine(roots.state / FILE)
-        self.knowledge = Knowledge(roots.state, roots.cache)
+        self._engines = Engines(roots.cache)
+        self.inputs = InputReader(roots.state, roots.cache, self._engines)
         self.orphan_ttl_s = orphan_ttl_s
         self.hf_token: str | None = None
         self.hang_timeout_s: float | None = None
@@ -97,7 +98,6 @@ class Fleet:
         """Under systemd."""
         self.failed_upgrade: FailedUpgrade | None = None
         self.began = time.monotonic()
-        self._engines = Engines(roots.cache)
         self._routes: list[object] = []
 
     # --- what an owner needs (Services) ---

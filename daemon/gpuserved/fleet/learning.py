@@ -6,7 +6,6 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from gpuserved.core.profile import EngineName
 from gpuserved.core.state import State
 from gpuserved.host.logtail import segments
 from gpuserved.replica import start_files
@@ -21,10 +20,10 @@ _under_way: set[asyncio.Task[None]] = set()
 
 
 def after_change(fleet: Fleet, owner: ReplicaController, previous_state: str) -> None:
-    """Learn from a vLLM replica on GPUs that has just become ready."""
+    """Learn from a replica on GPUs that has just become ready."""
     assignment = owner.assignment
     ready = owner.r.state is State.READY and previous_state == State.STARTING.value
-    if ready and assignment.profile.engine is EngineName.VLLM and assignment.gpu_uuids:
+    if ready and fleet.engine(assignment.profile).reports_memory and assignment.gpu_uuids:
         task = asyncio.ensure_future(_learn(fleet, owner))
         _under_way.add(task)  # the loop keeps only weak references to tasks
         task.add_done_callback(_under_way.discard)
@@ -35,11 +34,13 @@ async def _learn(fleet: Fleet, owner: ReplicaController) -> None:
     logs = segments(start_files.log_path(fleet.roots, owner.id, owner.r.generation))
     gpus = [gpu for gpu in fleet.gpus.views() if gpu.uuid in assignment.gpu_uuids]
     try:
-        found = await asyncio.to_thread(fleet.knowledge.learn, assignment, gpus, logs)
+        found = await asyncio.to_thread(fleet.inputs.record, assignment, gpus, logs)
     except Exception:  # a plan is better for it; a replica serves without
         log.exception("%s: its memory figures could not be kept", owner.id)
         return
     if found is not None:
         log.info(
-            "%s: vLLM reports %.2f GiB of KV cache on each GPU", owner.id, found.kv_cache_bytes / 1024**3
+            "%s: the engine reports %.2f GiB of KV cache on each GPU",
+            owner.id,
+            found.kv_cache_bytes / 1024**3,
         )

@@ -13,7 +13,7 @@ from gpuserved.core.placement import Gpu, Lease, NoFit, Placements, with_simulat
 from gpuserved.core.planner.decide import place, unmeasured
 from gpuserved.core.planner.model import ModelFacts, Unknown
 from gpuserved.core.planner.options import Lookup
-from gpuserved.core.profile import Profile
+from gpuserved.core.profile import Profile, Takes
 from gpuserved.core.state import Replica, State
 
 
@@ -63,13 +63,13 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Known:
-    """What planning one profile may look at beside the inventory."""
+class Inputs:
+    """What one profile is planned with, beside the inventory."""
 
     facts: ModelFacts | Unknown | None = None
     lookup: Lookup = unmeasured
     version: str | None = None
-    """Of the vLLM that will run; None: unknown."""
+    """Of the engine that will run; None: unknown."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def arrange(
     wanted: Mapping[str, Wanted],
     inventory: Sequence[Gpu],
     held: Mapping[str, tuple[str, ...]],
-    known: Mapping[str, Known] | None = None,
+    inputs: Mapping[str, Inputs] | None = None,
     taken: Sequence[Lease] = (),
     quarantined: Mapping[str, str] | None = None,
     waiting: Collection[str] = (),
@@ -105,7 +105,7 @@ def arrange(
 
     :param held: GPU UUIDs that replicas have now; they stay where they can.
     :param taken: leases of other daemons; what is solved is not weighed against them, its start is.
-    :param known: of each profile that is to be planned by memory; the others are placed as they were.
+    :param inputs: of each profile that is to be planned by memory; the others are placed as they were.
     :param quarantined: GPU UUIDs on which nothing may be placed, with the reason. A replica that holds one, and for which there
         is no other, keeps it, and waits for its release.
     :param waiting: replicas that wait so already, and hold their GPUs in name only: others may have taken them.
@@ -124,7 +124,7 @@ def arrange(
     # Profiles that hold GPUs come first, so that one that is new is placed around them.
     order = sorted(wanted, key=lambda name: not any(r.rsplit("-", 1)[0] == name and held[r] for r in held))
     for at, name in enumerate(order):
-        each, about = wanted[name], (known or {}).get(name, Known())
+        each, about = wanted[name], (inputs or {}).get(name, Inputs())
         profile = each.effective
         others = [*leases, *_claims({later: wanted[later] for later in order[at + 1 :]}, keep, gpus)]
         if each.solved is not None:
@@ -149,7 +149,7 @@ def arrange(
         name
         for name, each in wanted.items()
         if each.solved is None
-        and (name not in (known or {}) or isinstance((known or {})[name].facts, Unknown))
+        and (name not in (inputs or {}) or isinstance((inputs or {})[name].facts, Unknown))
     )
     return Arranged(tuple(assignments), tuple(warnings), placements, unplanned)
 
@@ -173,7 +173,7 @@ def _planned(
     gpus: Sequence[Gpu],
     leases: Sequence[Lease],
     keep: Mapping[str, tuple[str, ...]],
-    about: Known,
+    about: Inputs,
 ) -> Placements | NoFit:
     return place(
         profile, gpus, leases, keep=keep, facts=about.facts, lookup=about.lookup, version=about.version
@@ -264,16 +264,16 @@ def changes(
 
 
 def difference(old: Profile, new: Profile) -> str:
-    """The settings that make a new process necessary."""
-    names = (
-        "model", "served_name", "engine", "python", "tensor_parallel_size", "data_parallel_size", "max_model_len", "gpu_share",
-        "gpus", "command",
-    )  # fmt: skip
-    changed = [name for name in names if getattr(old, name) != getattr(new, name)]
-    keys = sorted(
-        key for key in old.flags.keys() | new.flags.keys() if old.flags.get(key) != new.flags.get(key)
-    )
-    changed += [f"[{new.engine.value}] {key}" for key in keys]
-    if old.env != new.env:
-        changed.append("[env]")  # names only: values may be secret
-    return "changed: " + ", ".join(changed)
+    """The settings that make a new process necessary, of flags and variables the names alone: values may be secret."""
+    found: list[str] = []
+    for name in new.differs(old, Takes.PROCESS):
+        if name == "flags":
+            keys = old.flags.keys() | new.flags.keys()
+            found += [
+                f"[{new.engine.value}] {key}"
+                for key in sorted(keys)
+                if old.flags.get(key) != new.flags.get(key)
+            ]
+        else:
+            found.append("[env]" if name == "env" else name)
+    return "changed: " + ", ".join(found)

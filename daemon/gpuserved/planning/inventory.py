@@ -54,3 +54,9 @@ def leases_of_others(locks: GpuLocks | None, inventory: Sequence[Gpu]) -> list[L
         for gpu in inventory
         for held in locks.held_by_others(gpu.uuid)
     ]
+
+
+def free_gpus(infos: Sequence[GpuInfo], samples: Sequence[GpuSample]) -> list[Gpu]:
+    """GPUs on which nothing is ours: what is used there, others use."""
+    by_uuid = {sample.uuid: sample for sample in samples}
+    return [gpu_of(info, by_uuid.get(info.uuid), {}) for info in infos]

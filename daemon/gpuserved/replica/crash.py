@@ -13,8 +13,6 @@ import msgspec
 from gpuserved.api.crash import CrashCard, CrashFigures, CrashGpu, Traceback
 from gpuserved.core.cause import Cause, ExitInfo
 from gpuserved.core.state import Replica
-from gpuserved.engines.levers import lever
-from gpuserved.engines.tracebacks import first_tracebacks, since_alive
 from gpuserved.host.logtail import last_lines
 from gpuserved.host.statefile import write_atomically
 from gpuserved.replica import start_files
@@ -47,7 +45,8 @@ def record(
     profile = owner.assignment.profile
     log_path = start_files.log_path(around.roots, owner.id, generation)
     lines = _masked(last_lines(log_path, TRACEBACK_LINES), around.hf_token)
-    tracebacks = first_tracebacks(since_alive(lines))
+    engine = around.engine(profile)
+    tracebacks = engine.tracebacks(lines)
     evidence = start_files.evidence_path(around.roots, owner.id, generation)
     card = CrashCard(
         replica=owner.id,
@@ -62,7 +61,7 @@ def record(
         oom_killed=oom_killed,
         cause=cause.kind.value,
         message=_masked([cause.message], around.hf_token)[0],
-        lever=lever(cause, [each[-1] for each in tracebacks.values()]),
+        lever=engine.lever(cause, [each[-1] for each in tracebacks.values()]),
         state=decided.state.value,
         figures=_figures(figures),
         gpus=[

@@ -14,7 +14,8 @@ from pathlib import Path
 from gpuserved.api.errors import Invalid
 from gpuserved.api.routing import ApiKey, ModelRoute, ReplicaRoute, RoutingTable
 from gpuserved.core.upstream import UpstreamRow, admitted
-from gpuserved.engines.base import VLLM_METRICS, cache_metrics
+from gpuserved.engines.base import cache_metrics
+from gpuserved.engines.vllm.like import VLLM_METRICS
 from gpuserved.route.address import Address
 from gpuserved.route.watch import Watch
 from gpuserved.router.server import Router

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from gpuserved.cli.doctor.base import GIB, Finding, Host, fail, gib, ok, warn
-from gpuserved.models.cache import hub_cache
+from gpuserved.planning.hub import hub_cache
 
 NAME = "hub"
 _LOOK_S = 0.7

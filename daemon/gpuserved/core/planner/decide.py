@@ -26,7 +26,7 @@ from gpuserved.core.planner.options import (
 from gpuserved.core.planner.room import Room, allowed, room
 from gpuserved.core.planner.uncounted import Runs
 from gpuserved.core.planner.utilization import too_high
-from gpuserved.core.profile import EngineName, Profile
+from gpuserved.core.profile import Profile
 
 
 def unmeasured(setting: Setting) -> Measured | None:
@@ -65,7 +65,7 @@ def place(
     space = room(profile, gpus, leases, None if settled else runs)
     own = {name: uuids for name, uuids in (keep or {}).items() if name.rpartition("-")[0] == profile.name}
     if not isinstance(facts, ModelFacts) or not gpus or any(gpu.memory_total_bytes is None for gpu in gpus):
-        unknown = facts if isinstance(facts, Unknown) and profile.engine is EngineName.VLLM else None
+        unknown = facts if isinstance(facts, Unknown) and profile.engine.planning.by_memory else None
         return plain.place(profile, space, own, unknown)
     asked = Asked(profile, facts, space.free, own, lookup, version)
     return _planned(asked, space)

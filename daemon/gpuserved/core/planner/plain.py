@@ -9,9 +9,7 @@ from gpuserved.core.planner import refusals, topology
 from gpuserved.core.planner.model import Unknown
 from gpuserved.core.planner.room import Room
 from gpuserved.core.planner.utilization import chosen_utilization
-from gpuserved.core.profile import EngineName, Profile
-
-_LENGTH_MATTERS = frozenset({EngineName.VLLM, EngineName.SIM})
+from gpuserved.core.profile import Profile
 
 
 def place(
@@ -79,7 +77,7 @@ def _assign(
 
 def _utilization(profile: Profile, gpus: Sequence[Gpu]) -> float | None:
     """Only where vLLM's default would not do: beside foreign memory, or on a share of a card."""
-    if profile.engine is not EngineName.VLLM:
+    if not profile.engine.planning.by_memory:
         return None
     found = [value for gpu in gpus if (value := chosen_utilization(profile, gpu, len(gpus))) is not None]
     return min(found, default=None)
@@ -87,7 +85,7 @@ def _utilization(profile: Profile, gpus: Sequence[Gpu]) -> float | None:
 
 def _warnings(profile: Profile, unknown: Unknown | None, *, no_gpu: bool) -> tuple[Warned, ...]:
     found: tuple[Warned, ...] = ()
-    if no_gpu and profile.engine is EngineName.VLLM and profile.gpus is None:
+    if no_gpu and profile.engine.planning.by_memory and profile.gpus is None:
         found = (
             Warned(
                 "no_gpu",
@@ -98,7 +96,7 @@ def _warnings(profile: Profile, unknown: Unknown | None, *, no_gpu: bool) -> tup
     if unknown is not None:
         found = (Warned(unknown.code, f"{profile.name}: {unknown.message}. {unknown.hint}"),)
     unset = profile.max_model_len is None and not profile.max_model_len_auto
-    if not unset or profile.engine not in _LENGTH_MATTERS:
+    if not unset or not profile.engine.planning.length_matters:
         return found
     return (
         *found,

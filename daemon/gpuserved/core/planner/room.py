@@ -13,7 +13,7 @@ from gpuserved.core.planner.utilization import (
     utilization_limit,
     wanted_utilization,
 )
-from gpuserved.core.profile import EngineName, Profile
+from gpuserved.core.profile import Profile, RunsOn
 
 FRACTION_ERROR = 1e-9
 MIB = 1024**2
@@ -31,14 +31,13 @@ class Room:
 
 def allowed(profile: Profile, inventory: Iterable[Gpu]) -> list[Gpu] | NoFit:
     """The GPUs this profile may use, by index; an empty list: it runs on the CPU."""
-    own = profile.engine is EngineName.SIM
+    planning = profile.engine.planning
+    own = planning.runs_on is RunsOn.SIMULATED
     there = sorted(
         (g for g in inventory if g.uuid.startswith(SIM_PREFIX) == own), key=lambda gpu: (gpu.index, gpu.uuid)
     )
     if profile.gpus is None:
-        return (
-            [] if profile.engine is EngineName.LLAMACPP else there
-        )  # the embedded engine computes on the CPU
+        return [] if planning.runs_on is RunsOn.NAMED else there
     by_name = {name: gpu for gpu in there for name in (str(gpu.index), gpu.uuid)}
     missing = [name for name in profile.gpus if name not in by_name]
     if missing:

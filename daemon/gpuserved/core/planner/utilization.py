@@ -12,13 +12,13 @@ from dataclasses import replace
 from gpuserved.core.placement import Gpu, NoFit
 from gpuserved.core.planner.memory import DEFAULT_UTILIZATION, visible_bytes
 from gpuserved.core.planner.uncounted import ANYTHING, Runs, before_bytes, late_bytes
-from gpuserved.core.profile import EngineName, Profile
+from gpuserved.core.profile import Profile
 
 
 def asked_utilization(profile: Profile) -> float | None:
     """What the profile sets; None: the planner chooses."""
     value = profile.flags.get("gpu_memory_utilization")
-    return float(value) if profile.engine is EngineName.VLLM and isinstance(value, (int, float)) else None
+    return float(value) if profile.engine.planning.by_memory and isinstance(value, (int, float)) else None
 
 
 def wanted_utilization(profile: Profile, gpu: Gpu, size: int, runs: Runs = ANYTHING) -> float | None:
@@ -88,7 +88,7 @@ def free_bytes(gpu: Gpu) -> int:
 def _shared(profile: Profile, gpu: Gpu, size: int, runs: Runs) -> float | None:
     """With `gpu_share` everything that a replica takes lies inside its share: the next one finds its own part free."""
     share = profile.gpu_share
-    if profile.engine is not EngineName.VLLM or share is None or share >= 1:
+    if not profile.engine.planning.by_memory or share is None or share >= 1:
         return None
     if not gpu.memory_total_bytes:
         return share

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Sequence
 
 from gpuserved.api.errors import Invalid
 from gpuserved.core.cause import Cause, CauseKind, ExitInfo
 from gpuserved.core.profile import CommandSpec, Profile
-from gpuserved.engines.base import VLLM_METRICS, Engine, Launch, LaunchContext
+from gpuserved.engines.base import Engine, Launch, LaunchContext
 from gpuserved.engines.environment import DEFAULT_PATH, child_environment, finish
 from gpuserved.engines.installed import expand
+from gpuserved.engines.tracebacks import first_tracebacks
+from gpuserved.engines.vllm.levers import VLLM
+from gpuserved.engines.vllm.like import VLLM_METRICS
+from gpuserved.engines.vllm.log import since_alive
 
 _PLACEHOLDER = re.compile(r"\{(socket|port|model|replica|served_name)\}")
 _PASSED = (
@@ -31,7 +36,8 @@ class CommandEngine(Engine):
 
     name = "command"
     metrics = VLLM_METRICS
-    """For a vLLM in a container, say. What the text of `metrics_path` lacks, nobody knows."""
+    levers = VLLM
+    """For a vLLM in a container, say; what the text of `metrics_path` lacks, nobody knows."""
 
     def health_path(self, profile: Profile) -> str:
         return _spec(profile).health_path
@@ -88,6 +94,9 @@ class CommandEngine(Engine):
             return plain
         kind = CauseKind.PORT_IN_USE if re.search(r"(?i)address already in use", last) else plain.kind
         return Cause(kind, f"{plain.message}; its last line: {last}"[:_MESSAGE_MAX_CHARS])
+
+    def tracebacks(self, log_lines: Sequence[str]) -> dict[str, list[str]]:
+        return first_tracebacks(since_alive(log_lines))
 
     def upstream_model(self, profile: Profile) -> str | None:
         """The model's own name, unless the command line tells the server the served name."""

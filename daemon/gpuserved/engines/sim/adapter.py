@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gpuserved.api.errors import Invalid
-from gpuserved.core.cause import Cause, ExitInfo
 from gpuserved.core.profile import EngineName, FlagValue, Profile
-from gpuserved.engines.base import VLLM_METRICS, Engine, Launch, LaunchContext
+from gpuserved.engines.base import Launch, LaunchContext
 from gpuserved.engines.environment import DEFAULT_PATH, finish
 from gpuserved.engines.sim.flags import known_flags
-from gpuserved.engines.vllm import log as vllm_log
+from gpuserved.engines.vllm.like import VllmLike
 
 PROFILE_KEYS = frozenset({"gpus", "gpu_memory_gib"})
 """Keys of `[sim]` that describe the simulated GPUs: for the inventory, not for the command line."""
@@ -22,15 +21,10 @@ _OURS = frozenset({"uds", "host", "port", "served_model_name", "tensor_parallel_
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[3])
 
 
-class SimEngine(Engine):
+class SimEngine(VllmLike):
     """Adapter for `python -m gpuserved.engines.sim`."""
 
     name = EngineName.SIM.value
-    metrics = VLLM_METRICS
-
-    def metrics_path(self, profile: Profile) -> str | None:
-        del profile
-        return "/metrics"
 
     def check(self, profile: Profile) -> list[str]:
         """Every key of `[sim]` must be a flag of the look-alike, and a model path must exist."""
@@ -69,14 +63,6 @@ class SimEngine(Engine):
             argv += ["--tensor-parallel-size", str(profile.gpus_per_replica)]
         argv += _arguments(profile.flags)
         return Launch(tuple(argv), _environment(context, self._environ), f"unix:{socket}")
-
-    def phase(self, line: str) -> str | None:
-        """Its log is vLLM's."""
-        return vllm_log.phase(line)
-
-    def cause(self, info: ExitInfo | None, tail: list[str]) -> Cause:
-        """Its log is vLLM's."""
-        return vllm_log.cause(info, tail)
 
 
 def _nearest(name: str, allowed: frozenset[str]) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from gpuserved.api.errors import Invalid
-from gpuserved.core.cause import Cause, ExitInfo
 from gpuserved.core.profile import Profile
-from gpuserved.engines.base import VLLM_METRICS, Engine, Launch, LaunchContext
+from gpuserved.engines.base import Launch, LaunchContext, MemoryReport, Sampling
 from gpuserved.engines.environment import child_environment, finish
 from gpuserved.engines.installed import (
     Installed,
@@ -22,7 +22,9 @@ from gpuserved.engines.installed import (
     version_of,
 )
 from gpuserved.engines.vllm import flags as vllm_flags
-from gpuserved.engines.vllm import log as vllm_log
+from gpuserved.engines.vllm import memory_report
+from gpuserved.engines.vllm.like import VllmLike
+from gpuserved.engines.vllm.sampling import sampling
 
 SUPPORTED = ((0, 26), (0, 33))
 """Lowest and highest minor version that the adapter was made for."""
@@ -43,15 +45,11 @@ _PASSED = (
 )  # fmt: skip
 
 
-class VllmEngine(Engine):
+class VllmEngine(VllmLike):
     """Adapter for vLLM 0.26 to 0.33, on GPUs or in its CPU build."""
 
     name = "vllm"
-    metrics = VLLM_METRICS
-
-    def metrics_path(self, profile: Profile) -> str | None:
-        del profile
-        return "/metrics"
+    reports_memory = True
 
     def program(self, profile: Profile) -> Program:
         """The command of this profile's vLLM and its interpreter.
@@ -158,16 +156,20 @@ class VllmEngine(Engine):
         return finish(env, context)
 
     def installed(self, profile: Profile) -> Installed | None:
+        python = self.python(profile)
+        return None if python is None else installed(python, *vllm_flags.DISTRIBUTIONS)
+
+    def python(self, profile: Profile) -> str | None:
         try:
-            return installed(self.program(profile).python, *vllm_flags.DISTRIBUTIONS)
+            return self.program(profile).python
         except Invalid:
             return None
 
-    def phase(self, line: str) -> str | None:
-        return vllm_log.phase(line)
+    def memory_report(self, log_lines: Iterable[str]) -> MemoryReport | None:
+        return memory_report.read(log_lines)
 
-    def cause(self, info: ExitInfo | None, tail: list[str]) -> Cause:
-        return vllm_log.cause(info, tail)
+    def sampling(self, profile: Profile, folder: Path | None) -> Sampling:
+        return sampling(profile, folder)
 
 
 def _version_warnings(version: str) -> list[str]:

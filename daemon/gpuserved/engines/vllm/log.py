@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gpuserved.core.cause import Cause, CauseKind, ExitInfo, from_exit
@@ -164,6 +164,15 @@ def _flag_error(lines: list[_Line]) -> str | None:
                     return None if _kind(text) else text
             return line.text
     return None
+
+
+def since_alive(lines: Sequence[str]) -> Sequence[str]:
+    """What was written since the engine was last seen working; all, where it never was.
+
+    It says so every ten seconds: an error before the last time was a request's, and survived.
+    """
+    last = next((at for at in range(len(lines) - 1, -1, -1) if _ALIVE.search(lines[at])), -1)
+    return lines[last + 1 :]
 
 
 def _kind(text: str) -> CauseKind | None:

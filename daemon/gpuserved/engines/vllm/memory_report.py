@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from gpuserved.engines.base import MemoryReport
 
 GIB = 1024**3
 _WEIGHTS = re.compile(r"Model loading took (?P<gib>[\d.]+) GiB")
@@ -17,18 +18,6 @@ _GRAPHS = re.compile(
     r"Estimated CUDA graph memory: (?P<gib>[\d.]+) GiB|Graph capturing finished in .* took (?P<taken>-?[\d.]+) GiB"
 )
 _PEAK = re.compile(r"(?P<gib>[\d.]+) GiB for peak activation")
-
-
-@dataclass(frozen=True)
-class MemoryReport:
-    """Bytes of one GPU; None: no line said so."""
-
-    kv_cache_bytes: int
-    kv_cache_tokens: int | None = None
-    weights_bytes: int | None = None
-    activation_bytes: int | None = None
-    """With the CUDA graphs' estimate, as vLLM counts it."""
-    graph_bytes: int | None = None
 
 
 def read(lines: Iterable[str]) -> MemoryReport | None:

@@ -10,7 +10,8 @@ import pytest
 from tests.planner import configs
 
 from gpuserved.cli.main import main
-from gpuserved.models.sampling import Sampling, sampling
+from gpuserved.engines.base import Sampling
+from gpuserved.engines.vllm.sampling import sampling
 
 FILE = {
     "temperature": 0.6,

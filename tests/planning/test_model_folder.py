@@ -11,8 +11,8 @@ from tests.planner import configs
 from gpuserved.api.errors import Invalid
 from gpuserved.core.planner.model import ModelFacts, Unknown
 from gpuserved.core.profile import EngineName
-from gpuserved.models import cache, folder
-from gpuserved.models.facts import ModelReader
+from gpuserved.planning import hub, model_folder
+from gpuserved.planning.model_reader import ModelReader
 
 
 def write_shard(path: Path, tensors: dict[str, int], *, cut: int = 0) -> None:
@@ -26,7 +26,7 @@ def write_shard(path: Path, tensors: dict[str, int], *, cut: int = 0) -> None:
 
 
 def read(path: Path) -> ModelFacts:
-    found = folder.read(path)
+    found = model_folder.read(path)
     assert isinstance(found, ModelFacts), found
     return found
 
@@ -58,15 +58,15 @@ def test_a_damaged_shard_is_named(tmp_path: Path, damage: str) -> None:
     if damage != "cut":
         shard.write_bytes(b"" if damage == "empty" else b"version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(Invalid, match=r"model\.safetensors: not a safetensors file"):
-        folder.read(tmp_path)
+        model_folder.read(tmp_path)
 
 
 def test_a_damaged_configuration_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(Invalid, match=r"config\.json: not JSON"):
-        folder.read(tmp_path)
+        model_folder.read(tmp_path)
     (tmp_path / "config.json").unlink()
-    assert isinstance(folder.read(tmp_path), Unknown)
+    assert isinstance(model_folder.read(tmp_path), Unknown)
 
 
 def test_the_same_model_has_the_same_identity_wherever_it_lies(tmp_path: Path) -> None:
@@ -89,16 +89,16 @@ def snapshot(hub: Path) -> Path:
 def test_a_hub_id_is_found_in_the_cache_as_the_hub_lays_it_out(tmp_path: Path) -> None:
     where = snapshot(tmp_path / "hub")
     env = {"HF_HOME": str(tmp_path)}
-    assert cache.find("org/tiny", env).folder == where
-    assert cache.find("org/tiny", env, revision=COMMIT).folder == where
-    assert cache.find("org/tiny", env, revision="v2").folder is None
-    assert cache.find("org/tiny", env, revision="../../etc/passwd").folder is None
-    assert cache.find("org/other", env).folder is None
-    assert cache.find("org/tiny", {}, download_dir=str(tmp_path / "hub")).folder == where
+    assert hub.find("org/tiny", env).folder == where
+    assert hub.find("org/tiny", env, revision=COMMIT).folder == where
+    assert hub.find("org/tiny", env, revision="v2").folder is None
+    assert hub.find("org/tiny", env, revision="../../etc/passwd").folder is None
+    assert hub.find("org/other", env).folder is None
+    assert hub.find("org/tiny", {}, download_dir=str(tmp_path / "hub")).folder == where
     assert (
-        cache.find("org/tiny", {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HOME": "/nowhere"}).folder == where
+        hub.find("org/tiny", {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HOME": "/nowhere"}).folder == where
     )
-    assert cache.find(str(where), {}).folder == where
+    assert hub.find(str(where), {}).folder == where
 
 
 def test_what_is_not_here_says_how_to_fetch_it(tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gpuserved.core.profile import Profile
+from gpuserved.engines.base import Sampling
 
 FILE = "generation_config.json"
 MAX_BYTES = 1024 * 1024
@@ -27,16 +27,6 @@ _NEUTRAL: dict[str, tuple[float, ...]] = {
     "max_new_tokens": (),
 }
 """The parameters that vLLM takes from the file, with the values that change nothing."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Defaults of every request."""
-
-    defaults: tuple[tuple[str, float], ...] = ()
-    """Parameters by the names of the API, those that change something."""
-    cap_tokens: int | None = None
-    """No answer is longer, whatever a request asks for; None: none but the context's."""
 
 
 def sampling(profile: Profile, folder: Path | None) -> Sampling:

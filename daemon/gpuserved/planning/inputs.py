@@ -1,4 +1,4 @@
-"""What is known for planning: facts of models, and what earlier starts measured."""
+"""What a profile is planned with: the facts of its model, what earlier starts measured, the version that will run."""
 
 from __future__ import annotations
 
@@ -12,16 +12,13 @@ from gpuserved.core.assignment import Assignment
 from gpuserved.core.planner.memory import Measured, Setting
 from gpuserved.core.planner.model import ModelFacts, Unknown
 from gpuserved.core.planner.options import Lookup
-from gpuserved.core.profile import EngineName, Profile
-from gpuserved.engines.installed import version_of
-from gpuserved.engines.vllm import flags as vllm_flags
-from gpuserved.engines.vllm import memory_report as vllm_memory
-from gpuserved.engines.vllm.adapter import VllmEngine
-from gpuserved.models.facts import ModelReader
-from gpuserved.models.hub import Hub
-from gpuserved.models.sampling import Sampling
-from gpuserved.planning.arrange import Known
+from gpuserved.core.profile import Profile
+from gpuserved.engines.base import Sampling
+from gpuserved.engines.registry import Engines
+from gpuserved.planning.arrange import Inputs
+from gpuserved.planning.hub import Hub
 from gpuserved.planning.measured import MeasuredStore, key_of
+from gpuserved.planning.model_reader import ModelReader
 
 log = logging.getLogger(__name__)
 
@@ -29,29 +26,32 @@ LOG_MAX_BYTES = 8 * 1024 * 1024
 """Of a start's log that are looked at: the figures come before the first request."""
 
 
-class Knowledge:
-    """Of one host. Reads files: call it off the event loop."""
+class InputReader:
+    """Of one host. Reads files, may ask the hub: call it off the event loop."""
 
-    def __init__(self, state: Path, cache_dir: Path) -> None:
-        self.hf_token: str | None = None
+    def __init__(self, state: Path, cache_dir: Path, engines: Engines) -> None:
+        self._engines = engines
         self._models = ModelReader(Hub(cache_dir))
         self._measured = MeasuredStore(state)
-        self._vllm = VllmEngine(cache_dir)
 
-    def of(self, profile: Profile) -> Known:
-        """What to plan this profile with; a damaged model is one that nobody knows, and its engine will say so."""
+    def of(self, profile: Profile, hf_token: str | None = None) -> Inputs:
+        """What to plan this profile with; a damaged model is one that nobody knows, and its engine will say so.
+
+        :param hf_token: for a gated model whose configuration is not here.
+        """
+        engine = self._engines.get(profile)
         try:
-            facts = self._models.facts(profile, self._python(profile), self.hf_token)
+            facts = self._models.facts(profile, engine.python(profile), hf_token)
         except Invalid as error:
-            return Known(Unknown("unknown_architecture", error.message, error.hint or ""))
+            return Inputs(Unknown("unknown_architecture", error.message, error.hint or ""))
         if not isinstance(facts, ModelFacts):
-            return Known(facts)
+            return Inputs(facts)
         version = self._version(profile)
-        return Known(facts, self._lookup(profile, facts, version), version)
+        return Inputs(facts, self._lookup(profile, facts, version), version)
 
     def sampling(self, profile: Profile) -> Sampling:
         """What a request gets that says nothing of sampling."""
-        return self._models.sampling(profile)
+        return self._engines.get(profile).sampling(profile, self._models.folder(profile))
 
     def _lookup(self, profile: Profile, facts: ModelFacts, version: str | None) -> Lookup:
         def find(setting: Setting) -> Measured | None:
@@ -61,26 +61,21 @@ class Knowledge:
 
         return find
 
-    def _python(self, profile: Profile) -> str | None:
-        if profile.engine is not EngineName.VLLM:
-            return None
-        try:
-            return self._vllm.program(profile).python
-        except Invalid:
-            return None
-
     def _version(self, profile: Profile) -> str | None:
-        python = self._python(profile)
-        return version_of(python, *vllm_flags.DISTRIBUTIONS) if python else None
+        found = self._engines.get(profile).installed(profile)
+        return None if found is None else found.version
 
-    def learn(self, assignment: Assignment, gpus: Sequence[GpuView], logs: Sequence[Path]) -> Measured | None:
-        """Remember what a start that became ready wrote of its memory; None: there was nothing to learn.
+    def record(
+        self, assignment: Assignment, gpus: Sequence[GpuView], logs: Sequence[Path]
+    ) -> Measured | None:
+        """Keep what a start that became ready wrote of its memory; None: there was nothing to keep.
 
         :param gpus: those of the assignment.
+        :raises OSError: it cannot be written.
         """
         profile = assignment.profile
         facts, version = self._models.facts(profile), self._version(profile)
-        report = vllm_memory.read(_lines(logs))
+        report = self._engines.get(profile).memory_report(_lines(logs))
         share = profile.flags.get("gpu_memory_utilization")
         known = [gpu for gpu in gpus if gpu.memory_total_bytes]
         if not isinstance(facts, ModelFacts) or version is None or report is None or not known:

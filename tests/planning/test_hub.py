@@ -17,9 +17,9 @@ from tests.e2e.texts import VLLM_PYTHON
 from tests.planner import configs
 
 from gpuserved.core.planner.model import ModelFacts, Unknown
-from gpuserved.models import hub as hub_module
-from gpuserved.models.facts import ModelReader
-from gpuserved.models.hub import Hub, Wish
+from gpuserved.planning import hub as hub_module
+from gpuserved.planning.hub import Hub, Wish
+from gpuserved.planning.model_reader import ModelReader
 
 COMMIT = "a" * 40
 SIZES = {

@@ -1,7 +1,8 @@
-"""The few small files that a plan needs of a hub model, fetched with the huggingface_hub of the engine's own environment.
+"""A model of the hub: where it lies on this host, and the few small files that a plan needs of one that does not.
 
-Weights are never fetched here: vLLM does that, with progress in the replica's log. The files go to the hub's cache, where vLLM
-finds them; the sizes of the weights' files, which the hub tells without the files, are kept in this daemon's cache.
+They are fetched with the huggingface_hub of the engine's own environment, into the hub's cache, where the engine finds them.
+Weights are never fetched here: the engine does that, with progress in the replica's log. The sizes of the weights' files, which
+the hub tells without the files, are kept in this daemon's cache.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 TIMEOUT_S = 30.0
 """Of the whole fetch: three requests and files of some kilobytes."""
 _FIRST_LINE_CHARS = 300
+_HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _PASSED = (
     "PATH", "HOME", "LD_LIBRARY_PATH", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR",
     "REQUESTS_CA_BUNDLE", "XDG_CACHE_HOME",
@@ -39,6 +42,62 @@ for name in ("config.json", "generation_config.json", "model.safetensors.index.j
         hf_hub_download(model, name, revision=revision or None, cache_dir=cache)
 print(json.dumps({"commit": info.sha, "sizes": sizes}))
 """
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model's folder."""
+
+    folder: Path | None
+    """None: not on this host."""
+    cache: Path
+    """The cache that was looked into."""
+    is_hub_id: bool
+
+
+def hub_cache(env: Mapping[str, str], download_dir: str | None = None) -> Path:
+    """The cache's folder, by the variables that huggingface_hub reads, in its order."""
+    if download_dir:
+        return Path(download_dir).expanduser()
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        if env.get(name):
+            return Path(env[name]).expanduser()
+    if env.get("HF_HOME"):
+        return Path(env["HF_HOME"]).expanduser() / "hub"
+    base = env.get("XDG_CACHE_HOME") or str(Path(env.get("HOME", "/")) / ".cache")
+    return Path(base).expanduser() / "huggingface" / "hub"
+
+
+def find(
+    model: str, env: Mapping[str, str], *, revision: str | None = None, download_dir: str | None = None
+) -> Found:
+    """A folder as it is given, or the snapshot of a hub id that vLLM would load.
+
+    :param revision: branch, tag or commit; None: main.
+    """
+    cache = hub_cache(env, download_dir)
+    path = Path(os.path.expanduser(model))
+    if model.startswith(("/", ".", "~")) or path.is_dir():
+        return Found(path if path.is_dir() else None, cache, is_hub_id=False)
+    if not _HUB_ID.fullmatch(model):
+        return Found(None, cache, is_hub_id=False)
+    repository = cache / ("models--" + model.replace("/", "--"))
+    wanted = revision or "main"
+    commit = wanted if _COMMIT.fullmatch(wanted) else _ref(repository, wanted)
+    folder = repository / "snapshots" / commit if commit else None
+    return Found(
+        folder if folder is not None and (folder / "config.json").is_file() else None, cache, is_hub_id=True
+    )
+
+
+def _ref(repository: Path, name: str) -> str | None:
+    if ".." in name.split("/") or name.startswith("/"):
+        return None
+    try:
+        found = (repository / "refs" / name).read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return found if _COMMIT.fullmatch(found) else None
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,8 @@ from pathlib import Path
 
 from gpuserved.core.planner.architecture import Files
 from gpuserved.core.planner.model import ModelFacts, Unknown
-from gpuserved.core.profile import EngineName, Profile
-from gpuserved.models import cache, folder
-from gpuserved.models.hub import Hub, Wish
-from gpuserved.models.sampling import Sampling, sampling
+from gpuserved.core.profile import Profile
+from gpuserved.planning import hub, model_folder
 
 _KEPT = 64
 
@@ -19,10 +17,10 @@ _KEPT = 64
 class ModelReader:
     """Reads and remembers. One object may serve several threads."""
 
-    def __init__(self, hub: Hub | None = None, environ: Mapping[str, str] | None = None) -> None:
-        """:param hub: None: nothing is fetched."""
+    def __init__(self, source: hub.Hub | None = None, environ: Mapping[str, str] | None = None) -> None:
+        """:param source: None: nothing is fetched."""
         self._environ = os.environ if environ is None else environ
-        self._hub = hub
+        self._hub = source
         self._known: dict[tuple[object, ...], ModelFacts | Unknown] = {}
 
     def facts(
@@ -33,26 +31,24 @@ class ModelReader:
         :param python: the interpreter of the engine's environment, whose huggingface_hub may fetch a configuration.
         :raises Invalid: a file of the model is damaged.
         """
-        if profile.engine is not EngineName.VLLM:
+        if not profile.engine.planning.by_memory:
             return None
         where = self._find(profile)
         reason: str | None = None
         if where.folder is None and where.is_hub_id and self._hub is not None and python is not None:
-            wish = Wish(profile.model, _text(profile, "revision"), where.cache, python)
+            wish = hub.Wish(profile.model, _text(profile, "revision"), where.cache, python)
             reason = self._hub.fetch(wish, profile.env.get("HF_TOKEN", token))
             where = self._find(profile) if reason is None else where
         if where.folder is None:
             return _missing(profile, where, reason)
         return self._read(profile, where.folder)
 
-    def sampling(self, profile: Profile) -> Sampling:
-        """What a request of this profile gets that says nothing of sampling."""
-        if profile.engine is not EngineName.VLLM:
-            return Sampling()
-        return sampling(profile, self._find(profile).folder)
+    def folder(self, profile: Profile) -> Path | None:
+        """The model's folder; None: it is not on this host."""
+        return self._find(profile).folder
 
-    def _find(self, profile: Profile) -> cache.Found:
-        return cache.find(
+    def _find(self, profile: Profile) -> hub.Found:
+        return hub.find(
             profile.model,
             {**self._environ, **profile.env},
             revision=_text(profile, "revision"),
@@ -66,7 +62,7 @@ class ModelReader:
             if len(self._known) >= _KEPT:
                 self._known.clear()
             elsewhere: Files | None = self._hub.sizes(profile.model, path.name) if self._hub else None
-            self._known[key] = folder.read(path, dtype=dtype, elsewhere=elsewhere)
+            self._known[key] = model_folder.read(path, dtype=dtype, elsewhere=elsewhere)
         return self._known[key]
 
 
@@ -85,7 +81,7 @@ def _stamp(path: Path) -> tuple[object, ...]:
     return tuple(sorted(found))
 
 
-def _missing(profile: Profile, where: cache.Found, reason: str | None) -> Unknown:
+def _missing(profile: Profile, where: hub.Found, reason: str | None) -> Unknown:
     if not where.is_hub_id:
         return Unknown(
             "model_not_here",
