@@ -37,7 +37,7 @@ def served() -> Iterator[Box]:
         (box.root / "gpuserved.toml").write_text("[router]\nrouters = 2\n")
         program = 'PROGRAM = Path(gpuserved.__file__).parent / "shim" / "__main__.py"'
         old = Release(
-            box.top, "6.0.0", {"host/shimlaunch.py": (program, f"PROGRAM = Path({str(OLD_SHIM)!r})")}
+            box.top, "6.0.0", {"host/shimclient.py": (program, f"PROGRAM = Path({str(OLD_SHIM)!r})")}
         )
         path = box.write("tiny", profile(100))
         done = old.run(box, "up", path, "--listen", f"127.0.0.1:{box.port}")

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpuserved.host.shimfiles import process_stat, start_ticks
+from gpuserved.host import procfs
 
 EVERY_S = 0.1
 YOUNG = 15
@@ -32,7 +32,7 @@ class Engine:
 
     def lives(self) -> bool:
         """A zombie does not."""
-        return start_ticks(self.pid) == self.ticks
+        return procfs.is_same(self.pid, self.ticks)
 
     def __str__(self) -> str:
         return f"PID {self.pid} ({self.replica} on GPU {self.gpu}, start {self.nonce})"
@@ -94,15 +94,15 @@ class Census(threading.Thread):
         except OSError:
             return
         env = dict(pair.partition(b"=")[::2] for pair in raw.split(b"\0"))
-        stat = process_stat(pid)
-        if stat is None or b"GPUSERVE_REPLICA" not in env:
+        stat = procfs.process(pid)
+        if stat is None or stat.state in {"Z", "X"} or b"GPUSERVE_REPLICA" not in env:
             return
-        parent = self._engines.get(stat[0])
+        parent = self._engines.get(stat.ppid)
         nonce = found[2].decode()
         if parent is not None and parent.nonce == nonce:
             return  # forked by it, and about to become something else
         self._engines[pid] = Engine(
-            pid, stat[1], found[1].decode(), nonce, env[b"GPUSERVE_REPLICA"].decode(),
+            pid, stat.start_ticks, found[1].decode(), nonce, env[b"GPUSERVE_REPLICA"].decode(),
             int(env[b"GPUSERVE_GENERATION"]),
             env.get(b"CUDA_VISIBLE_DEVICES", b"").decode(), env.get(b"MARK", b"").decode(),
         )  # fmt: skip

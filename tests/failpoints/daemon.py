@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.e2e.box import until
 
-from gpuserved.host.shimfiles import start_ticks
+from gpuserved.host import procfs
 
 _HANDED_OVER = re.compile(rb"gpuserved\.app\.life: .* has taken over$", re.MULTILINE)
 
@@ -24,13 +24,13 @@ class Daemon:
         self.pid = pid
         self._log = log
         self._log_begins = log.stat().st_size
-        self._ticks = start_ticks(pid)
+        self._ticks = procfs.start_ticks(pid) or 0
         self._child = child
 
     @property
     def ended(self) -> bool:
         """Is it gone?"""
-        return self.code is not None if self._child else start_ticks(self.pid) != self._ticks
+        return self.code is not None if self._child else not procfs.is_same(self.pid, self._ticks)
 
     @property
     def code(self) -> int | None:

@@ -16,7 +16,7 @@ from tests.e2e.stage import Stage
 from tests.e2e.texts import RESTART, sim
 from tests.faults.table import Measured
 
-from gpuserved.host import oom
+from gpuserved.host import procfs
 
 LIMIT_BYTES = 4 * 1024 * 1024
 HUNGER = "import sys\nsys.stdin.read()\nheld = bytearray(64 * 1024 * 1024)\nheld[::4096] = b'x' * len(held[::4096])\n"
@@ -27,7 +27,7 @@ class Cgroup:
     """A cgroup of this test's own, of the version that has the memory controller."""
 
     def __init__(self, name: str) -> None:
-        here = oom.cgroup_of(os.getpid())
+        here = procfs.memory_cgroup_of(os.getpid())
         first = Path("/sys/fs/cgroup/memory")
         parent = first if first.is_dir() else (here or Path("/sys/fs/cgroup"))
         self.path = parent / f"gpuserve-test-{os.getpid()}-{name}"
@@ -89,11 +89,11 @@ def test_a_strangers_death_explains_no_other(box: Box, starved: Cgroup) -> None:
     """A kill by hand in the moment when another process of the host is killed for memory is a kill by hand."""
     box.up({"tiny": sim("tiny", replicas=1, flags={"load_s": 0.2}, tables={"restart": RESTART})})
     before = box.replica("tiny-0")
-    if oom.cgroup_of(before["pid"]) is None:
+    if procfs.memory_cgroup_of(before["pid"]) is None:
         pytest.skip("OOM KILLS ARE NOT TOLD APART BY CGROUP: none with a memory controller can be read here")
-    host = oom.kills() or 0
+    host = procfs.oom_kills() or 0
     assert starved.hungry() == -9
-    assert (oom.kills() or 0) > host
+    assert (procfs.oom_kills() or 0) > host
     kill(before["pid"])
     after = box.wait_restarted(before, 90)
     assert "SIGKILL" in after["reason"]

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from tests.shim.yard import Connect, WaitUntil, Yard
 
+from gpuserved.host import shimclient
 from gpuserved.host import shimclient as sc
-from gpuserved.host import shimlaunch
 
 REFUSE_IMPORTS = """
 class _Refuse:
@@ -71,12 +71,12 @@ async def test_a_running_shim_needs_no_file_of_its_package_any_more(
     yard: Yard, connect: Connect, monkeypatch: pytest.MonkeyPatch, wait_until: WaitUntil
 ) -> None:
     package = yard.top / "copy" / "gpuserved"
-    shutil.copytree(shimlaunch.PROGRAM.parents[1], package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(shimclient.PROGRAM.parents[1], package, ignore=shutil.ignore_patterns("__pycache__"))
     program = package / "shim" / "__main__.py"
     head, found, tail = program.read_text().partition("if __name__")
     assert found
     program.write_text(head + REFUSE_IMPORTS + found + tail)
-    monkeypatch.setattr(shimlaunch, "PROGRAM", program)
+    monkeypatch.setattr(shimclient, "PROGRAM", program)
     note = "import signal,time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
     folder, _ = await yard.run(note)
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -111,7 +111,7 @@ async def test_a_running_shim_needs_no_file_of_its_package_any_more(
 
 def test_the_shim_imports_the_standard_library_and_itself_alone() -> None:
     code = (
-        f"import sys; sys.path.append({str(shimlaunch.PROGRAM.parents[2])!r})\n"
+        f"import sys; sys.path.append({str(shimclient.PROGRAM.parents[2])!r})\n"
         "import gpuserved.shim.start\n"
         "own = {m for m in sys.modules if m.startswith('gpuserved') and not m.startswith('gpuserved.shim')}\n"
         "foreign = {m.partition('.')[0] for m in sys.modules} - sys.stdlib_module_names - {'gpuserved', '__main__'}\n"

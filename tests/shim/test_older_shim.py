@@ -21,8 +21,8 @@ from tests.shim.yard import IsAlive, WaitUntil, Yard, stopped
 
 from gpuserved.api.roots import Roots
 from gpuserved.core.cause import ExitInfo
+from gpuserved.host import shimclient
 from gpuserved.host import shimclient as sc
-from gpuserved.host import shimlaunch
 from gpuserved.replica.process import Ended, ReplicaProcess
 from gpuserved.routers.link import RouterLink
 from gpuserved.routers.place import RouterPlace
@@ -41,13 +41,13 @@ def shim(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     """Which shim `launch` starts."""
     which: str = request.param
     if which != "today":
-        monkeypatch.setattr(shimlaunch, "PROGRAM", OLD)
+        monkeypatch.setattr(shimclient, "PROGRAM", OLD)
     return which
 
 
 @pytest.fixture
 def old_shim(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shimlaunch, "PROGRAM", OLD)
+    monkeypatch.setattr(shimclient, "PROGRAM", OLD)
 
 
 @pytest.fixture

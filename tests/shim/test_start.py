@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from tests.shim.yard import Connect, IsAlive, WaitUntil, Yard
 
+from gpuserved.host import shimclient
 from gpuserved.host import shimclient as sc
-from gpuserved.host import shimlaunch
 from gpuserved.host.sweep import marked_by
 
 REPORT = """
@@ -186,7 +186,7 @@ async def test_the_launcher_may_die_before_it_reads_the_answer(
     )
     done = await asyncio.to_thread(
         subprocess.run,
-        [sys.executable, "-c", hasty, str(shimlaunch.PROGRAM)],
+        [sys.executable, "-c", hasty, str(shimclient.PROGRAM)],
         input=json.dumps(spec).encode(),
         check=False,
     )

@@ -12,7 +12,7 @@ import pytest
 from tests.telemetry.test_nvml import Driver
 
 from gpuserved.core.gpufault import Xid
-from gpuserved.host import nvmlevents
+from gpuserved.host import nvml
 from gpuserved.telemetry.nvml import NvmlProvider
 
 
@@ -78,7 +78,7 @@ class Sick(Driver):
 def driver(monkeypatch: pytest.MonkeyPatch) -> Sick:
     made = Sick()
     monkeypatch.setitem(sys.modules, "pynvml", made)
-    monkeypatch.setattr(nvmlevents, "PAUSE_S", 0.01)
+    monkeypatch.setattr(nvml, "PAUSE_S", 0.01)
     return made
 
 
@@ -113,7 +113,7 @@ def test_xid_events_are_counted_and_bounded(driver: Sick, provider: NvmlProvider
     for _ in range(100):
         driver.strike(0, 92)
     until(lambda: (provider.sample()[0].xids or ())[-1] == Xid(102, 92))
-    assert len(provider.sample()[0].xids or ()) == nvmlevents.KEPT
+    assert len(provider.sample()[0].xids or ()) == nvml.KEPT
 
 
 @pytest.mark.fault(15)

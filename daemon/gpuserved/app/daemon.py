@@ -29,10 +29,10 @@ from gpuserved.core.events import EventKind
 from gpuserved.fleet.fleet import MEMORY_BACK_S, Fleet
 from gpuserved.fleet.gpus import Gpus
 from gpuserved.fleet.take_up import take_up
-from gpuserved.host import listen, sdnotify
+from gpuserved.host import listen, systemd
 from gpuserved.host.failpoint import reach
-from gpuserved.host.fdstore import PortStore
 from gpuserved.host.lock import DaemonLock
+from gpuserved.host.systemd import PortStore
 from gpuserved.routers.routers import DRAIN_S, Routers
 from gpuserved.telemetry.choose import choose
 
@@ -47,7 +47,7 @@ async def serve(
     config: DaemonConfig,
     args: argparse.Namespace,
     path: Path | None,
-    service: sdnotify.Service,
+    service: systemd.Service,
     store: PortStore,
     failed: FailedUpgrade | None = None,
 ) -> Successor | int:
@@ -75,7 +75,7 @@ async def serve(
         fleet.environments.begin()
         await control.start()
         reach("serve.listening")
-        sdnotify.notify(notify, "READY=1")
+        systemd.notify(notify, "READY=1")
         _say(fleet, f"gpuserved PID {os.getpid()} serves {fleet.endpoint}")
         if args.profiles:
             await _apply_folder(fleet, Path(args.profiles))
@@ -86,7 +86,7 @@ async def serve(
         if isinstance(how, Successor):
             fleet.save_quietly()
             return how
-        sdnotify.notify(notify, "STOPPING=1")
+        systemd.notify(notify, "STOPPING=1")
         _say(fleet, farewell(how))
         if isinstance(how, Stop):
             await stop_everything(fleet, how, store)
@@ -146,7 +146,7 @@ def _wire(
     args: argparse.Namespace,
     path: Path | None,
     end: asyncio.Future[End],
-    service: sdnotify.Service,
+    service: systemd.Service,
 ) -> None:
     """Signals and the control API's wishes that concern the daemon itself."""
     loop = asyncio.get_running_loop()

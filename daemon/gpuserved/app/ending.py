@@ -9,7 +9,7 @@ from gpuserved.app.succession import Successor
 from gpuserved.fleet.fleet import Fleet
 from gpuserved.fleet.letting_go import let_go
 from gpuserved.host.failpoint import reach
-from gpuserved.host.fdstore import PortStore
+from gpuserved.host.systemd import PortStore
 
 _POLL_S = 0.05
 

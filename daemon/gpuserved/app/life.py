@@ -16,7 +16,7 @@ from gpuserved.app.daemon import serve
 from gpuserved.app.succession import hand_over
 from gpuserved.config.daemon import DaemonConfig
 from gpuserved.fleet.store import check_readable
-from gpuserved.host import fdstore, sdnotify
+from gpuserved.host import systemd
 from gpuserved.host.failpoint import reach
 
 log = logging.getLogger(__name__)
@@ -27,8 +27,8 @@ def live(roots: Roots, config: DaemonConfig, args: argparse.Namespace, path: Pat
 
     :raises GpuserveError: it could not start; nothing was changed.
     """
-    service = sdnotify.Service.take()
-    with contextlib.closing(fdstore.PortStore(service.address, fdstore.take())) as store:
+    service = systemd.Service.take()
+    with contextlib.closing(systemd.PortStore(service.address, systemd.passed_descriptors())) as store:
         return _lives(roots, config, args, path, service, store)
 
 
@@ -37,8 +37,8 @@ def _lives(
     config: DaemonConfig,
     args: argparse.Namespace,
     path: Path | None,
-    service: sdnotify.Service,
-    store: fdstore.PortStore,
+    service: systemd.Service,
+    store: systemd.PortStore,
 ) -> int:
     failed: FailedUpgrade | None = None
     while True:

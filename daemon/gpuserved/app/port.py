@@ -13,7 +13,7 @@ from gpuserved.config.daemon import DaemonConfig
 from gpuserved.fleet.fleet import Fleet
 from gpuserved.host import listen
 from gpuserved.host.failpoint import reach
-from gpuserved.host.fdstore import PortStore
+from gpuserved.host.systemd import PortStore
 
 FREED_S = 2.0
 """How long a router that an earlier daemon had begun to start may hold the port, before somebody else must be holding it."""

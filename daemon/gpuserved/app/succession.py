@@ -22,7 +22,7 @@ from gpuserved.api.errors import GpuserveError, Invalid, Refused
 from gpuserved.api.roots import Roots
 from gpuserved.api.upgrade import UpgradeRequest
 from gpuserved.cli.background import START_LIMIT_S, written_since
-from gpuserved.host import sdnotify
+from gpuserved.host import systemd
 from gpuserved.host.deadline import within
 from gpuserved.host.failpoint import reach
 from gpuserved.host.logtail import clean
@@ -89,7 +89,7 @@ def _last(complaints: bytes) -> str:
     return "\n".join(f"  {line}" for line in lines[-_SHOWN_LINES:]) or "  it said nothing"
 
 
-def hand_over(successor: Successor, roots: Roots, service: sdnotify.Service) -> str | None:
+def hand_over(successor: Successor, roots: Roots, service: systemd.Service) -> str | None:
     """Start it and wait until it serves; this process holds nothing any more. None: it serves. Else why not, and it is gone."""
     path = roots.log / "daemon.log"
     begun_at = path.stat().st_size if path.exists() else 0
@@ -108,7 +108,7 @@ def hand_over(successor: Successor, roots: Roots, service: sdnotify.Service) -> 
 
 
 def _start_and_wait(
-    successor: Successor, roots: Roots, service: sdnotify.Service, hears: int, tells: int
+    successor: Successor, roots: Roots, service: systemd.Service, hears: int, tells: int
 ) -> str | None:
     """:param hears: the successor's end of a pipe; `tells` is this one's, which closes when this process dies."""
     env = {**successor.env, **service.environment(hears)}
@@ -125,9 +125,9 @@ def _start_and_wait(
         if why is None:
             reach("upgrade.answered")
             # From here on systemd watches the new one; it is in the unit's cgroup, as it must be.
-            sdnotify.notify(service.address, f"MAINPID={process.pid}", "READY=1")
+            systemd.notify(service.address, f"MAINPID={process.pid}", "READY=1")
             reach("upgrade.named")
-            os.write(tells, sdnotify.NAMED)
+            os.write(tells, systemd.NAMED)
             process.returncode = 0  # it outlives this process: nobody here waits for it
             return None
         _end(process)
@@ -140,15 +140,15 @@ def watch(predecessor_fd: int, on_death: Callable[[], object]) -> None:
 
     def heard() -> None:
         loop.remove_reader(predecessor_fd)
-        said = os.read(predecessor_fd, len(sdnotify.NAMED))
+        said = os.read(predecessor_fd, len(systemd.NAMED))
         os.close(predecessor_fd)
-        if said != sdnotify.NAMED:
+        if said != systemd.NAMED:
             on_death()
 
     loop.add_reader(predecessor_fd, heard)
 
 
-def _wait(process: subprocess.Popen[bytes], client: ControlClient, service: sdnotify.Service) -> str | None:
+def _wait(process: subprocess.Popen[bytes], client: ControlClient, service: systemd.Service) -> str | None:
     deadline = time.monotonic() + START_LIMIT_S
     while True:
         ended = process.poll()
@@ -161,7 +161,7 @@ def _wait(process: subprocess.Popen[bytes], client: ControlClient, service: sdno
             pass
         if time.monotonic() > deadline:
             return f"it did not answer within {START_LIMIT_S:g} s"
-        sdnotify.notify(service.address, "WATCHDOG=1")
+        systemd.notify(service.address, "WATCHDOG=1")
         time.sleep(_POLL_S)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from gpuserved.host import sdnotify
+from gpuserved.host import systemd
 
 LOOP_LAG_MAX_S = 1.0
 """The watchdog is fed only while the loop answers within this."""
@@ -19,4 +19,4 @@ async def feed_watchdog(notify: str | None, interval_s: float | None) -> None:
         before = time.monotonic()
         await asyncio.sleep(interval_s)
         if time.monotonic() - before - interval_s < LOOP_LAG_MAX_S:
-            sdnotify.notify(notify, "WATCHDOG=1")
+            systemd.notify(notify, "WATCHDOG=1")

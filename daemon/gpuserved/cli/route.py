@@ -9,8 +9,8 @@ from pathlib import Path
 from gpuserved.api.errors import Invalid
 from gpuserved.config.api_keys import read_keys
 from gpuserved.config.daemon import DaemonConfig
-from gpuserved.host.fdstore import inherited
 from gpuserved.host.listen import bind, url_of
+from gpuserved.host.systemd import inherited
 from gpuserved.route.address import parse_upstreams
 from gpuserved.route.service import Service, Wanted
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from gpuserved.core.recovery import continues
 from gpuserved.fleet.store import ReplicaRecord
-from gpuserved.host import stray
 from gpuserved.host.failpoint import reach
+from gpuserved.host.sweep import end_start
 from gpuserved.replica.start_files import FoundStart
 
 
@@ -33,5 +33,5 @@ def match(
 async def end_stray(folder: Path, nonce: str) -> None:
     """Kill one start that nobody wants, wait until its tree is gone, remove its folder."""
     reach("adopt.stray")
-    await stray.end(folder, nonce)
+    await end_start(folder, nonce)
     reach("adopt.ended")

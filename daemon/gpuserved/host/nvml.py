@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gpuserved.core.gpufault import Xid
+
+log = logging.getLogger(__name__)
+
 MIG_ENABLED = 1
-
-
 NO_LIBRARY, NO_DRIVER, NO_PERMISSION, MISMATCH = 12, 9, 4, 18
 """NVML's own numbers: LIBRARY_NOT_FOUND, DRIVER_NOT_LOADED, NO_PERMISSION, LIB_RM_VERSION_MISMATCH."""
-
-
+XID = 0x8
+"""nvmlEventTypeXidCriticalError."""
+WAIT_MS = 1000
+"""One wait for events; its end lets the thread see that it is to stop."""
+PAUSE_S = 1.0
+"""After an error: NVML answers GPU_IS_LOST at once, again and again, while a card is off the bus."""
+KEPT = 32
+"""Events of one GPU that a look can still find; a card in trouble reports the same one over and over."""
 _RECOVERY = {
     0: "none", 1: "reset", 2: "reboot", 3: "drain_p2p", 4: "drain_and_reset", 6: "bus_reset", 7: "reboot",
 }  # fmt: skip
@@ -56,8 +69,6 @@ class Nvml:
         except ImportError as error:
             raise NvmlUnavailable(f"the nvidia-ml-py package does not load: {error}") from error
         self._lib: Any = pynvml
-        self.library: Any = pynvml
-        """The binding itself, for `host.nvmlevents`."""
         try:
             pynvml.nvmlInit()
         except Exception as error:
@@ -183,6 +194,13 @@ class Nvml:
         found = (self._ask("nvmlDeviceGetMigDeviceHandleByIndex", handle, slot) for slot in range(slots))
         return [each for each in found if each is not None]
 
+    def xid_events(self, devices: Mapping[str, Any]) -> XidEvents:
+        """Register for the events of these devices; those of which the driver reports none (old cards, missing rights) are left out.
+
+        :param devices: UUID -> handle, of whole GPUs.
+        """
+        return XidEvents(self._lib, devices)
+
     def _ask(self, function: str, *args: Any) -> Any:
         """One query. None where it is not supported, not permitted or not known to this driver.
 
@@ -200,6 +218,74 @@ class Nvml:
             }
             if getattr(error, "value", None) in lost - {None}:
                 raise GpuLost(_text(error)) from error
+            return None
+
+
+class XidEvents:
+    """Collects the Xid events of some devices from now on: the driver hands each to whoever waits, and a thread of its own waits, so
+    that nobody else has to. `of` may be called from any thread and never waits.
+    """
+
+    def __init__(self, library: Any, devices: Mapping[str, Any]) -> None:
+        self._lib = library
+        self._lock = threading.Lock()
+        self._events: dict[str, deque[Xid]] = {}
+        self._ending = threading.Event()
+        self._set: Any = self._call("nvmlEventSetCreate")
+        for uuid, handle in devices.items():
+            if self._set is not None and self._register(handle):
+                self._events[uuid] = deque(maxlen=KEPT)
+        self._seen = dict.fromkeys(self._events, 0)
+        if self._events:
+            # A daemon thread: a driver that hangs must not keep the process from ending.
+            threading.Thread(target=self._run, name="gpu-events", daemon=True).start()
+
+    def of(self, uuid: str) -> tuple[Xid, ...] | None:
+        """The latest events of one GPU, oldest first; None: the driver does not report them."""
+        with self._lock:
+            found = self._events.get(uuid)
+            return None if found is None else tuple(found)
+
+    def close(self) -> None:
+        """Let the thread end after its present wait."""
+        self._ending.set()
+
+    def _register(self, handle: Any) -> bool:
+        try:
+            known = int(self._lib.nvmlDeviceGetSupportedEventTypes(handle))
+            if not known & XID:
+                return False
+            self._lib.nvmlDeviceRegisterEvents(handle, XID, self._set)
+        except (AttributeError, self._lib.NVMLError) as error:
+            log.info("no Xid events of a GPU: %s", error)
+            return False
+        return True
+
+    def _run(self) -> None:
+        while not self._ending.is_set():
+            try:
+                event = self._lib.nvmlEventSetWait_v2(self._set, WAIT_MS)
+                uuid = self._lib.nvmlDeviceGetUUID(event.device)
+            except self._lib.NVMLError as error:
+                if getattr(error, "value", None) != self._lib.NVML_ERROR_TIMEOUT:
+                    time.sleep(PAUSE_S)
+                continue
+            if int(event.eventType) & XID:
+                self._take(uuid.decode() if isinstance(uuid, bytes) else uuid, int(event.eventData))
+        self._call("nvmlEventSetFree", self._set)
+
+    def _take(self, uuid: str, number: int) -> None:
+        with self._lock:
+            if uuid in self._events:
+                self._seen[uuid] += 1
+                self._events[uuid].append(Xid(self._seen[uuid], number))
+
+    def _call(self, function: str, *args: Any) -> Any:
+        call = getattr(self._lib, function, None)
+        try:
+            return call(*args) if call is not None else None
+        except self._lib.NVMLError as error:
+            log.info("%s: %s", function, error)
             return None
 
 

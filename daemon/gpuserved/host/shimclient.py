@@ -1,4 +1,7 @@
-"""Talk to shims: one connection, its requests and events. Works on any asyncio loop, uvloop included."""
+"""Everything that a supervisor does with shims: start one, talk to it, read what it leaves on disk.
+
+Works on any asyncio loop, uvloop included. The protocol is in docs/architecture.md.
+"""
 
 from __future__ import annotations
 
@@ -14,37 +17,163 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gpuserved
+from gpuserved.api.errors import GpuserveError
 from gpuserved.core.cause import ExitInfo
+from gpuserved.host import failpoint, procfs
 from gpuserved.host.deadline import within
-from gpuserved.host.shimfiles import (
-    ExitRecord,
-    Identity,
-    exit_info,
-    read_exit,
-    read_identity,
-)
-from gpuserved.host.shimlaunch import ShimError, Started, launch, replica_spec, router_spec
+from gpuserved.shim.wire import MAX_LINE_BYTES, VERSION
 
-__all__ = [
-    "ExitRecord",
-    "Hello",
-    "Identity",
-    "ShimConnection",
-    "ShimError",
-    "ShimEvent",
-    "Started",
-    "launch",
-    "read_exit",
-    "read_identity",
-    "replica_spec",
-    "router_spec",
-]
-
-MAX_LINE_BYTES = 64 * 1024
+PROGRAM = Path(gpuserved.__file__).parent / "shim" / "__main__.py"
+LOG_MAX_BYTES = 64 * 1024 * 1024
+LOG_KEEP = 3
+"""Segments beside the live file: at most 256 MiB for one start."""
+IDENTITY = "replica.json"
+EXIT = "exit.json"
 ANSWER_TIMEOUT_S = 5.0
+_PASSED_ON = ("PATH", "LD_LIBRARY_PATH", failpoint.VARIABLE)  # what loads an interpreter; no secrets
 _MOST_FDS = 4
 _FD_BYTES = 4
 _RETRY_S = 0.02
+
+
+# --- start one
+
+
+class ShimError(GpuserveError):
+    """A shim did not start its child, refused a request, or is gone. `errno` where a system call said so."""
+
+    def __init__(self, message: str, hint: str | None = None, errno: int | None = None) -> None:
+        super().__init__(message, hint)
+        self.errno = errno
+
+
+@dataclass(frozen=True)
+class Started:
+    """A shim and its child run."""
+
+    shim_pid: int
+    pid: int
+
+
+def replica_spec(
+    *,
+    replica: str,
+    generation: int,
+    nonce: str,
+    folder: Path,
+    argv: tuple[str, ...],
+    env: Mapping[str, str],
+    cwd: str,
+    log_path: Path,
+    log_max_bytes: int,
+    log_keep: int,
+    orphan_ttl_s: float | None,
+    drain_s: float,
+    term_grace_s: float,
+    cgroup: str | None = None,
+    keep_fds: tuple[int, ...] = (),
+) -> dict[str, object]:
+    """The spec of a replica's shim (docs/architecture.md); pass `keep_fds` to `launch` as well."""
+    return {
+        "v": VERSION, "role": "replica", "id": replica, "generation": generation, "nonce": nonce,
+        "dir": str(folder), "argv": list(argv), "env": dict(env), "cwd": cwd,
+        "log": {"path": str(log_path), "max_bytes": log_max_bytes, "keep": log_keep},
+        "orphan_ttl_s": orphan_ttl_s, "drain_s": drain_s, "term_grace_s": term_grace_s, "cgroup": cgroup,
+        "keep_fds": list(keep_fds),
+    }  # fmt: skip
+
+
+def router_spec(
+    *,
+    name: str,
+    nonce: str,
+    folder: Path,
+    argv: tuple[str, ...],
+    env: Mapping[str, str],
+    cwd: str,
+    log_path: Path,
+    log_max_bytes: int,
+    log_keep: int,
+    listen_fd: int,
+) -> dict[str, object]:
+    """The spec of the router's shim; pass `listen_fd` to `launch` as well."""
+    return {
+        "v": VERSION, "role": "router", "id": name, "nonce": nonce, "dir": str(folder),
+        "argv": list(argv), "env": dict(env), "cwd": cwd, "listen_fd": listen_fd,
+        "log": {"path": str(log_path), "max_bytes": log_max_bytes, "keep": log_keep},
+    }  # fmt: skip
+
+
+async def launch(
+    spec: Mapping[str, object],
+    *,
+    python: str = sys.executable,
+    pass_fds: tuple[int, ...] = (),
+    timeout_s: float = 30.0,
+) -> Started:
+    """Start a shim and, through it, its child. The spec goes over stdin only.
+
+    :raises ShimError: nothing runs and nothing is left behind; except when `timeout_s` passed without an answer (the disk of the
+        program hangs): then a shim may yet come up in the spec's folder, and `read_identity` finds it.
+    """
+    try:
+        process = await asyncio.create_subprocess_exec(
+            python, "-I", "-S", str(PROGRAM), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE, pass_fds=pass_fds, start_new_session=True, cwd="/",
+            env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
+        )  # fmt: skip
+    except OSError as error:
+        raise ShimError(f"cannot run {python}: {error.strerror}", errno=error.errno) from None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    failpoint.reach("spawn.forked")
+    try:
+        line = await within(_exchange(process, json.dumps(spec).encode()), timeout_s)
+        if not line:
+            said = (await within(process.stderr.read(4096), timeout_s)).decode(errors="replace")
+            raise ShimError(f"the shim ended without an answer: {said.strip() or 'it said nothing'}")
+    except asyncio.TimeoutError:
+        raise ShimError(
+            f"the shim gave no answer within {timeout_s:g} s", "look for a hanging disk: dmesg, df"
+        ) from None
+    finally:
+        _leave(process)
+    return _started(line)
+
+
+async def _exchange(process: asyncio.subprocess.Process, data: bytes) -> bytes:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(data)
+        await process.stdin.drain()
+        process.stdin.close()
+        failpoint.reach("spawn.told")
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # it refused early; the answer says why
+    line = await process.stdout.readline()
+    await process.wait()
+    return line
+
+
+def _leave(process: asyncio.subprocess.Process) -> None:
+    """End the launcher's own child and close its pipes; the shim proper is not its process any more and goes on."""
+    # asyncio offers no public way to close the pipes of a process whose descendants still hold the other ends.
+    process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+def _started(line: bytes) -> Started:
+    try:
+        answer = json.loads(line)
+        if answer["ok"]:
+            return Started(int(answer["shim_pid"]), int(answer["pid"]))
+        raise ShimError(str(answer["error"]), errno=answer["errno"])
+    except (ValueError, KeyError, TypeError):
+        raise ShimError(f"the shim's answer makes no sense: {line[:200]!r}") from None
+
+
+# --- talk to it
 
 
 @dataclass(frozen=True)
@@ -263,3 +392,84 @@ class ShimConnection:
                 answer.set_exception(ShimError(why))
         self._answers.clear()
         self.closed.set_result(None)
+
+
+# --- what it leaves on disk
+
+
+@dataclass(frozen=True)
+class Identity:
+    """`replica.json`: who runs in a run folder. Ticks are those of /proc/PID/stat, times Unix seconds."""
+
+    id: str
+    generation: int
+    nonce: str
+    shim_pid: int
+    shim_start_ticks: int
+    pid: int
+    pid_start_ticks: int
+    started_at: float
+    boot_id: str
+
+    def shim_lives(self) -> bool:
+        """True while this very shim runs: same boot, same pid, same start; a reused pid does not count."""
+        return self.boot_id == procfs.boot_id() and procfs.is_same(self.shim_pid, self.shim_start_ticks)
+
+    def process_lives(self) -> bool:
+        """The same for the engine's API process."""
+        return self.boot_id == procfs.boot_id() and procfs.is_same(self.pid, self.pid_start_ticks)
+
+
+@dataclass(frozen=True)
+class ExitRecord:
+    """`exit.json`: how a replica ended. `cause` is `exited`, `orphaned` or `killed`."""
+
+    info: ExitInfo
+    cause: str
+
+
+def exit_info(raw: Any) -> ExitInfo:
+    """The wire's `{code, signal, at}`.
+
+    :raises ValueError: it is something else.
+    """
+    try:
+        code, number = raw["code"], raw["signal"]
+        return ExitInfo(
+            None if code is None else int(code), None if number is None else int(number), float(raw["at"])
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not an exit record: {error!r}") from None
+
+
+def read_identity(folder: Path) -> Identity | None:
+    """None where the file is missing or unreadable: there is no start to adopt."""
+    raw = _read(folder / IDENTITY)
+    try:
+        return Identity(
+            str(raw["id"]), int(raw["generation"]), str(raw["nonce"]), int(raw["shim_pid"]),
+            int(raw["shim_start_ticks"]), int(raw["pid"]), int(raw["pid_start_ticks"]),
+            float(raw["started_at"]), str(raw["boot_id"]),
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def read_exit(folder: Path) -> ExitRecord | None:
+    """None while the tree lives, and where its shim was killed before it could write."""
+    raw = _read(folder / EXIT)
+    try:
+        return ExitRecord(exit_info(raw), str(raw["cause"]))
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _read(path: Path) -> Any:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            return json.loads(os.read(fd, MAX_LINE_BYTES))
+        finally:
+            os.close(fd)
+    except (OSError, ValueError, RecursionError):
+        return None

@@ -1,14 +1,26 @@
-"""The end of a start whose shim was killed: its processes by their mark, then what they left in /dev/shm."""
+"""The end of a start that has no shim, or whose shim nobody wants: its processes by their mark, what they left in /dev/shm, and
+its folder.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
+import shutil
 import signal
 from pathlib import Path
 
-from gpuserved.host.shimfiles import process_stat, start_ticks
+from gpuserved.host import procfs
+from gpuserved.host.deadline import within
+from gpuserved.host.lock import settle
+from gpuserved.host.shimclient import ShimConnection, ShimError
 from gpuserved.shim.shm import Leftovers
 
+log = logging.getLogger(__name__)
+
+SWEEP_TRIES = 50
+SWEEP_EVERY_S = 0.1
 _ROUNDS = 16
 """A tree that forks while it is killed is looked at again."""
 
@@ -16,17 +28,13 @@ _ROUNDS = 16
 def marked_by(nonce: str) -> dict[int, int]:
     """Pid and start ticks of every living process of this user with GPUSERVE_NONCE=`nonce`, and of all below them."""
     mark = b"GPUSERVE_NONCE=" + nonce.encode()
-    parents: dict[int, int] = {}
-    starts: dict[int, int] = {}
+    table = {
+        pid: found
+        for pid, found in procfs.processes().items()
+        if found.state not in {"Z", "X"} and pid != os.getpid()
+    }
     marked: set[int] = set()
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
-        pid = int(name)
-        found = process_stat(pid)
-        if found is None or pid == os.getpid():
-            continue
-        parents[pid], starts[pid] = found
+    for pid in table:
         try:
             if os.stat(f"/proc/{pid}").st_uid == os.geteuid():
                 environ = Path(f"/proc/{pid}/environ").read_bytes()
@@ -36,10 +44,10 @@ def marked_by(nonce: str) -> dict[int, int]:
             continue
     grown = True
     while grown:
-        below = {pid for pid, parent in parents.items() if parent in marked and pid not in marked}
+        below = {pid for pid, found in table.items() if found.ppid in marked and pid not in marked}
         marked |= below
         grown = bool(below)
-    return {pid: starts[pid] for pid in marked}
+    return {pid: table[pid].start_ticks for pid in marked}
 
 
 class Sweep:
@@ -81,9 +89,46 @@ def _kill_exactly(pid: int, ticks: int) -> None:
     except OSError:
         return
     try:
-        if start_ticks(pid) == ticks:
+        if procfs.is_same(pid, ticks):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     except OSError:
         pass
     finally:
         os.close(pidfd)
+
+
+async def end_start(folder: Path, nonce: str) -> None:
+    """Kill one start, wait until its tree is gone, remove its folder.
+
+    :raises FileNotFoundError: the folder is not there.
+    """
+    barred = await settle(folder)
+    if barred is None:
+        await _kill(folder)
+    await sweep_start(folder, nonce)
+    if barred is not None:
+        barred.release()
+
+
+async def sweep_start(folder: Path, nonce: str) -> None:
+    """The end of a start that no shim keeps (any more); what cannot be killed is logged, and keeps its folder."""
+    marked = Sweep(nonce)
+    for _ in range(SWEEP_TRIES):
+        if not marked.strike() and not marked.alive():
+            break
+        await asyncio.sleep(SWEEP_EVERY_S)
+    else:
+        log.error("processes of %s cannot be killed: %s", folder, sorted(marked_by(nonce)))
+        return
+    marked.finish()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+async def _kill(folder: Path) -> None:
+    try:
+        shim = await ShimConnection.connect(folder / "shim.sock")
+        await shim.kill()
+        await within(asyncio.shield(shim.closed), SWEEP_TRIES * SWEEP_EVERY_S)
+        shim.close()
+    except (ShimError, asyncio.TimeoutError):
+        log.info("no shim answers in %s; sweeping by its mark", folder)

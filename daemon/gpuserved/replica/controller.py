@@ -18,11 +18,11 @@ from gpuserved.core.recovery import adopted, resumed
 from gpuserved.core.replica import step
 from gpuserved.core.state import Context, Goal, NotAllowed, Replica, State
 from gpuserved.engines.installed import Installed
-from gpuserved.host import stray
 from gpuserved.host.failpoint import reach
-from gpuserved.host.folderlock import settle
+from gpuserved.host.lock import settle
 from gpuserved.host.logtail import last_lines
 from gpuserved.host.shimclient import read_exit, read_identity
+from gpuserved.host.sweep import sweep_start
 from gpuserved.replica import crash, evidence, launcher, start_files
 from gpuserved.replica.health import Watch
 from gpuserved.replica.process import Ended, ReplicaProcess
@@ -207,7 +207,7 @@ class ReplicaController:
         if barred is not None:
             ran = read_identity(found.folder) is not None or read_exit(found.folder) is not None
             if not ran:
-                await stray.sweep(found.folder, note.nonce)
+                await sweep_start(found.folder, note.nonce)
             barred.release()
             if not ran:
                 log.info("%s: generation %d was never started", self.id, note.generation)

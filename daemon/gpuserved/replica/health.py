@@ -14,7 +14,7 @@ from gpuserved.core.health import ProbeRow
 from gpuserved.core.load import LoadWindow
 from gpuserved.core.progress import Progress, Verdict
 from gpuserved.core.state import Goal, State
-from gpuserved.host import oom, procfs
+from gpuserved.host import procfs
 from gpuserved.host.logtail import Tail
 from gpuserved.replica import start_files
 from gpuserved.replica.probe import EngineFigures, Prober
@@ -55,7 +55,7 @@ class Watch:
         self._cpu_s = 0.0
         self._oom_cgroup: Path | None = None
         """Of the present process, where it can be read: it tells our kills from those of others on the host."""
-        self._oom_kills = oom.kills()
+        self._oom_kills = procfs.oom_kills()
 
     def oom_killed(self) -> bool | None:
         """True where the kernel has killed a process for memory since the last round of probes; None: it does not say."""
@@ -63,12 +63,14 @@ class Watch:
         return None if now is None or self._oom_kills is None else now > self._oom_kills
 
     def _kills(self) -> int | None:
-        return oom.kills() if self._oom_cgroup is None else oom.cgroup_kills(self._oom_cgroup)
+        return procfs.oom_kills() if self._oom_cgroup is None else procfs.oom_kills_in(self._oom_cgroup)
 
     def _count_kills(self) -> None:
         """Of the cgroup the process is in now: an operator, or a container's runtime, may have moved it."""
         process = self._owner.process
-        self._oom_cgroup = oom.cgroup_of(process.pid) if process is not None and process.pid else None
+        self._oom_cgroup = (
+            procfs.memory_cgroup_of(process.pid) if process is not None and process.pid else None
+        )
         self._oom_kills = self._kills()
 
     def begin(self) -> None:

@@ -22,11 +22,10 @@ from gpuserved.core.placement import SIM_PREFIX
 from gpuserved.core.profile import Profile
 from gpuserved.core.state import State
 from gpuserved.engines.base import Launch, LaunchContext
-from gpuserved.host import stray
 from gpuserved.host.failpoint import reach
 from gpuserved.host.gpulock import GpuHeld, release
-from gpuserved.host.shimclient import launch, replica_spec
-from gpuserved.host.shimlaunch import LOG_KEEP, LOG_MAX_BYTES
+from gpuserved.host.shimclient import LOG_KEEP, LOG_MAX_BYTES, launch, replica_spec
+from gpuserved.host.sweep import end_start
 from gpuserved.replica.process import ReplicaProcess
 from gpuserved.replica.services import GpuSetAside
 from gpuserved.replica.start_files import StartNote, log_path, prune_logs, run_folder, write_note
@@ -132,7 +131,7 @@ async def _fork_with(
         await launch(spec, pass_fds=leases)
     except GpuserveError:
         # A shim that was killed half-way may have left the engine, with the GPU's memory.
-        await stray.end(folder, nonce)
+        await end_start(folder, nonce)
         raise
     reach("spawn.answered")
     dying, ended = owner.callbacks(generation)

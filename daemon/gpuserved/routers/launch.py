@@ -10,8 +10,7 @@ from pathlib import Path
 
 import gpuserved
 from gpuserved.api.roots import Roots
-from gpuserved.host.shimclient import Started, launch, router_spec
-from gpuserved.host.shimlaunch import LOG_KEEP, LOG_MAX_BYTES
+from gpuserved.host.shimclient import LOG_KEEP, LOG_MAX_BYTES, Started, launch, router_spec
 from gpuserved.routers.place import RouterPlace
 
 

@@ -16,7 +16,7 @@ from gpuserved.api.roots import Roots
 from gpuserved.api.routing import RouterStats, RoutingTable
 from gpuserved.host.deadline import within
 from gpuserved.host.failpoint import reach
-from gpuserved.host.folderlock import FolderLock, settle
+from gpuserved.host.lock import FolderLock, settle
 from gpuserved.host.shimclient import ShimConnection, ShimError
 from gpuserved.routers.control import LINE_MAX_BYTES, ask, say
 from gpuserved.routers.launch import launch_router

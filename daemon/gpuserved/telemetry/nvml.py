@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gpuserved.host.nvml import GpuLost, Nvml, NvmlUnavailable
-from gpuserved.host.nvmlevents import XidEvents
 from gpuserved.telemetry.provider import LOST, GpuInfo, GpuProcess, GpuSample
 from gpuserved.telemetry.visible import limit
 
@@ -43,7 +42,7 @@ class NvmlProvider:
         seen = {info.uuid for info in limit([device.info for device in found], visible_devices)}
         self._devices = [device for device in found if device.info.uuid in seen]
         # A MIG device's events are its GPU's.
-        self._events = XidEvents(self._nvml, {device.parent_uuid: device.sensors for device in self._devices})
+        self._events = self._nvml.xid_events({device.parent_uuid: device.sensors for device in self._devices})
         if not self._devices:
             self.reason = f"CUDA_VISIBLE_DEVICES={visible_devices} hides all {len(found)} GPUs"
 

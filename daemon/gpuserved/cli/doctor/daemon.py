@@ -17,7 +17,7 @@ from gpuserved.config.daemon import find_config, load_daemon_config, read_hf_tok
 from gpuserved.config.profile import load_profile
 from gpuserved.host import listen
 from gpuserved.host.logtail import clean
-from gpuserved.host.shimfiles import Identity, read_identity
+from gpuserved.host.shimclient import Identity, read_identity
 
 
 def configuration(host: Host) -> list[Finding]:

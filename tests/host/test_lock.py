@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from gpuserved.host.folderlock import settle
+from gpuserved.host.lock import settle
 
 HOLDS = """
 import fcntl, os, sys, time

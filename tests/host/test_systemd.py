@@ -1,4 +1,4 @@
-"""What systemd is told of the public port, and what is taken back: with real sockets, and this test in systemd's place."""
+"""What systemd is told, how often, and what is taken back: with real sockets, and this test in systemd's place."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from gpuserved.host import listen
-from gpuserved.host.fdstore import NAME, Passed, PortStore, take
+from gpuserved.host.systemd import NAME, Passed, PortStore, Service, passed_descriptors, watchdog_interval_s
 
 
 class Systemd:
@@ -217,7 +217,7 @@ def test_a_program_without_a_store_takes_a_socket_units_socket() -> None:
     """`gpuserve route` in a unit of its own."""
     program = (
         "import os, sys; os.environ['LISTEN_PID'] = str(os.getpid())\n"
-        "from gpuserved.host.fdstore import inherited\n"
+        "from gpuserved.host.systemd import inherited\n"
         "print(inherited().getsockname()[1], [n for n in os.environ if n.startswith('LISTEN_')])"
     )
     with listen.bind("127.0.0.1:0") as listener:
@@ -233,5 +233,39 @@ def test_a_program_without_a_store_takes_a_socket_units_socket() -> None:
 def test_descriptors_of_another_process_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"LISTEN_FDS": "1", "LISTEN_PID": "1", "LISTEN_FDNAMES": "http"}.items():
         monkeypatch.setenv(name, value)
-    assert take() == ()
+    assert passed_descriptors() == ()
     assert not {name for name in os.environ if name.startswith("LISTEN_")}, "children must not take them"
+
+
+# --- the watchdog, and a successor
+
+
+def test_one_ping_may_be_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two pings to a deadline, a single skipped one is the deadline."""
+    monkeypatch.setenv("WATCHDOG_USEC", "30000000")
+    monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
+    interval_s = watchdog_interval_s()
+    assert interval_s is not None
+    assert 3 * interval_s < 30
+    assert "WATCHDOG_USEC" not in os.environ, "children must not ping"
+
+
+def test_a_watchdog_of_another_process_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "30000000")
+    monkeypatch.setenv("WATCHDOG_PID", "1")
+    assert watchdog_interval_s() is None
+
+
+def test_a_successor_is_told_what_its_predecessor_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = os.pipe()
+    told = Service("/run/notify", 7.5).environment(ours)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    os.set_inheritable(ours, True)
+    taken = Service.take()
+    assert taken == Service("/run/notify", 7.5, ours)
+    assert not set(told) & set(os.environ), "no child may speak to systemd"
+    assert not os.get_inheritable(ours)
+    assert Service(None, None).environment(ours) == {}
+    os.close(ours)
+    os.close(theirs)

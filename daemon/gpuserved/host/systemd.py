@@ -1,8 +1,4 @@
-"""systemd's file descriptor store: a copy of the public port there keeps it open while no process of ours lives.
-
-A stored socket comes back at the next start beside those of socket units (sd_listen_fds(3)); systemd drops it when the unit is
-stopped. Names that begin with `stored` are the store's (systemd's own default is `stored`), all others those of socket units.
-"""
+"""What a daemon and systemd tell each other: sd_notify(3), the watchdog, and the public port in its file descriptor store."""
 
 from __future__ import annotations
 
@@ -12,18 +8,81 @@ import logging
 import os
 import select
 import socket
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gpuserved.host import listen, sdnotify
+from gpuserved.host import listen
 
 log = logging.getLogger(__name__)
 
+NAMED = b"."
+_PREDECESSOR = "GPUSERVE_PREDECESSOR_FD"
 NAME = "stored-port"
 _OF_THE_STORE = "stored"
 _FIRST_FD = 3
 BARRIER_S = 5.0
 """systemd reads what it is told within milliseconds; while it reloads its units, within a second or two."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """What systemd told this process. Take it once: the variables are gone then."""
+
+    address: str | None
+    """Of the notify socket; None: not under systemd."""
+    ping_s: float | None
+    """Between two pings of the watchdog; None: there is none."""
+
+    predecessor_fd: int | None = None
+    """Of a daemon that this one is to replace: says `NAMED` once systemd knows this one as the main process, and ends with that daemon.
+    None: systemd started this one.
+    """
+
+    @classmethod
+    def take(cls) -> Service:
+        """From the environment."""
+        fd = os.environ.pop(_PREDECESSOR, "")
+        if not fd.isdigit():
+            return cls(take_socket(), watchdog_interval_s())
+        os.set_inheritable(int(fd), False)
+        return cls(take_socket(), watchdog_interval_s(), int(fd))
+
+    def environment(self, predecessor_fd: int) -> dict[str, str]:
+        """The variables anew, for a process that becomes the service's main one; none where there is no service."""
+        if self.address is None:
+            return {}
+        told = {"NOTIFY_SOCKET": self.address, _PREDECESSOR: str(predecessor_fd)}
+        return told if self.ping_s is None else told | {"WATCHDOG_USEC": str(round(self.ping_s * 4e6))}
+
+
+def take_socket() -> str | None:
+    """The notify socket's address, taken out of the environment so that no child inherits it."""
+    return os.environ.pop("NOTIFY_SOCKET", None)
+
+
+def watchdog_interval_s() -> float | None:
+    """Seconds between two pings: a quarter of what systemd allows, so that one late answer of a busy host is not taken for a hang;
+    None: no watchdog.
+    """
+    usec = os.environ.pop("WATCHDOG_USEC", None)
+    pid = os.environ.pop("WATCHDOG_PID", None)
+    if not usec or not usec.isdigit() or (pid and pid != str(os.getpid())):
+        return None
+    return int(usec) / 4e6
+
+
+def notify(address: str | None, *lines: str, fds: Sequence[int] = ()) -> None:
+    """Send `READY=1` and its like, perhaps with descriptors; silently nothing where systemd did not ask."""
+    if not address:
+        return
+    where = "\0" + address[1:] if address.startswith("@") else address
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        try:
+            sender.sendmsg(["\n".join(lines).encode()], rights, 0, where)
+        except OSError:
+            return  # systemd went away: nothing to tell
 
 
 @dataclass(frozen=True)
@@ -34,8 +93,8 @@ class Passed:
     fd: int
 
 
-def take() -> tuple[Passed, ...]:
-    """What systemd passed (sd_listen_fds(3)). The variables are taken out of the environment, and no child gets the descriptors."""
+def passed_descriptors() -> tuple[Passed, ...]:
+    """What systemd passed at the start (sd_listen_fds(3)). The variables are taken out of the environment, and no child gets the descriptors."""
     count = os.environ.pop("LISTEN_FDS", "0")
     pid = os.environ.pop("LISTEN_PID", "")
     names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
@@ -48,8 +107,12 @@ def take() -> tuple[Passed, ...]:
 
 
 class PortStore:
-    """The public port as systemd holds it. Lives as long as the process, and keeps its own copy of what is stored: a daemon that
-    takes everything up again after a failed upgrade finds the port as the first one did.
+    """The public port as systemd holds it, in its file descriptor store: it stays open there while no process of ours lives.
+
+    A stored socket comes back at the next start beside those of socket units; systemd drops it when the unit is stopped. Names that
+    begin with `stored` are the store's (systemd's own default is `stored`), all others those of socket units. This object lives as
+    long as the process, and keeps its own copy of what is stored: a daemon that takes everything up again after a failed upgrade
+    finds the port as the first one did.
     """
 
     def __init__(self, notify: str | None, passed: Sequence[Passed] = ()) -> None:
@@ -108,7 +171,7 @@ class PortStore:
         await self.drop()
         if not of_unit:
             self._stored.append(listener.dup())
-            sdnotify.notify(self._notify, "FDSTORE=1", f"FDNAME={NAME}", fds=(listener.fileno(),))
+            notify(self._notify, "FDSTORE=1", f"FDNAME={NAME}", fds=(listener.fileno(),))
 
     async def drop(self) -> None:
         """Nothing of ours is stored any more, also in systemd: where nobody else holds the port, it is free."""
@@ -127,20 +190,20 @@ class PortStore:
             each.close()
 
     def _remove(self, name: str) -> None:
-        sdnotify.notify(self._notify, "FDSTOREREMOVE=1", f"FDNAME={name}")
+        notify(self._notify, "FDSTOREREMOVE=1", f"FDNAME={name}")
 
 
 def inherited() -> socket.socket | None:
     """The socket that a socket unit passed, for a program that stores none; None: there is no such unit."""
-    with contextlib.closing(PortStore(None, take())) as given:
+    with contextlib.closing(PortStore(None, passed_descriptors())) as given:
         return given.of_unit()
 
 
-def _until_read(notify: str | None) -> bool:
+def _until_read(address: str | None) -> bool:
     """Wait until systemd has read everything sent so far (sd_notify_barrier(3)): it closes the pipe it gets then."""
     ours, theirs = os.pipe2(os.O_CLOEXEC)
     try:
-        sdnotify.notify(notify, "BARRIER=1", fds=(theirs,))
+        notify(address, "BARRIER=1", fds=(theirs,))
         os.close(theirs)
         waiting = select.poll()
         waiting.register(ours, 0)  # a hang-up is always told

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -95,3 +96,43 @@ def test_what_is_not_there() -> None:
     assert procfs.process(2**22 + 1) is None
     assert procfs.start_ticks(2**22 + 1) is None
     assert len(procfs.boot_id()) == 36
+
+
+# --- kills for memory
+
+
+def test_the_counter_of_kills_for_memory_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "vmstat"
+    path.write_text("nr_free_pages 12\noom_kill 3\noom_kill_other 9\n")
+    assert procfs.oom_kills(path) == 3
+
+
+def test_a_host_that_does_not_tell_of_kills(tmp_path: Path) -> None:
+    assert procfs.oom_kills(tmp_path / "absent") is None
+    (tmp_path / "vmstat").write_text("oom_kill many\n")
+    assert procfs.oom_kills(tmp_path / "vmstat") is None
+
+
+def test_a_cgroup_has_its_own_counter(tmp_path: Path) -> None:
+    (tmp_path / "memory.events").write_text("low 0\nhigh 0\nmax 5\noom 1\noom_kill 1\n")
+    assert procfs.oom_kills_in(tmp_path) == 1
+    assert procfs.oom_kills_in(tmp_path / "none") is None
+
+
+def test_the_memory_cgroup_of_a_process_is_found_in_both_versions(tmp_path: Path) -> None:
+    proc, root = tmp_path / "proc", tmp_path / "cgroup"
+    for pid, text in (
+        (7, "0::/system.slice/gpuserved.service\n"),
+        (8, "5:devices:/\n4:cpu,memory:/box/a:b\n0::/\n"),
+    ):
+        (proc / str(pid)).mkdir(parents=True)
+        (proc / str(pid) / "cgroup").write_text(text)
+    second, first = root / "system.slice" / "gpuserved.service", root / "memory" / "box" / "a:b"
+    assert procfs.memory_cgroup_of(7, root, proc) is None, "not mounted, or without the controller"
+    for folder, name in ((second, "memory.events"), (first, "memory.oom_control")):
+        folder.mkdir(parents=True)
+        (folder / name).write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n")
+    assert procfs.memory_cgroup_of(7, root, proc) == second
+    assert procfs.memory_cgroup_of(8, root, proc) == first
+    assert procfs.oom_kills_in(first) == 2
+    assert procfs.memory_cgroup_of(9, root, proc) is None, "gone"
