@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gpuserve_tui.actions import ACTIONS, GROUPS, Action, key_name
+from gpuserve_tui.model.actions import ACTIONS, GROUPS, Action, key_name
 
 ROOT = Path(__file__).resolve().parents[1]
 _MARKS = ("<!-- keys: written by make docs -->", "<!-- /keys -->")

@@ -35,7 +35,7 @@ STAMPS = {
     "cli/moment.py": 1, "cli/upgrade.py": 1,  # what an operator means by "10m"; since when the daemon's word is about this command
     "cli/act.py": 1, "cli/apply.py": 1, "cli/up.py": 1,  # since when events and rollouts are this command's own
     "cli/doctor/machine.py": 1,  # is about the clock
-    "cli/progress.py": 1, "cli/text.py": 1, "../../tui/gpuserve_tui/view/rows.py": 1,  # ages on the screen
+    "cli/progress.py": 1, "cli/text.py": 1,  # ages on the screen
     "control/logfeed.py": 2, "fleet/inspection.py": 1, "fleet/history.py": 2, "fleet/measured.py": 1, "fleet/quarantine.py": 1,
     "fleet/rolling.py": 1, "router/accesslog.py": 2, "router/server.py": 1, "shim/role.py": 2, "supervisor/crash.py": 1,
     "supervisor/evidence.py": 1,

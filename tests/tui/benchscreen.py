@@ -20,8 +20,7 @@ class Timed(FleetApp):
 
     lags: list[float]
 
-    def on_mount(self) -> None:
-        super().on_mount()
+    def on_mount(self) -> None:  # Textual calls that of FleetApp too
         self.lags = []
         self.run_worker(self.clockwork())
 

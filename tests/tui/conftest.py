@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.tui.fleets import normal
 
-from gpuserve_tui import standing
+from gpuserve_tui.model import state
 from gpuserved.api.crash import CrashCard
 from gpuserved.api.errors import GpuserveError, Unavailable
 from gpuserved.api.gpus import GpusRequest, GpusResult
@@ -209,7 +209,7 @@ class ScriptedDaemon:
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """A scripted daemon sends figures once: on a busy machine they must not grow old while keys are pressed."""
-    monkeypatch.setattr(standing, "SILENT_S", 600.0)
+    monkeypatch.setattr(state, "SILENT_S", 600.0)
 
 
 @pytest.fixture

@@ -12,14 +12,13 @@ from tests.tui.palette import offered
 from textual.pilot import Pilot
 from textual.widgets import Static
 
-from gpuserve_tui.actions import BY_ID, Situation, unavailable
+from gpuserve_tui import cells
 from gpuserve_tui.app import FleetApp
+from gpuserve_tui.model.actions import BY_ID, Situation, unavailable
+from gpuserve_tui.model.changes import about_gpu
 from gpuserve_tui.screens import dialogs
 from gpuserve_tui.screens.dialogs import Confirm
-from gpuserve_tui.view import cells
-from gpuserve_tui.view.lists import tree_rows
-from gpuserve_tui.view.rows import gpu_rows
-from gpuserve_tui.view.wishes import about_gpu
+from gpuserve_tui.view.gpus import gpu_rows, tree_rows
 from gpuserve_tui.widgets.table import RowTable
 from gpuserved.api.gpus import GpusRequest
 from gpuserved.api.types import GpuView, Status
@@ -52,8 +51,8 @@ async def test_a_gpu_is_set_aside_by_key(daemon: Daemon, fleet: Status, until: U
     app = FleetApp(daemon)
     async with app.run_test(size=(120, 36)) as pilot:
         daemon.snapshot(fleet)
-        await until(pilot, lambda: app.status is not None)
-        app.say = lambda text, _severity="": said.append(text)  # type: ignore[method-assign, assignment]
+        await until(pilot, lambda: app.state.status is not None)
+        app.notify = lambda text, **_: said.append(text)  # type: ignore[method-assign]
         await on_gpu(app, pilot, "GPU-0/qwen-0")
         await pilot.press("Q")
         await until(pilot, lambda: isinstance(app.screen, Confirm) and app.screen.focused)
@@ -71,7 +70,7 @@ async def test_a_gpu_is_released_by_palette(daemon: Daemon, fleet: Status, until
     app = FleetApp(daemon)
     async with app.run_test(size=(120, 36)) as pilot:
         daemon.snapshot(aside)
-        await until(pilot, lambda: app.status is not None)
+        await until(pilot, lambda: app.state.status is not None)
         await pilot.press("colon")
         await pilot.press(*"release GPU 0")
         await until(pilot, lambda: "release" in offered(app))

@@ -10,11 +10,12 @@ import msgspec
 import pytest
 from tests.tui.fleets import replica
 from tests.tui.palette import offered
+from tests.tui.stopwatch import Stopwatch
 from textual.pilot import Pilot
 from textual.widgets import Button
 
-from gpuserve_tui.actions import ACTIONS, BY_ID, PANES, Action, Grade, Situation, key_name, unavailable
 from gpuserve_tui.app import FleetApp
+from gpuserve_tui.model.actions import ACTIONS, BY_ID, PANES, Action, Grade, Situation, key_name, unavailable
 from gpuserve_tui.screens import dialogs
 from gpuserve_tui.screens.dialogs import Confirm
 from gpuserve_tui.settings import Settings
@@ -32,7 +33,12 @@ def test_no_key_means_two_things_and_every_action_is_carried_out() -> None:
     keys = [key for action in ACTIONS for key in action.keys]
     assert len(keys) == len(set(keys))
     assert len(BY_ID) == len(ACTIONS)
-    assert {action.id for action in ACTIONS} == FleetApp(None).commands.keys()  # type: ignore[arg-type]  # nothing is asked
+    app = FleetApp(None)  # type: ignore[arg-type]  # nothing is asked
+    for action in ACTIONS:
+        for pane in action.panes:
+            assert action.id in app.commands.keys() | app.panes[pane].commands.keys()
+    carried_out = {*app.commands, *(name for pane in app.panes.values() for name in pane.commands)}
+    assert {action.id for action in ACTIONS} == carried_out
 
 
 def test_what_changes_the_fleet_is_an_upper_case_key_or_asks_first() -> None:
@@ -43,19 +49,13 @@ def test_what_changes_the_fleet_is_an_upper_case_key_or_asks_first() -> None:
 
 async def ready(app: FleetApp, pilot: Pilot[int], daemon: Daemon, fleet: Status, until: Until) -> None:
     daemon.snapshot(fleet)
-    await until(pilot, lambda: app.status is not None and app.profiles.profiles)
+    await until(pilot, lambda: app.state.status is not None and app.profiles.profiles)
 
 
 async def disconnected(app: FleetApp, pilot: Pilot[int], daemon: Daemon, fleet: Status, until: Until) -> None:
     await ready(app, pilot, daemon, fleet, until)
     daemon.cut()
-    await until(pilot, lambda: app.lost is not None)
-
-
-async def stale(app: FleetApp, pilot: Pilot[int], daemon: Daemon, fleet: Status, until: Until) -> None:
-    await ready(app, pilot, daemon, fleet, until)
-    app.heard_at -= 6000
-    app.draw()
+    await until(pilot, lambda: app.state.lost is not None)
 
 
 async def place(app: FleetApp, pilot: Pilot[int], action: Action) -> None:
@@ -78,13 +78,17 @@ async def test_keys_where_nothing_may_be_changed(
     daemon: Daemon, fleet: Status, until: Until, state: str
 ) -> None:
     """No key asks the daemon for a change, none fails, and what is impossible says why."""
-    app = FleetApp(daemon, read_only=state == "read-only")
+    monotonic = Stopwatch()
+    app = FleetApp(daemon, read_only=state == "read-only", monotonic=monotonic)
     daemon.may_operate = state != "may-not-operate"
     said: list[str] = []
     async with app.run_test(size=(120, 36)) as pilot:
-        prepare = {"disconnected": disconnected, "stale": stale}.get(state, ready)
+        prepare = disconnected if state == "disconnected" else ready
         await prepare(app, pilot, daemon, fleet, until)
-        app.say = lambda text, _severity="": said.append(text)  # type: ignore[method-assign, assignment]
+        if state == "stale":
+            monotonic.advance(6000)
+            app.draw()
+        app.notify = lambda text, **_: said.append(text)  # type: ignore[method-assign]
         # The daemon's word comes with the connection and is kept as `--read-only` is: the keys that look are the same.
         tried = [a for a in ACTIONS if a.id not in LEAVES and (a.mutates or state != "may-not-operate")]
         for action in tried:
@@ -108,21 +112,21 @@ async def test_keys_where_everything_is_possible(
     monkeypatch.setattr(dialogs, "DEAF_S", 0.0)
     aside = msgspec.structs.replace(fleet.gpus[3], state="QUARANTINED", reason="fan is loud")
     fleet = msgspec.structs.replace(fleet, gpus=[*fleet.gpus[:3], aside, *fleet.gpus[4:]])
-    app = FleetApp(daemon)
+    app = FleetApp(
+        daemon, monotonic=Stopwatch()
+    )  # a loaded machine takes longer over the keys than data stays fresh
     async with app.run_test(size=(120, 36)) as pilot:
         await ready(app, pilot, daemon, fleet, until)
         for action in (a for a in ACTIONS if a.id not in LEAVES):
             for key in action.keys:
                 await place(app, pilot, action)
-                # A loaded machine takes longer over the keys than data stays fresh.
-                app.heard_at = app.monotonic()
                 daemon.calls.clear()
                 await pilot.press(key)
                 await pilot.pause()
                 if action.grade is Grade.NONE:
                     await until(pilot, lambda: daemon.calls)
                     assert daemon.calls[0][0] == action.id
-                    await until(pilot, lambda: not app.acting.busy)
+                    await until(pilot, lambda: not app.state.view.busy)
                 elif action.mutates:
                     await until(pilot, lambda: isinstance(app.screen, Confirm) and app.screen.focused)
                     assert app.screen.focused is app.screen.query_one("#cancel", Button)

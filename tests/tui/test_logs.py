@@ -30,7 +30,7 @@ async def at_the_log(app: FleetApp, pilot: Pilot[int], daemon: Daemon, fleet: St
     daemon.snapshot(fleet)
     await until(pilot, lambda: app.overview.replicas.cursor is not None)
     await pilot.press("l")
-    await until(pilot, lambda: ["qwen-0"] in daemon.followed and app.pane == "logs")
+    await until(pilot, lambda: ["qwen-0"] in daemon.followed and app.state.pane == "logs")
 
 
 def title(app: FleetApp) -> str:
@@ -38,11 +38,11 @@ def title(app: FleetApp) -> str:
 
 
 async def feed(app: FleetApp, pilot: Pilot[int], daemon: Daemon, until: Until, *batches: LogBatch) -> None:
-    before = app.desk.buffer.received
+    before = app.session.log.received
     for each in batches:
         daemon.log.put(each)
     wanted = before + sum(len(each.lines) for each in batches)
-    await until(pilot, lambda: app.desk.buffer.received == wanted)
+    await until(pilot, lambda: app.session.log.received == wanted)
 
 
 async def test_following_pausing_and_what_is_new(daemon: Daemon, fleet: Status, until: Until) -> None:
@@ -50,15 +50,15 @@ async def test_following_pausing_and_what_is_new(daemon: Daemon, fleet: Status, 
     async with app.run_test(size=(100, 30)) as pilot:
         await at_the_log(app, pilot, daemon, fleet, until)
         await feed(app, pilot, daemon, until, batch([f"line {n}" for n in range(100)]))
-        assert app.logs.view.text.splitlines()[-1].strip() == "line 99"
+        assert app.logs.log_view.text.splitlines()[-1].strip() == "line 99"
         await pilot.press("k", "k")
-        top = app.logs.view.text.splitlines()[0]
+        top = app.logs.log_view.text.splitlines()[0]
         await feed(app, pilot, daemon, until, batch([f"new {n}" for n in range(312)]))
-        assert app.logs.view.text.splitlines()[0] == top, "what one reads stays where it is"
+        assert app.logs.log_view.text.splitlines()[0] == top, "what one reads stays where it is"
         await until(pilot, lambda: "312 new (G)" in title(app))
         await pilot.press("G")
         await until(pilot, lambda: "FOLLOW" in title(app))
-        assert app.logs.view.text.splitlines()[-1].strip() == "new 311"
+        assert app.logs.log_view.text.splitlines()[-1].strip() == "new 311"
 
 
 async def test_a_flood_neither_freezes_the_screen_nor_goes_uncounted(
@@ -72,12 +72,12 @@ async def test_a_flood_neither_freezes_the_screen_nor_goes_uncounted(
             daemon.log.put(batch(["x" * 120] * 500, dropped=12_000))
         for key in ("w", "t", "w", "t", "2", "4"):
             await pilot.press(key)
-        assert app.pane == "logs"
-        await until(pilot, lambda: app.desk.buffer.dropped + app.desk.buffer.received == 60 * 12_500)
-        await until(pilot, lambda: f"{app.desk.buffer.dropped:,} dropped" in title(app))
-        assert len(app.desk.buffer) <= 12_100
+        assert app.state.pane == "logs"
+        await until(pilot, lambda: app.session.log.lines.dropped + app.session.log.received == 60 * 12_500)
+        await until(pilot, lambda: f"{app.session.log.lines.dropped:,} dropped" in title(app))
+        assert len(app.session.log.lines.shown) <= 12_100
         assert "lines not shown: too many at once" in "".join(
-            app.desk.buffer.line(n).text for n in app.desk.buffer.shown[-600:]
+            app.session.log.lines.line(n).text for n in app.session.log.lines.shown[-600:]
         )
 
 
@@ -90,9 +90,13 @@ async def test_search_filter_and_level(daemon: Daemon, fleet: Status, until: Unt
         lines[20] = PREFIX.format("WARNING") + "boom again"
         await feed(app, pilot, daemon, until, batch(lines))
         await pilot.press("slash", *"boom", "enter")
-        await until(pilot, lambda: app.logs.view.current and "boom again" in app.logs.view.current.text)
+        await until(
+            pilot, lambda: app.logs.log_view.current and "boom again" in app.logs.log_view.current.text
+        )
         await pilot.press("N")
-        await until(pilot, lambda: app.logs.view.current and "[/] boom [red]" in app.logs.view.current.text)
+        await until(
+            pilot, lambda: app.logs.log_view.current and "[/] boom [red]" in app.logs.log_view.current.text
+        )
         daemon.pages = [LogPage(lines=["an old boom\x1b[31m"], before="1.1")]
         await pilot.press("N")
         await until(pilot, lambda: len(app.screen_stack) > 1)
@@ -100,11 +104,11 @@ async def test_search_filter_and_level(daemon: Daemon, fleet: Status, until: Unt
         assert daemon.page_questions[-1] == ("qwen-0", None, "boom")
         await pilot.press("escape")
         await pilot.press("v", "v")
-        await until(pilot, lambda: len(app.desk.buffer.shown) == 2)
+        await until(pilot, lambda: len(app.session.log.lines.shown) == 2)
         await pilot.press("v", "v", "ampersand", *"step", "enter")
-        await until(pilot, lambda: len(app.desk.buffer.shown) == 48)
+        await until(pilot, lambda: len(app.session.log.lines.shown) == 48)
         await pilot.press("escape")
-        await until(pilot, lambda: len(app.desk.buffer.shown) == 50)
+        await until(pilot, lambda: len(app.session.log.lines.shown) == 50)
 
 
 async def test_pages_of_the_past(daemon: Daemon, fleet: Status, until: Until) -> None:
@@ -116,10 +120,10 @@ async def test_pages_of_the_past(daemon: Daemon, fleet: Status, until: Until) ->
         await pilot.press("g")
         assert daemon.page_questions == []
         await pilot.press("g")
-        await until(pilot, lambda: len(app.desk.buffer) == 62)
+        await until(pilot, lambda: len(app.session.log.lines.shown) == 62)
         assert daemon.page_questions == [("qwen-0", "7.900", None)]
-        assert app.logs.view.current is not None
-        assert app.logs.view.current.text == "line 0", "the line one reads stays"
+        assert app.logs.log_view.current is not None
+        assert app.logs.log_view.current.text == "line 0", "the line one reads stays"
         await pilot.press("g", "g")
         await pilot.pause()
         assert len(daemon.page_questions) == 1, "there is nothing before the beginning"
@@ -135,7 +139,7 @@ async def test_sources(daemon: Daemon, fleet: Status, until: Until) -> None:
         await pilot.press("less_than_sign")
         await until(pilot, lambda: daemon.followed[-1] == [f"qwen-{n}" for n in range(8)])
         await feed(app, pilot, daemon, until, batch(["hello"]))
-        assert app.logs.view.text.split() == ["qwen-0", "hello"]
+        assert app.logs.log_view.text.split() == ["qwen-0", "hello"]
 
 
 async def test_all_logs_go_back_as_one_in_the_order_of_their_times(
@@ -160,12 +164,12 @@ async def test_all_logs_go_back_as_one_in_the_order_of_their_times(
             )
             daemon.log.put(first)
         # The last thirty lines of the busy log are half a minute of it: more is fetched to fill the screen.
-        await until(pilot, lambda: len(app.desk.buffer) >= 300)
-        while not app.desk._trail.past.done:
-            have = len(app.desk.buffer)
+        await until(pilot, lambda: len(app.session.log.lines.shown) >= 300)
+        while not app.session.log.at_beginning:
+            have = len(app.session.log.lines.shown)
             await pilot.press("g", "g")
-            await until(pilot, lambda: len(app.desk.buffer) > have)  # noqa: B023 - awaited at once
-        lines = [app.desk.buffer.line(number).text for number in app.desk.buffer.shown]
+            await until(pilot, lambda: len(app.session.log.lines.shown) > have)  # noqa: B023 - awaited at once
+        lines = [app.session.log.lines.line(number).text for number in app.session.log.lines.shown]
         assert [line for line in lines if "busy" in line] == busy
         assert [line for line in lines if "rare" in line] == rare
         assert [line[5:19] for line in lines] == sorted(line[5:19] for line in lines)
@@ -178,17 +182,19 @@ async def test_what_one_reads_is_never_pulled_away(daemon: Daemon, fleet: Status
         await at_the_log(app, pilot, daemon, fleet, until)
         await feed(app, pilot, daemon, until, batch([f"line {n}" for n in range(100)]))
         await pilot.press("k", "k")
-        top = app.logs.view.text.splitlines()[0]
+        top = app.logs.log_view.text.splitlines()[0]
         await feed(app, pilot, daemon, until, *(batch(["x" * 50] * 500) for _ in range(60)))
-        assert app.logs.view.text.splitlines()[0] == top
-        assert len(app.desk.buffer) <= 20_500
+        assert app.logs.log_view.text.splitlines()[0] == top
+        assert len(app.session.log.lines.shown) <= 20_500
         await until(pilot, lambda: "30000 new (G)" in title(app))
         before = len(daemon.followed)
         await pilot.press("G")
-        await until(pilot, lambda: len(daemon.followed) == before + 1 and len(app.desk.buffer) == 0)
+        await until(
+            pilot, lambda: len(daemon.followed) == before + 1 and len(app.session.log.lines.shown) == 0
+        )
         await feed(app, pilot, daemon, until, batch(["the end"]))
         await until(pilot, lambda: "FOLLOW" in title(app))
-        assert app.logs.view.text.splitlines()[-1].strip() == "the end"
+        assert app.logs.log_view.text.splitlines()[-1].strip() == "the end"
 
 
 async def test_wide_characters_and_wrapping(daemon: Daemon, fleet: Status, until: Until) -> None:
@@ -196,10 +202,10 @@ async def test_wide_characters_and_wrapping(daemon: Daemon, fleet: Status, until
     async with app.run_test(size=(40, 20)) as pilot:
         await at_the_log(app, pilot, daemon, fleet, until)
         await feed(app, pilot, daemon, until, batch(["显存不足" * 12, "x" * 100]))
-        assert app.logs.view.count == 2
+        assert app.logs.log_view.count == 2
         await pilot.press("w")
-        await until(pilot, lambda: app.logs.view.count >= 6)
-        assert app.logs.view.text.replace("\n", "").replace(" ", "") == "显存不足" * 12 + "x" * 100
+        await until(pilot, lambda: app.logs.log_view.count >= 6)
+        assert app.logs.log_view.text.replace("\n", "").replace(" ", "") == "显存不足" * 12 + "x" * 100
 
 
 async def test_copying(daemon: Daemon, fleet: Status, until: Until, monkeypatch: pytest.MonkeyPatch) -> None:

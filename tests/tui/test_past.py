@@ -7,8 +7,8 @@ import calendar
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuserve_tui.view.logbuffer import LogBuffer, LogLine, log_line
-from gpuserve_tui.view.past import Past, Trail, fetch, stamp
+from gpuserve_tui.model.logbuffer import LogBuffer, LogLine, log_line
+from gpuserve_tui.model.logpast import Past, Trail, fetch, stamp
 from gpuserved.api.inspect import LogBatch, LogPage
 
 NOW = calendar.timegm((2026, 11, 24, 12, 0, 0))

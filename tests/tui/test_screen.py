@@ -13,10 +13,12 @@ from textual.pilot import Pilot
 from textual.widget import Widget
 from textual.widgets import Static
 
-from gpuserve_tui import standing
-from gpuserve_tui.actions import PANES
 from gpuserve_tui.app import FleetApp
-from gpuserve_tui.screens.panes import EventsPane, GpusPane, ReplicasPane
+from gpuserve_tui.model import state
+from gpuserve_tui.model.actions import PANES
+from gpuserve_tui.screens.events import EventsPane
+from gpuserve_tui.screens.gpus import GpusPane
+from gpuserve_tui.screens.replicas import ReplicasPane
 from gpuserved.api.crash import CrashCard, CrashGpu
 from gpuserved.api.errors import Unavailable
 from gpuserved.api.inspect import EventsView
@@ -38,7 +40,7 @@ def row(text: str, key: str) -> str:
 async def show(app: FleetApp, pilot: Pilot[int], daemon: Daemon, fleet: Status, until: Until) -> None:
     daemon.snapshot(fleet)
     await until(
-        pilot, lambda: len(app.overview.replicas.rows) == len(fleet.replicas) and app.status is not None
+        pilot, lambda: len(app.overview.replicas.rows) == len(fleet.replicas) and app.state.status is not None
     )
     await pilot.pause()
 
@@ -83,7 +85,7 @@ async def test_the_cursor_belongs_to_its_replica(daemon: Daemon, fleet: Status, 
         assert app.overview.replicas.cursor == "qwen-2"
         await pilot.press("o", "o", "o", "O")
         daemon.telemetry(msgspec.structs.replace(fleet, replicas=fleet.replicas[::-1]))
-        await until(pilot, lambda: len(app.board.series[""].tokens) > 1)
+        await until(pilot, lambda: len(app.state.trend("").tokens) > 1)
         assert app.overview.replicas.cursor == "qwen-2"
         daemon.snapshot(msgspec.structs.replace(fleet, replicas=fleet.replicas[3:]))
         await until(pilot, lambda: len(app.overview.replicas.rows) == 5)
@@ -118,7 +120,7 @@ async def test_lost_silent_and_back(
         daemon.snapshot(fleet)
         await until(pilot, lambda: line(app, "#banner") == "" and not app.main.has_class("stale"))
         assert daemon.connections >= 4
-        monkeypatch.setattr(standing, "SILENT_S", 0.05)
+        monkeypatch.setattr(state, "SILENT_S", 0.05)
         await until(pilot, lambda: "SILENT  connected, but no figures for" in line(app, "#banner"))
 
 
@@ -128,7 +130,9 @@ async def test_frozen_is_the_display_and_not_the_data(daemon: Daemon, fleet: Sta
         await show(app, pilot, daemon, fleet, until)
         await pilot.press("p")
         daemon.replica(replica(0, state="FAILED", reason="gone"), previous="READY")
-        await until(pilot, lambda: app.status is not None and app.status.replicas[0].state == "FAILED")
+        await until(
+            pilot, lambda: app.state.status is not None and app.state.status.replicas[0].state == "FAILED"
+        )
         await pilot.pause(0.3)
         assert "FROZEN" in line(app, "#head")
         assert "ready" in row(app.overview.replicas.text, "qwen-0")
@@ -148,14 +152,14 @@ async def test_events_of_before_and_of_now_once_each(daemon: Daemon, fleet: Stat
     async with app.run_test(size=(100, 30)) as pilot:
         await show(app, pilot, daemon, fleet, until)
         daemon.replica(replica(1, state="BACKOFF", reason="killed by SIGKILL"), previous="READY")
-        await until(pilot, lambda: app.board.unread == 1)
+        await until(pilot, lambda: app.state.view.unread == 1)
         await until(pilot, lambda: "5 Events 1" in line(app, "#tabs"))
         daemon.cut()
-        await until(pilot, lambda: app.lost is not None)
+        await until(pilot, lambda: app.state.lost is not None)
         missed = FleetEvent(seq=2, at=time.time() + 1, kind="notice", message="told while nobody listened")
         daemon.told = EventsView(events=[*daemon.told.events, missed])
         daemon.snapshot(fleet)
-        await until(pilot, lambda: app.lost is None and app.board.unread == 2)
+        await until(pilot, lambda: app.state.lost is None and app.state.view.unread == 2)
         await pilot.press("5")
         pane = app.panes["events"]
         assert isinstance(pane, EventsPane)
@@ -274,7 +278,6 @@ async def test_a_resize_moves_nothing_away(daemon: Daemon, fleet: Status, until:
         for size in ((80, 24), (40, 10), (10, 3), (200, 60), (60, 16)):
             await pilot.resize_terminal(*size)
             await pilot.pause(0.05)
-        pane = app.panes["replicas"]
-        assert isinstance(pane, ReplicasPane)
+        assert isinstance(app.panes["replicas"], ReplicasPane)
         assert app.overview.replicas.cursor == "qwen-0"
         assert "qwen-0" in app.overview.replicas.text

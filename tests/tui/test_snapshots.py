@@ -15,11 +15,12 @@ import msgspec
 import pytest
 from tests.tui.fleets import NOW, SCENES
 from tests.tui.pictures import Picture, read
+from tests.tui.stopwatch import Stopwatch
 from textual.pilot import Pilot
 
 from gpuserve_tui.app import FleetApp
+from gpuserve_tui.model.logbuffer import log_line
 from gpuserve_tui.settings import Settings
-from gpuserve_tui.view.logbuffer import log_line
 from gpuserved.api.errors import Unavailable
 
 Daemon: TypeAlias = Any  # tests/tui/conftest.py: ScriptedDaemon
@@ -69,30 +70,30 @@ async def picture(
     daemon = type(daemon)()
     if mode == "nocolor":
         monkeypatch.setenv("NO_COLOR", "1")
+    monotonic = Stopwatch()  # ages stand still
     app = FleetApp(
         daemon,
         settings=Settings(theme="light" if mode == "light" else "dark"),
         host="h200-01",
         clock=lambda: NOW,
+        monotonic=monotonic,
     )
-    instant = app.monotonic()
     async with app.run_test(size=size) as pilot:
         fleet = SCENES[scene]()
         daemon.snapshot(fleet)
-        await until(pilot, lambda: app.status is not None)
+        await until(pilot, lambda: app.state.status is not None)
         if scene == "disconnected":
             daemon.cut(Unavailable("no daemon listens at /run/gpuserve/control.sock"))
-            await until(pilot, lambda: app.lost is not None)
-        app.monotonic = lambda: instant + 0.4  # ages stand still
-        app.heard_at = instant if scene != "disconnected" else instant - 72
-        names = app.replica_names
+            await until(pilot, lambda: app.state.lost is not None)
+        monotonic.advance(0.4 if scene != "disconnected" else 72.4)
+        names = app.state.replica_names
         if "qwen-5" in names:
             app.overview.replicas.to("qwen-5")
         if names:
-            app.desk.watch(app.overview.replicas.cursor or "")
-        app.desk.buffer.append([log_line("qwen-5", raw, None) for raw in LOG])
+            app.session.log.watch(app.overview.replicas.cursor or "", names)
+        app.session.log._buffer.append([log_line("qwen-5", raw, None) for raw in LOG])
         app.overview.log_view.changed()
-        for series in app.board.series.values():
+        for series in app.state._board._series.values():
             for n in range(60):
                 series.tokens.append(2000.0 + 30 * n)
                 series.waiting.append(float(n % 15))

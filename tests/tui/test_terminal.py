@@ -132,7 +132,7 @@ def test_a_signal_leaves_the_terminal_as_it_was(attach: Attach, number: signal.S
 
 def test_a_crash_leaves_the_terminal_as_it_was_and_the_daemon_alone(served: Box, attach: Attach) -> None:
     """A mistake in the handler of a key. What went wrong is told on the shell's screen."""
-    mistake = "from gpuserve_tui import desktop, main; desktop.Desktop.theme = lambda desk: {}['no such theme']; main.main()"
+    mistake = "from gpuserve_tui import app, main; app.FleetApp.switch_theme = lambda app: {}['no such theme']; main.main()"
     terminal = attach(command=(sys.executable, "-c", mistake))
     terminal.shows("2/2 ready")
     assert terminal.flag("alternate_on") == "1"

@@ -1,4 +1,4 @@
-"""The pure half of the screen: cells, columns, filters, the log ring, shares of a height, what a wish says."""
+"""The pure half of the screen: cells, columns, filters, the log ring, shares of a height, what a question says."""
 
 from __future__ import annotations
 
@@ -12,18 +12,24 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from tests.tui.fleets import NOW, SCENES, many, normal, replica, status
 
-from gpuserve_tui.actions import BY_ID
+from gpuserve_tui import cells
+from gpuserve_tui.model.actions import BY_ID
+from gpuserve_tui.model.board import arranged
+from gpuserve_tui.model.changes import question, replica_intent, scale_intent
+from gpuserve_tui.model.filters import BadFilter, parse
+from gpuserve_tui.model.logbuffer import LogBuffer, LogLine, compact, log_line
 from gpuserve_tui.settings import load
-from gpuserve_tui.view import cells
-from gpuserve_tui.view.board import alerts, imbalanced
-from gpuserve_tui.view.columns import choose, header_cells, row_cells
-from gpuserve_tui.view.filters import BadFilter, parse
-from gpuserve_tui.view.layout import share
-from gpuserve_tui.view.logbuffer import LogBuffer, LogLine, compact, log_line
-from gpuserve_tui.view.rollouts import rollout_line
-from gpuserve_tui.view.rows import GPU_NARROW, REPLICA_NARROW, REPLICA_WIDE, gpu_rows, replica_rows
-from gpuserve_tui.view.totals import busiest, queueing
-from gpuserve_tui.view.wishes import question, scale_wish, wish
+from gpuserve_tui.view.bars import alerts, rollout_line
+from gpuserve_tui.view.gpus import GPU_NARROW, gpu_rows
+from gpuserve_tui.view.layout import choose, header_cells, row_cells, share
+from gpuserve_tui.view.replicas import (
+    REPLICA_NARROW,
+    REPLICA_WIDE,
+    busiest,
+    imbalanced,
+    queueing,
+    replica_rows,
+)
 from gpuserved.api.errors import Invalid
 from gpuserved.api.types import ModelView, RolloutView
 
@@ -99,11 +105,7 @@ def test_lines_of_a_table_are_as_wide_as_their_columns(width: int, spec: object)
     ],
 )  # fmt: skip
 def test_filters(text: str, found: int) -> None:
-    from gpuserve_tui.view.board import Board
-
-    board = Board()
-    board.status = normal()
-    assert len(board.replicas(parse(text), "id", descending=False)) == found
+    assert len(arranged(normal().replicas, parse(text), "id", descending=False)) == found
 
 
 def test_a_broken_expression_is_named() -> None:
@@ -215,19 +217,19 @@ def test_alerts_begin_with_the_worst() -> None:
     assert alerts(status([], [])) == []
 
 
-def test_a_wish_is_about_those_that_can() -> None:
+def test_a_change_is_about_those_that_can() -> None:
     fleet = normal()
-    asked = wish(BY_ID["start"], fleet, fleet.replicas)
+    asked = replica_intent(BY_ID["start"], fleet, fleet.replicas)
     assert [name for name, _ in asked.targets] == ["qwen-7"]
     assert question(asked, fleet) is None
 
 
 def test_scaling_to_nothing_wants_the_name() -> None:
     one = status([], [replica(0)])
-    down = question(scale_wish(BY_ID["scale_down"], one, "qwen"), one)
+    down = question(scale_intent(BY_ID["scale_down"], one, "qwen"), one)
     assert down is not None
     assert down.typed == "qwen"
-    up = question(scale_wish(BY_ID["scale_up"], one, "qwen"), one)
+    up = question(scale_intent(BY_ID["scale_up"], one, "qwen"), one)
     assert up is not None
     assert up.typed is None
 
@@ -236,13 +238,13 @@ def test_scaling_counts_from_those_that_are_to_stay() -> None:
     """One that is on its way out is neither had back by `-` nor counted by `+`."""
     going = msgspec.structs.replace(replica(2), state="DRAINING", leaving=True)
     fleet = status([], [replica(0), replica(1), going])
-    assert scale_wish(BY_ID["scale_down"], fleet, "qwen").replicas == 1
-    assert scale_wish(BY_ID["scale_up"], fleet, "qwen").replicas == 3
+    assert scale_intent(BY_ID["scale_down"], fleet, "qwen").replicas == 1
+    assert scale_intent(BY_ID["scale_up"], fleet, "qwen").replicas == 3
 
 
 def test_many_names_are_cut() -> None:
     fleet = msgspec.structs.replace(many(20), generation=1)
-    asked = question(wish(BY_ID["restart"], fleet, fleet.replicas), fleet)
+    asked = question(replica_intent(BY_ID["restart"], fleet, fleet.replicas), fleet)
     assert asked is not None
     assert "and 14 more" in asked.lines[0]
 

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gpuserve_tui.actions import PANES
-from gpuserve_tui.link import Feed
+from gpuserve_tui.feed.events import Feed
+from gpuserve_tui.model.actions import PANES
 from gpuserve_tui.settings import FILE_NAME, Settings, load
 from gpuserved.api.client import ControlClient
 from gpuserved.api.errors import GpuserveError, Invalid
 from gpuserved.api.roots import find_socket, from_environment
 
+if TYPE_CHECKING:
+    from gpuserve_tui.app import FleetApp
+
+WAIT_S = 15.0
+"""For the first data of a screenshot."""
+SETTLE_S = 2.5
+"""Then for trends and log lines, so that the picture shows a screen at work."""
 EXAMPLE = """\
 examples:
   gpuserve-tui                        the daemon that `gpuserve status` finds
@@ -95,16 +105,42 @@ def attach(args: argparse.Namespace) -> int:
     feed.start()
     # Textual takes 0.3 s to import: not for an error message, and time enough to read the first state.
     from gpuserve_tui.app import FleetApp
-    from gpuserve_tui.picture import take
-    from gpuserve_tui.standing import host_of
 
-    host = host_of(client.socket_path)
-    app = FleetApp(client, read_only=args.read_only, settings=settings, host=host, feed=feed)
+    app = FleetApp(
+        client, first_pane=args.screen, read_only=args.read_only, settings=settings, host=_host(client.socket_path), feed=feed,
+    )  # fmt: skip
     if args.screenshot:
-        return take(app, args.screenshot, args.screen, args.size)
-    app.first_pane = args.screen
+        import asyncio
+
+        return asyncio.run(_screenshot(app, args.screenshot, args.size))
     code = app.run(mouse=settings.mouse)
     return code if code is not None else app.return_code or 0
+
+
+def _host(path: Path) -> str:
+    """What the first line calls this daemon: the machine, and the socket where it is not the usual one."""
+    name = socket.gethostname().split(".")[0]
+    return name if "gpuserve" in path.parts or path.parent.name == "run" else f"{name}:{path}"
+
+
+async def _screenshot(app: FleetApp, path: Path, size: tuple[int, int]) -> int:
+    """Run the app headless, save one picture.
+
+    :returns: the exit code; 3: no data came.
+    """
+    async with app.run_test(size=size) as pilot:
+        deadline = time.monotonic() + WAIT_S
+        while app.state.status is None:
+            if time.monotonic() > deadline:
+                print(
+                    f"gpuserve-tui: no data from the daemon within {WAIT_S:.0f} s; is it running? gpuserve status",
+                    file=sys.stderr,
+                )
+                return 3
+            await pilot.pause(0.05)
+        await pilot.pause(SETTLE_S)
+        path.write_text(app.export_screenshot(title="gpuserve-tui"), encoding="utf-8")
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

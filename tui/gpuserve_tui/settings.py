@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpuserve_tui.actions import ACTIONS, BY_ID
+from gpuserve_tui.model.actions import ACTIONS, BY_ID
 from gpuserved.api.errors import Invalid
 
 FILE_NAME = "tui.toml"

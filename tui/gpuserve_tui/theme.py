@@ -1,4 +1,4 @@
-"""Colours. A role says what a text means; the word beside it always says so too, for whoever sees no colour."""
+"""Colours and characters. A role says what a text means; the word beside it always says so too, for whoever sees no colour."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from functools import lru_cache
 
 from rich.style import Style
 from textual.theme import Theme
+
+from gpuserve_tui.cells import ASCII, UNICODE, Glyphs
 
 # Under NO_COLOR Textual turns colours into greys; a theme of terminal colours would become black on black.
 DARK = Theme(
@@ -76,3 +78,25 @@ def stale(theme: Theme) -> dict[str, Style]:
         role: Style(color=muted, bold=style.bold, reverse=style.reverse)
         for role, style in styles(theme).items()
     }
+
+
+class Look:
+    """How a role looks now, and which characters bars are made of. The app changes it, every widget reads it."""
+
+    def __init__(self, *, ascii_only: bool = False) -> None:
+        self._glyphs = ASCII if ascii_only else UNICODE
+        self._roles = styles_of(DARK.name, live=True)
+
+    @property
+    def roles(self) -> Mapping[str, Style]:
+        """Role -> style; another object when the look has changed."""
+        return self._roles
+
+    @property
+    def glyphs(self) -> Glyphs:
+        """The characters in use."""
+        return self._glyphs
+
+    def use(self, theme: str, *, live: bool) -> None:
+        """Another theme, or data that is old now."""
+        self._roles = styles_of(theme, live=live)

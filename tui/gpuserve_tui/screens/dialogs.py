@@ -1,4 +1,4 @@
-"""What stands over the screen: a question before a change, a text to read, a line to type."""
+"""What asks or tells beside the screens: a question before a change, a text to read, a line to type."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from textual.containers import Horizontal, Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Button, Input, Static
 
-from gpuserve_tui.view.cells import Cell, plain
-from gpuserve_tui.view.wishes import Question
+from gpuserve_tui.cells import Cell, plain
+from gpuserve_tui.model.changes import Question
+from gpuserve_tui.theme import Look
 from gpuserve_tui.widgets.lines import TextLines
 
 DEAF_S = 0.25
@@ -101,16 +102,16 @@ class Reading(ModalScreen[None]):
         ("y,Y", "copy", "Copy"),
     ]
 
-    def __init__(self, title: str, lines: Sequence[Sequence[Cell] | str]) -> None:
+    def __init__(self, look: Look, title: str, lines: Sequence[Sequence[Cell] | str]) -> None:
         super().__init__()
-        self.heading = title
+        self._heading = title
         self._lines = list(lines)
-        self.body = TextLines(id="reading-body")
+        self.body = TextLines(look, id="reading-body")
 
     def compose(self) -> ComposeResult:
         """One box."""
         with Vertical(id="reading"):
-            yield Static(Text(plain(self.heading), style="bold"), id="reading-title")
+            yield Static(Text(plain(self._heading), style="bold"), id="reading-title")
             yield self.body
             yield Static(Text("esc close   j k scroll   y copy", style="dim"), id="reading-foot")
 
@@ -118,11 +119,6 @@ class Reading(ModalScreen[None]):
         """Fill it."""
         self.body.show(self._lines)
         self.body.focus()
-
-    def show(self, lines: Sequence[Sequence[Cell] | str]) -> None:
-        """Other lines."""
-        self._lines = list(lines)
-        self.body.show(self._lines)
 
     def action_close(self) -> None:
         """Back."""
@@ -175,3 +171,29 @@ class Ask(ModalScreen[str | None]):
     def action_cancel(self) -> None:
         """Escape."""
         self.dismiss(None)
+
+
+class Prompt(Input):
+    """The line at the foot of the screen: a filter, or what to search for."""
+
+    def __init__(self) -> None:
+        super().__init__(id="prompt", compact=True)
+        self.can_focus = False  # until it is shown
+        self._purpose = ""
+
+    @property
+    def purpose(self) -> str:
+        """What was asked for last."""
+        return self._purpose
+
+    def ask(self, purpose: str, value: str, hint: str) -> None:
+        """Show it, ready to type."""
+        self._purpose = purpose
+        self.value = value
+        self.placeholder = f"{purpose}: {hint}"
+        self.can_focus = self.display = True
+        self.focus()
+
+    def hide(self) -> None:
+        """Take it away."""
+        self.can_focus = self.display = False

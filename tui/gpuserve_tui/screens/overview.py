@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from textual.app import ComposeResult
+from textual.timer import Timer
 from textual.widget import Widget
 
-from gpuserve_tui.screens.pane import Outlook, Pane, log_title
-from gpuserve_tui.view.board import Board, imbalanced
+from gpuserve_tui.feed.logs import ALL
+from gpuserve_tui.model.state import View
+from gpuserve_tui.screens.logs import LogPane, log_title
+from gpuserve_tui.screens.pane import Commands, Session
+from gpuserve_tui.screens.replicas import ReplicaTablePane
+from gpuserve_tui.view.bars import rollout_line, ruler, trends
+from gpuserve_tui.view.gpus import GPU_NARROW, GPU_WIDE, gpu_rows
 from gpuserve_tui.view.layout import Lines, share
-from gpuserve_tui.view.logbuffer import LogBuffer
-from gpuserve_tui.view.rollouts import rollout_line
-from gpuserve_tui.view.rows import (
-    GPU_NARROW,
-    GPU_WIDE,
-    REPLICA_NARROW,
-    REPLICA_WIDE,
-    gpu_rows,
-    replica_rows,
-)
-from gpuserve_tui.view.totals import queueing, total_rows
-from gpuserve_tui.widgets.bars import ruler, trends
+from gpuserve_tui.view.replicas import queueing
 from gpuserve_tui.widgets.lines import Line, LineView
 from gpuserve_tui.widgets.logview import LogView
 from gpuserve_tui.widgets.table import RowTable
@@ -31,21 +26,25 @@ MODELS_MIN = 2
 """Models that queue keep a row where replicas scroll already."""
 ROLLOUT_HEIGHT = 8
 """In fewer lines there is no room for anything but replicas."""
+SETTLE_S = 0.3
+"""The cursor must rest this long on a replica before its log is fetched."""
 
 
-class Overview(Pane):
+class Overview(ReplicaTablePane, LogPane):
     """GPUs, replicas, trends and a log on one screen."""
 
-    def __init__(self, buffer: LogBuffer) -> None:
-        super().__init__(id="overview")
-        self._buffer = buffer
-        self.gpus = RowTable(id="over-gpus", empty="no GPU is visible to the daemon")
-        self.replicas = RowTable(id="over-replicas", empty="no replicas: gpuserve apply PROFILE adds some")
-        self.log_view = LogView(buffer, id="over-log", small=True)
+    def __init__(self, session: Session) -> None:
+        super().__init__(session, id="overview")
+        self.gpus = RowTable(session.look, id="over-gpus", empty="no GPU is visible to the daemon")
+        self.replicas = RowTable(
+            session.look, id="over-replicas", empty="no replicas: gpuserve apply PROFILE adds some"
+        )
+        self.log_view = LogView(session.look, session.log.lines, id="over-log", small=True)
         self.rollout = Line(classes="ruler")
         self.rules = [Line(classes="ruler") for _ in range(4)]
-        self._lines: dict[Widget, int] = {}
         self.trends = [Line(classes="trend") for _ in range(2)]
+        self._heights: dict[Widget, int] = {}
+        self._resting: Timer | None = None
 
     def compose(self) -> ComposeResult:
         """From top to bottom."""
@@ -53,22 +52,46 @@ class Overview(Pane):
         yield from (self.rules[2], *self.trends, self.rules[3], self.log_view)
 
     @property
+    def commands(self) -> Commands:
+        """Trends, beside what replicas and logs know."""
+        return {**super().commands, "trends": self._toggle_trends}
+
+    @property
     def views(self) -> list[LineView]:
         """The replicas first: they are what one acts on."""
         return [view for view in (self.replicas, self.gpus, self.log_view) if view.display]
 
-    @property
-    def selected_replica(self) -> str | None:
-        """Of the replica table; with the keys in the GPU table, whoever is on that GPU."""
-        return self.replicas.cursor
+    def shown(self) -> None:
+        """The log is that of the selected replica again."""
+        self._follow_selected()
 
-    def draw(self, board: Board, outlook: Outlook) -> None:
+    def on_row_table_highlighted(self, message: RowTable.Highlighted) -> None:
+        """Trends and log follow the selected replica."""
+        if message.table is self.replicas:
+            self._follow_selected()
+            self.redraw(soon=True)
+
+    def _follow_selected(self) -> None:
+        """The log is that of the selected replica, once the cursor rests there."""
+        if self._resting is not None:
+            self._resting.stop()
+        self._resting = self.set_timer(SETTLE_S, self._rests)
+
+    def _rests(self) -> None:
+        name = self.selection.replica
+        if self.state.pane == "overview" and name is not None:
+            self.post_message(self.LogWanted(name))
+
+    def _toggle_trends(self) -> None:
+        self.state.toggle_trends()
+        self.redraw()
+
+    def draw(self, view: View) -> None:
         """All parts, as the height allows."""
-        status, wide = board.status, self.wide
-        replicas = board.replicas(outlook.filter, outlook.sort, descending=outlook.descending)
-        gpus = status.gpus if status else []
-        self._draw_rollout(status, outlook.now)
-        lines, models = self._share(status, len(replicas))
+        wide = self.wide
+        replicas = view.shown_replicas
+        self._draw_rollout(view)
+        lines, models = self._share(view.status, len(replicas))
         rule = int(wide)
         self._give(self.gpus, lines.gpus - rule)
         self._give(self.replicas, lines.replicas - rule)
@@ -77,17 +100,10 @@ class Overview(Pane):
             self.rules[place].display = wide and shown > 0
         self.trends[0].display = lines.trends > 0
         self.trends[1].display = lines.trends > 1
-        glyphs = self.gpus.glyphs
-        every = status.replicas if status else []
-        self.gpus.show(GPU_WIDE if wide else GPU_NARROW, gpu_rows(gpus, every, glyphs, wide=wide))
-        rows = replica_rows(
-            replicas, glyphs, wide=wide, marked=outlook.marked, uneven=imbalanced(every), busy=outlook.busy, now=outlook.now,
-        )  # fmt: skip
-        self.replicas.show(
-            REPLICA_WIDE if wide else REPLICA_NARROW, rows, pinned=total_rows(status, wide=wide, models=models), sort=outlook.sort,
-            descending=outlook.descending,
-        )  # fmt: skip
-        self._draw_lines(board, outlook, len(replicas), len(every))
+        gpus = gpu_rows(view.gpus, view.replicas, self.gpus.glyphs, wide=wide)
+        self.gpus.show(GPU_WIDE if wide else GPU_NARROW, gpus)
+        self.draw_replicas(view, replicas, models)
+        self._draw_lines(view, len(replicas))
 
     def _share(self, status: Status | None, replicas: int) -> tuple[Lines, int]:
         """Lines for each part, and how many models have a row. Where rows scroll, only what queues has one."""
@@ -101,34 +117,37 @@ class Overview(Pane):
         models = min(MODELS_MIN, queueing(status.models)) if models else 0
         return share(height, self.size.width, len(status.gpus), replicas, 1 + models), models
 
-    def _draw_rollout(self, status: Status | None, now: float) -> None:
-        line = rollout_line(status, now) if status is not None else []
+    def _draw_rollout(self, view: View) -> None:
+        line = rollout_line(view.status, view.now) if view.status is not None else []
         self.rollout.display = bool(line) and self.size.height >= ROLLOUT_HEIGHT
         if self.rollout.display:
             self.write(self.rollout, line)
 
-    def _draw_lines(self, board: Board, outlook: Outlook, shown: int, every: int) -> None:
-        width, glyphs = self.size.width, self.gpus.glyphs
-        name = "" if outlook.trends_of_all else self.selected_replica or ""
+    def _draw_lines(self, view: View, shown: int) -> None:
+        how, width, glyphs = view.arrangement, self.size.width, self.gpus.glyphs
+        name = "" if how.trends_of_all else self.selection.replica or ""
         title = name or "all"
-        graphs = trends(board.series.get(name), title, width, glyphs)
-        for line, cells in zip(self.trends, graphs, strict=False):
+        for line, cells in zip(
+            self.trends, trends(self.state.trend(name), title, width, glyphs), strict=False
+        ):
             self.write(line, cells)
         if self.wide:
+            log = self.session.log
+            source = ALL if log.state.source is None else log.state.source or "daemon"
             legend = f"memory: {glyphs.full} ours  {glyphs.other} not ours  {glyphs.free} free"
-            self.write(self.rules[0], ruler("GPU", legend, width, glyphs))
-            order = f"sort: {outlook.sort} (o)  {shown} of {every} shown"
-            self.write(self.rules[1], ruler("REPLICAS", order, width, glyphs))
+            order = f"sort: {how.sort} (o)  {shown} of {len(view.replicas)} shown"
             span = "5 min, scale 0 to highest (a: all / selected)"
-            self.write(self.rules[2], ruler(f"TRENDS {title}", span, width, glyphs))
-            source = outlook.log_source or "daemon"
-            self.write(
-                self.rules[3],
-                ruler(f"LOG {source}", log_title(self._buffer, self.log_view, outlook), width, glyphs),
+            titles = (
+                ("GPU", legend),
+                ("REPLICAS", order),
+                (f"TRENDS {title}", span),
+                (f"LOG {source}", log_title(log.lines, self.log_view, log.state)),
             )
+            for line, (left, right) in zip(self.rules, titles, strict=True):
+                self.write(line, ruler(left, right, width, glyphs))
 
     def _give(self, widget: Widget, lines: int) -> None:
         widget.display = lines > 0
-        if lines > 0 and self._lines.get(widget) != lines:
-            self._lines[widget] = lines
+        if lines > 0 and self._heights.get(widget) != lines:
+            self._heights[widget] = lines
             widget.styles.height = lines

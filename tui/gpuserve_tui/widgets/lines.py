@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol, cast
 
-from rich.cells import cell_len
 from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
@@ -14,42 +12,32 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 from textual.widgets import Static
 
-from gpuserve_tui.view.cells import UNICODE, Cell, Glyphs, plain
-
-
-class Look(Protocol):
-    """What a widget asks of the app: how a role looks now, and which characters bars are made of."""
-
-    roles: Mapping[str, Style]
-    glyphs: Glyphs
-
-
-_PLAIN: Mapping[str, Style] = {}
+from gpuserve_tui.cells import Cell, Glyphs, plain
+from gpuserve_tui.theme import Look
 
 
 class LineView(ScrollView, can_focus=True, inherit_bindings=False):
-    """A scrollable area of lines. All keys are the app's."""
+    """A scrollable area of lines. It has no keys of its own."""
 
     DEFAULT_CSS = """
     LineView { scrollbar-size-vertical: 1; scrollbar-size-horizontal: 0; overflow-x: hidden; }
     """
 
-    @property
-    def look(self) -> Look:
-        """The app's."""
-        return cast("Look", self.app)
+    def __init__(self, look: Look, *, id: str | None = None) -> None:  # noqa: A002 - Textual's name
+        super().__init__(id=id)
+        self._look = look
 
     @property
     def glyphs(self) -> Glyphs:
         """The characters in use."""
-        return getattr(self.app, "glyphs", UNICODE)
+        return self._look.glyphs
 
     def strip(self, cells: Iterable[Cell], width: int, over: Style | None = None) -> Strip:
         """A line of exactly `width` cells.
 
         :param over: laid over every cell's own style.
         """
-        roles = getattr(self.app, "roles", _PLAIN)
+        roles = self._look.roles
         empty = roles.get("", Style())
         segments = [
             Segment(text, roles.get(role, empty) + over if over else roles.get(role, empty))
@@ -83,26 +71,11 @@ class Line(Static):
             self.update(styled(cells, roles), layout=False)
 
 
-def pack(pieces: Sequence[tuple[Cell, int]], width: int, gap: int = 2) -> list[Cell]:
-    """Pieces in one line with gaps; where there is no room those of the highest rank go. Rank 0 always stays."""
-    kept = list(pieces)
-    while kept and sum(cell_len(cell.text) + gap for cell, _ in kept) - gap > width:
-        worst = max(rank for _, rank in kept)
-        if worst == 0:
-            break
-        last = max(n for n, (_, rank) in enumerate(kept) if rank == worst)
-        del kept[last]
-    line: list[Cell] = []
-    for cell, _ in kept:
-        line += [cell, Cell(" " * gap)]
-    return line[:-1]
-
-
 class TextLines(LineView):
     """Lines that are given once: details, a diff, help."""
 
-    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 - Textual's name
-        super().__init__(id=id)
+    def __init__(self, look: Look, *, id: str | None = None) -> None:  # noqa: A002 - Textual's name
+        super().__init__(look, id=id)
         self._lines: list[list[Cell]] = []
 
     @property

@@ -1,4 +1,4 @@
-"""A log as a virtual view: only visible lines are drawn, however many arrive. One buffer may have several views."""
+"""A log as a virtual view: only visible lines are drawn, however many arrive. One log may have several views."""
 
 from __future__ import annotations
 
@@ -12,48 +12,58 @@ from textual.geometry import Size
 from textual.message import Message
 from textual.strip import Strip
 
-from gpuserve_tui.view.cells import Cell, fit
-from gpuserve_tui.view.logbuffer import LEVELS, LogBuffer, LogLine, compact, when
+from gpuserve_tui.cells import Cell, fit
+from gpuserve_tui.model.logbuffer import LEVELS, Lines, LogLine, compact, when
+from gpuserve_tui.theme import Look
 from gpuserve_tui.widgets.lines import LineView
 
 _LEVEL_ROLES = {0: "dim", 1: "", 2: "warn", 3: "err"}
-_SIDE_STEP = 16
 
 
 class LogView(LineView):
-    """Shows a buffer. At its end it follows; anywhere else it stays where the reader is."""
+    """Shows a log. At its end it follows; anywhere else it stays where the reader is."""
 
     class EndWanted(Message):
         """To the end, which is not in the buffer any more."""
 
-    def __init__(self, buffer: LogBuffer, *, id: str, small: bool = False) -> None:  # noqa: A002 - Textual's name
+    def __init__(self, look: Look, lines: Lines, *, id: str, small: bool = False) -> None:  # noqa: A002 - Textual's name
         """:param small: vLLM's prefixes shortened, no cursor."""
-        super().__init__(id=id)
-        self.buffer = buffer
-        self.following = True
-        self.unseen = 0
-        """Lines that came while the reader was elsewhere."""
-        self.wrap = False
-        self.times = False
-        self.numbers = False
-        self.sources = False
-        self.find: Callable[[str], bool] | None = None
+        super().__init__(look, id=id)
+        self._lines = lines
+        self._following = True
+        self._unseen = 0
+        self._wrap = self._times = self._numbers = False
+        self._find: Callable[[str], bool] | None = None
         self._small = small
         self._cursor: int | None = None
-        self._side = 0
         self._parts: list[tuple[int, int]] = []
         """With wrap: (position in `shown`, part) of each row."""
 
     @property
+    def following(self) -> bool:
+        """Whether it stays at the end."""
+        return self._following
+
+    @property
+    def unseen(self) -> int:
+        """Lines that came while the reader was elsewhere."""
+        return self._unseen
+
+    @property
+    def wrap(self) -> bool:
+        """Whether long lines are wrapped."""
+        return self._wrap
+
+    @property
     def count(self) -> int:
         """Rows there are."""
-        return len(self._parts) if self.wrap else len(self.buffer.shown)
+        return len(self._parts) if self._wrap else len(self._lines.shown)
 
     @property
     def current(self) -> LogLine | None:
         """The line at the cursor; the last visible one while following."""
         row = self._cursor if self._cursor is not None else min(self.count, self._top + self.size.height) - 1
-        return self.buffer.line(self.buffer.shown[self._position(row)]) if 0 <= row < self.count else None
+        return self._lines.line(self._lines.shown[self._position(row)]) if 0 <= row < self.count else None
 
     @property
     def text(self) -> str:
@@ -64,26 +74,26 @@ class LogView(LineView):
     @property
     def _top(self) -> int:
         """The first visible row. Following, it is counted from the end: the scroll offset comes after a change of size."""
-        return max(0, self.count - self.size.height) if self.following else self.scroll_offset.y
+        return max(0, self.count - self.size.height) if self._following else self.scroll_offset.y
 
     def _position(self, row: int) -> int:
-        return self._parts[row][0] if self.wrap else row
+        return self._parts[row][0] if self._wrap else row
 
     def grown(self, trimmed: int, added: int) -> None:
         """The buffer has more lines at its end, and fewer at its beginning."""
-        if self.wrap:
+        if self._wrap:
             self._rewrap()
-        if self.following:
+        if self._following:
             self._resize()
             self.scroll_to(y=self.count, animate=False, force=True, immediate=True)
             self.refresh()
             return
-        self.unseen += added
+        self._unseen += added
         self._shift(-trimmed)
 
     def prepended(self, added: int) -> None:
         """The buffer has more lines before its first."""
-        if self.wrap:
+        if self._wrap:
             self._rewrap()
         self._shift(added)
 
@@ -96,13 +106,33 @@ class LogView(LineView):
             self.scroll_to(y=top, animate=False, force=True, immediate=True)
             self.refresh()
 
+    def toggle_wrap(self) -> None:
+        """Wrap long lines, or cut them."""
+        self._wrap = not self._wrap
+        self.changed()
+
+    def toggle_times(self) -> None:
+        """The time each line arrived, before it."""
+        self._times = not self._times
+        self.changed()
+
+    def toggle_numbers(self) -> None:
+        """The number of each line, before it."""
+        self._numbers = not self._numbers
+        self.changed()
+
+    def highlight(self, find: Callable[[str], bool] | None) -> None:
+        """Highlight the lines that it finds; None: none."""
+        self._find = find
+        self.refresh()
+
     def changed(self) -> None:
         """The filter, the source or the way of showing has changed."""
-        if self.wrap:
+        if self._wrap:
             self._rewrap()
-        self._cursor = None if self.following else min(self._cursor or 0, max(0, self.count - 1))
+        self._cursor = None if self._following else min(self._cursor or 0, max(0, self.count - 1))
         self._resize()
-        if self.following:
+        if self._following:
             self.scroll_to(y=self.count, animate=False, force=True, immediate=True)
         self.refresh()
 
@@ -115,13 +145,13 @@ class LogView(LineView):
 
     def follow(self, *, on: bool) -> None:
         """Follow the end, or stay."""
-        if on and self.buffer.detached:
+        if on and self._lines.detached:
             self.post_message(self.EndWanted())
             return
         top = self._top
-        self.following = on
+        self._following = on
         if on:
-            self.unseen, self._cursor = 0, None
+            self._unseen, self._cursor = 0, None
         else:
             self.scroll_to(y=top, animate=False, force=True, immediate=True)
             self._cursor = max(0, min(self.count, top + self.size.height) - 1)
@@ -129,7 +159,7 @@ class LogView(LineView):
 
     def move(self, rows: int) -> bool:
         """Move the cursor. True: it wanted to go beyond the first row."""
-        if self.following and rows < 0:
+        if self._following and rows < 0:
             self.follow(on=False)
         at = self._cursor if self._cursor is not None else self.count - 1
         return self.to(at + rows)
@@ -138,11 +168,11 @@ class LogView(LineView):
         """Put the cursor on a row; the last one follows again. True: there is no such row before the first."""
         if self.count == 0:
             return row < 0
-        if row >= self.count - 1 and not self.buffer.detached:
+        if row >= self.count - 1 and not self._lines.detached:
             self.follow(on=True)
             return False
         row = min(row, self.count - 1)
-        if self.following:
+        if self._following:
             self.follow(on=False)
         self._cursor = max(0, row)
         if self._cursor < self._top:
@@ -161,20 +191,15 @@ class LogView(LineView):
         self.to(0)
         return already
 
-    def sideways(self, steps: int) -> None:
-        """Move long lines."""
-        self._side = max(0, self._side + steps * _SIDE_STEP)
-        self.refresh()
-
     def match(self, *, forward: bool) -> bool:
         """To the next line that holds what is searched. False: there is none in that direction."""
-        if self.find is None:
+        if self._find is None:
             return False
         at = self._cursor if self._cursor is not None else self.count
         rows = range(at + 1, self.count) if forward else range(min(at, self.count) - 1, -1, -1)
         for row in rows:
-            if self.find(self.buffer.line(self.buffer.shown[self._position(row)]).text):
-                if self.following:
+            if self._find(self._lines.line(self._lines.shown[self._position(row)]).text):
+                if self._following:
                     self.follow(on=False)
                 self._cursor = row
                 middle = max(0, row - self.size.height // 2)
@@ -186,41 +211,41 @@ class LogView(LineView):
     def _rewrap(self) -> None:
         width = max(8, self.size.width)
         parts: list[tuple[int, int]] = []
-        for position, number in enumerate(self.buffer.shown):
-            line = self.buffer.line(number)
+        for position, number in enumerate(self._lines.shown):
+            line = self._lines.line(number)
             length = len(line.text) if line.text.isascii() else cell_len(line.text)
             length += len(self._lead(line, position))
             parts += [(position, part) for part in range(max(1, -(-length // width)))]
         self._parts = parts
 
     def _lead(self, line: LogLine, position: int) -> str:
-        lead = f"{position + 1:>6} " if self.numbers else ""
-        if self.times:
+        lead = f"{position + 1:>6} " if self._numbers else ""
+        if self._times:
             stamp = time.strftime("%H:%M:%S", time.localtime(line.at)) if line.at else when(line)
             lead += f"{stamp:8} "
-        if self.sources:
+        if self._lines.merged:
             lead += f"{fit(line.source or 'daemon', 14)} "
         return lead
 
     def _cells(self, row: int) -> list[Cell]:
         position = self._position(row)
-        line = self.buffer.line(self.buffer.shown[position])
+        line = self._lines.line(self._lines.shown[position])
         if line.gap:
             return [Cell(line.text, "warn")]
         text = compact(line) if self._small else line.text
         role = _LEVEL_ROLES.get(line.level if line.level is not None else 1, "")
-        if self.find is not None and self.find(line.text):
+        if self._find is not None and self._find(line.text):
             role = "match"
         lead = self._lead(line, position)
-        if self.wrap:
+        if self._wrap:
             width = max(8, self.size.width)
             pieces = chop_cells(lead + text, width)
             part = self._parts[row][1]
             return [Cell(pieces[part] if part < len(pieces) else "", role)]
         word = LEVELS[line.level] if line.level is not None else ""
-        if role in {"warn", "err"} and not self._side:
+        if role in {"warn", "err"}:
             return [Cell(lead, "dim"), *_level_word(text, word, role)]
-        return [Cell(lead, "dim"), Cell(_cut_left(text, self._side), role)]
+        return [Cell(lead, "dim"), Cell(text, role)]
 
     def render_line(self, y: int) -> Strip:
         """One row."""
@@ -250,14 +275,3 @@ def _level_word(text: str, word: str, role: str) -> list[Cell]:
         return [Cell(text, role)]
     end = at + len(word) if text.startswith(word, at) else at + 4
     return [Cell(text[:at]), Cell(text[at:end], role), Cell(text[end:])]
-
-
-def _cut_left(text: str, cells: int) -> str:
-    if not cells:
-        return text
-    if text.isascii():
-        return text[cells:]
-    while text and cells > 0:
-        cells -= cell_len(text[0])
-        text = text[1:]
-    return text

@@ -10,8 +10,9 @@ from textual.geometry import Region, Size
 from textual.message import Message
 from textual.strip import Strip
 
-from gpuserve_tui.view.cells import Cell
-from gpuserve_tui.view.columns import Column, Row, choose, header_cells, row_cells
+from gpuserve_tui.cells import Cell
+from gpuserve_tui.theme import Look
+from gpuserve_tui.view.layout import Column, Row, choose, header_cells, row_cells
 from gpuserve_tui.widgets.lines import LineView
 
 
@@ -36,10 +37,10 @@ class RowTable(LineView):
             super().__init__()
             self.column = column
 
-    def __init__(self, *, id: str, empty: str = "") -> None:  # noqa: A002 - Textual's name
-        super().__init__(id=id)
-        self.cursor: str | None = None
-        self.rows: list[Row] = []
+    def __init__(self, look: Look, *, id: str, empty: str = "") -> None:  # noqa: A002 - Textual's name
+        super().__init__(look, id=id)
+        self._cursor: str | None = None
+        self._rows: list[Row] = []
         self._empty = empty
         self._spec: Sequence[Column] = ()
         self._columns: list[Column] = []
@@ -49,9 +50,19 @@ class RowTable(LineView):
         """The width that the columns were chosen for."""
 
     @property
+    def cursor(self) -> str | None:
+        """The key of the row that the cursor is on."""
+        return self._cursor
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        """The rows, without those that are pinned below them."""
+        return self._rows
+
+    @property
     def position(self) -> int:
         """The cursor's row; -1: there is none."""
-        return next((n for n, row in enumerate(self.rows) if row.key == self.cursor), -1)
+        return next((n for n, row in enumerate(self._rows) if row.key == self._cursor), -1)
 
     @property
     def text(self) -> str:
@@ -64,7 +75,7 @@ class RowTable(LineView):
         return max(1, self.size.width - 1)
 
     def _all(self) -> list[Row]:
-        return [*self.rows, *self._pinned]
+        return [*self._rows, *self._pinned]
 
     def show(
         self,
@@ -77,23 +88,23 @@ class RowTable(LineView):
     ) -> None:
         """Show exactly `rows`. The cursor stays on its row; where that is gone, on its place."""
         arrow = (self.glyphs.down if descending else self.glyphs.up) if sort else ""
-        whole = spec is not self._spec or (sort, arrow) != self._sort or len(rows) != len(self.rows)
+        whole = spec is not self._spec or (sort, arrow) != self._sort or len(rows) != len(self._rows)
         whole = whole or len(pinned) != len(self._pinned)
-        before, place = self.rows, self.position
+        before, place = self._rows, self.position
         feet, self._pinned = self._pinned, list(pinned)
         self._spec, self._sort = spec, (sort, arrow)
-        self.rows = list(rows)
-        if self.rows and self.position < 0:
-            self.cursor = self.rows[min(max(place, 0), len(self.rows) - 1)].key
-            self.post_message(self.Highlighted(self, self.cursor))
-        elif not self.rows and self.cursor is not None:
-            self.cursor = None
+        self._rows = list(rows)
+        if self._rows and self.position < 0:
+            self._cursor = self._rows[min(max(place, 0), len(self._rows) - 1)].key
+            self.post_message(self.Highlighted(self, self._cursor))
+        elif not self._rows and self._cursor is not None:
+            self._cursor = None
             self.post_message(self.Highlighted(self, None))
         if whole:
             self._arrange()
             return
         top = self.scroll_offset.y
-        for number, (old, new) in enumerate(zip(before, self.rows, strict=True)):
+        for number, (old, new) in enumerate(zip(before, self._rows, strict=True)):
             if old != new and 0 <= number - top < self.size.height:
                 self._redraw(number - top + 1)
         for up, (old, new) in enumerate(zip(reversed(feet), reversed(self._pinned), strict=True), 1):
@@ -106,7 +117,7 @@ class RowTable(LineView):
     def _arrange(self) -> None:
         self._columns = choose(self._spec, self._room)
         self._arranged = self.size.width
-        height = len(self.rows) + 1 + len(self._feet)
+        height = len(self._rows) + 1 + len(self._feet)
         self.virtual_size = Size(self.size.width, height)
         self.refresh()
 
@@ -126,21 +137,21 @@ class RowTable(LineView):
 
     def move(self, rows: int) -> None:
         """Move the cursor, not beyond the ends."""
-        if self.rows:
-            self.to(self.rows[min(max(self.position + rows, 0), len(self.rows) - 1)].key)
+        if self._rows:
+            self.to(self._rows[min(max(self.position + rows, 0), len(self._rows) - 1)].key)
 
     def to_edge(self, *, end: bool) -> None:
         """To the first or the last row."""
-        if self.rows:
-            self.to(self.rows[-1 if end else 0].key)
+        if self._rows:
+            self.to(self._rows[-1 if end else 0].key)
 
     def to(self, key: str) -> None:
         """Put the cursor on a row, and show it."""
-        if key == self.cursor:
+        if key == self._cursor:
             self._reveal()  # it may have been put there before there were lines to scroll
             return
         before, top = self.position, self.scroll_offset.y
-        self.cursor = key
+        self._cursor = key
         self._reveal()
         if self.scroll_offset.y == top:
             for row in {before, self.position} - {-1}:
@@ -178,11 +189,11 @@ class RowTable(LineView):
         if feet and foot >= 0:
             return self.strip([Cell(" "), *row_cells(feet[foot], self._columns, self._room)], width)
         number = y - 1 + self.scroll_offset.y
-        if number >= len(self.rows):
-            note = self._empty if not self.rows and y == 1 else ""
+        if number >= len(self._rows):
+            note = self._empty if not self._rows and y == 1 else ""
             return self.strip([Cell(f" {note}", "dim")], width)
-        row = self.rows[number]
-        here = row.key == self.cursor
+        row = self._rows[number]
+        here = row.key == self._cursor
         lead = Cell(self.glyphs.cursor if here else " ", "key" if self.has_focus else "dim")
         over = self._cursor_style() if here and self.has_focus else None
         return self.strip([lead, *row_cells(row, self._columns, self._room)], width, over)
@@ -199,8 +210,8 @@ class RowTable(LineView):
                 self.post_message(self.HeaderClicked(column))
             return
         number = event.y - 1 + self.scroll_offset.y
-        if number < len(self.rows) and event.y < self.size.height - len(self._feet):
-            self.to(self.rows[number].key)
+        if number < len(self._rows) and event.y < self.size.height - len(self._feet):
+            self.to(self._rows[number].key)
             if event.chain == 2:
                 self.post_message(self.Opened())
 

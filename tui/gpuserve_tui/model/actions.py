@@ -1,4 +1,4 @@
-"""Everything a key can do, in one table. Bindings, footer, palette, help and the README are made from it."""
+"""Everything a key can do, and when it can. Bindings, footer, palette, help and the README are made from this table."""
 
 from __future__ import annotations
 
@@ -122,6 +122,16 @@ _NAMES = {
 def key_name(key: str) -> str:
     """A key as people write it."""
     return _NAMES.get(key, key.replace("ctrl+", "^"))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the cursor of a screen is on; None: nothing of that kind."""
+
+    replica: str | None = None
+    gpu: str | None = None
+    """Its UUID."""
+    profile: str | None = None
 
 
 @dataclass(frozen=True)

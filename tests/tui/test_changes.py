@@ -12,6 +12,8 @@ from textual.pilot import Pilot
 from textual.widgets import Button, Input, Static
 
 from gpuserve_tui.app import FleetApp
+from gpuserve_tui.model.actions import BY_ID
+from gpuserve_tui.model.changes import replica_intent
 from gpuserve_tui.screens import dialogs
 from gpuserve_tui.screens.dialogs import Confirm
 from gpuserved.api.errors import Conflict
@@ -31,7 +33,7 @@ async def begin(
     app: FleetApp, pilot: Pilot[int], daemon: Daemon, fleet: Status, until: Until, row: str
 ) -> None:
     daemon.snapshot(fleet)
-    await until(pilot, lambda: app.status is not None and app.profiles.profiles)
+    await until(pilot, lambda: app.state.status is not None and app.profiles.profiles)
     app.overview.replicas.to(row)
     await pilot.pause()
 
@@ -56,7 +58,7 @@ async def test_target_and_generation_are_those_of_the_key_press(
         assert "Restart qwen-0" in await ask(app, pilot, "r", until)
         moved = [msgspec.structs.replace(r, generation=9, in_flight=0) for r in fleet.replicas]
         daemon.snapshot(msgspec.structs.replace(fleet, generation=77, replicas=moved[::-1]))
-        await until(pilot, lambda: app.status is not None and app.status.generation == 77)
+        await until(pilot, lambda: app.state.status is not None and app.state.status.generation == 77)
         await pilot.press("y")
         await until(pilot, lambda: daemon.calls)
     assert daemon.calls == [
@@ -73,7 +75,7 @@ async def test_a_refusal_is_told_and_the_replica_can_be_acted_on_again(
         await ask(app, pilot, "r", until)
         await pilot.press("y")
         await until(pilot, lambda: any("nothing was done" in str(n.message) for n in app._notifications))
-        assert not app.acting.busy
+        assert not app.state.view.busy
 
 
 async def test_a_stop_says_what_is_lost_and_offers_to_drain(
@@ -113,12 +115,12 @@ async def test_marked_rows_are_acted_on_together(
     async with app.run_test(size=(120, 36)) as pilot:
         await begin(app, pilot, daemon, fleet, until, "qwen-0")
         await pilot.press("space", "space", "o")
-        await until(pilot, lambda: app.outlook.marked == {"qwen-0", "qwen-1"})
+        await until(pilot, lambda: app.state.arrangement.marked == {"qwen-0", "qwen-1"})
         text = await ask(app, pilot, "d", until)
         assert "Drain 2 replicas?" in text
         assert "qwen-0, qwen-1" in text
         await pilot.press("y")
-        await until(pilot, lambda: daemon.calls and not app.outlook.marked)
+        await until(pilot, lambda: daemon.calls and not app.state.arrangement.marked)
         assert daemon.calls[0][1].replica_generations == {"qwen-0": 3, "qwen-1": 3}
 
 
@@ -147,7 +149,7 @@ async def test_a_second_press_while_the_first_is_under_way_asks_nothing(
         await pilot.press("s", "s")
         await pilot.pause()
         daemon.hold.set()
-        await until(pilot, lambda: not app.acting.busy)
+        await until(pilot, lambda: not app.state.view.busy)
     assert len(daemon.calls) == 1
 
 
@@ -159,9 +161,9 @@ async def test_an_event_from_before_our_change_does_not_make_the_next_key_stale(
         await begin(app, pilot, daemon, fleet, until, "qwen-0")
         await ask(app, pilot, "d", until)
         await pilot.press("y")
-        await until(pilot, lambda: app.status is not None and app.status.generation == 5)
+        await until(pilot, lambda: app.state.status is not None and app.state.status.generation == 5)
         daemon.telemetry(msgspec.structs.replace(fleet, replicas=[replica(0, state="DRAINING")]))
-        await until(pilot, lambda: app.status is not None and len(app.status.replicas) == 1)
+        await until(pilot, lambda: app.state.status is not None and len(app.state.status.replicas) == 1)
         await pilot.press("D")
         await until(pilot, lambda: len(daemon.calls) == 2)
     assert daemon.calls[1][1].generation == 5
@@ -173,7 +175,7 @@ async def test_a_change_by_somebody_else_brings_its_generation(
     async with app.run_test(size=(120, 36)) as pilot:
         await begin(app, pilot, daemon, fleet, until, "qwen-0")
         daemon.replica(replica(0, state="DRAINING"), previous="READY", generation=6)
-        await until(pilot, lambda: app.status is not None and app.status.generation == 6)
+        await until(pilot, lambda: app.state.status is not None and app.state.status.generation == 6)
         await pilot.press("D")
         await until(pilot, lambda: daemon.calls)
     assert daemon.calls[0][1].generation == 6
@@ -185,13 +187,13 @@ async def test_a_new_connection_begins_with_the_daemons_own_generation(
     """A fleet that was forgotten counts from the beginning."""
     async with app.run_test(size=(120, 36)) as pilot:
         await begin(app, pilot, daemon, fleet, until, "qwen-0")
-        app.board.moved_to(9)
+        app.state.end(replica_intent(BY_ID["drain"], fleet, []), 9)
         daemon.cut()
-        await until(pilot, lambda: app.lost is not None)
+        await until(pilot, lambda: app.state.lost is not None)
         daemon.snapshot(msgspec.structs.replace(fleet, generation=1))
-        await until(pilot, lambda: app.lost is None)
-    assert app.status is not None
-    assert app.status.generation == 1
+        await until(pilot, lambda: app.state.lost is None)
+    assert app.state.status is not None
+    assert app.state.status.generation == 1
 
 
 async def test_a_connection_lost_behind_the_dialog_changes_nothing(
@@ -201,7 +203,7 @@ async def test_a_connection_lost_behind_the_dialog_changes_nothing(
         await begin(app, pilot, daemon, fleet, until, "qwen-0")
         await ask(app, pilot, "r", until)
         daemon.cut()
-        await until(pilot, lambda: app.lost is not None)
+        await until(pilot, lambda: app.state.lost is not None)
         await pilot.press("y")
         await pilot.pause()
     assert daemon.calls == []

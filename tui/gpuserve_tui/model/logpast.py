@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from gpuserve_tui.view.logbuffer import LogLine, log_line
+from gpuserve_tui.model.logbuffer import LogLine, log_line
 from gpuserved.api.inspect import LogBatch, LogPage
 
 PAGE_MIN_LINES = 50

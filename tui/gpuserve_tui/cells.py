@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from rich.cells import cell_len, set_cell_size
@@ -132,7 +133,7 @@ def bar(share: float | None, width: int, glyphs: Glyphs) -> str:
     return text.ljust(width)
 
 
-def spark(values: list[float | None], width: int, glyphs: Glyphs, top: float | None = None) -> str:
+def spark(values: Sequence[float | None], width: int, glyphs: Glyphs, top: float | None = None) -> str:
     """The last `width` values, from 0 to the largest of them or `top`; a blank where nothing is known."""
     shown = values[-width:]
     known = [value for value in shown if value is not None]

@@ -6,9 +6,9 @@ import re
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from gpuserve_tui.view.cells import plain
+from gpuserve_tui.cells import plain
 
 KEPT_LINES = 10_000
 """Some 3 MB of vLLM's lines."""
@@ -60,6 +60,29 @@ def when(line: LogLine) -> str:
     return found["time"] if found else ""
 
 
+class Lines(Protocol):
+    """A log as whoever draws it sees it."""
+
+    @property
+    def shown(self) -> Sequence[int]:
+        """Ids of the lines that the filter lets through, in order."""
+
+    @property
+    def dropped(self) -> int:
+        """Lines that were written and never came here."""
+
+    @property
+    def detached(self) -> bool:
+        """Whether what is written now is left out."""
+
+    @property
+    def merged(self) -> bool:
+        """Whether lines of several logs are among them."""
+
+    def line(self, number: int) -> LogLine:
+        """The line of an id in `shown`."""
+
+
 class LogBuffer:
     """Lines with ids that grow; a page of the past gets ids below the first."""
 
@@ -68,18 +91,41 @@ class LogBuffer:
         self._lines: list[LogLine] = []
         self._first = 0
         self._test: Callable[[LogLine], bool] | None = None
-        self.shown: list[int] = []
-        """Ids of the lines that the filter lets through, in order."""
-        self.dropped = 0
-        """Lines that were written and never came here."""
-        self.received = 0
-        self.detached = False
-        """What is written now comes no longer here: somebody reads the past, and there is no room for both."""
+        self._shown: list[int] = []
+        self._dropped = 0
+        self._received = 0
+        self._detached = False
+        self._merged = False
         self._blocks: deque[int] = deque()
         """Ids of the first lines of what came together. The oldest lines go by whole blocks: each has a place in a file."""
 
     def __len__(self) -> int:
         return len(self._lines)
+
+    @property
+    def shown(self) -> Sequence[int]:
+        """Ids of the lines that the filter lets through, in order."""
+        return self._shown
+
+    @property
+    def dropped(self) -> int:
+        """Lines that were written and never came here."""
+        return self._dropped
+
+    @property
+    def received(self) -> int:
+        """Lines that were written and came, also those that found no room."""
+        return self._received
+
+    @property
+    def detached(self) -> bool:
+        """What is written now comes no longer here: somebody reads the past, and there is no room for both."""
+        return self._detached
+
+    @property
+    def merged(self) -> bool:
+        """Whether it holds several logs."""
+        return self._merged
 
     @property
     def first(self) -> int:
@@ -95,13 +141,17 @@ class LogBuffer:
         """The line of an id in `shown`."""
         return self._lines[number - self._first]
 
-    def clear(self) -> None:
-        """Begin anew, with the same filter."""
+    def clear(self, *, merged: bool = False) -> None:
+        """Begin anew, with the same filter.
+
+        :param merged: several logs come now.
+        """
         self._lines.clear()
-        self.shown.clear()
+        self._shown.clear()
         self._blocks.clear()
-        self._first = self.dropped = self.received = 0
-        self.detached = False
+        self._first = self._dropped = self._received = 0
+        self._detached = False
+        self._merged = merged
 
     def append(self, lines: Iterable[LogLine], dropped: int = 0, *, hold: bool = False) -> int:
         """Add what was written together; a gap is marked where it is.
@@ -109,13 +159,13 @@ class LogBuffer:
         :param hold: somebody reads: rather than that the oldest lines go, nothing more is added.
         :returns: how many shown lines fell off the beginning.
         """
-        if self.detached:
-            self.received += sum(1 for _ in lines)
-            self.dropped += dropped
+        if self._detached:
+            self._received += sum(1 for _ in lines)
+            self._dropped += dropped
             return 0
         self._blocks.append(self.end)
         if dropped:
-            self.dropped += dropped
+            self._dropped += dropped
             self._add(
                 LogLine(
                     "",
@@ -126,14 +176,14 @@ class LogBuffer:
                 )
             )
         for line in lines:
-            self.received += 1
+            self._received += 1
             self._add(line)
         return self._trim(hold=hold)
 
     def _add(self, line: LogLine) -> None:
         self._lines.append(line)
         if self._test is None or line.gap or self._test(line):
-            self.shown.append(self._first + len(self._lines) - 1)
+            self._shown.append(self._first + len(self._lines) - 1)
 
     def prepend(self, lines: Sequence[LogLine]) -> int:
         """Add a page of the past. Where that is too much, the newest lines go: they are in the file.
@@ -145,18 +195,18 @@ class LogBuffer:
         self._blocks.appendleft(self._first)
         if len(self._lines) > self._kept * _PAGED + _TRIM:
             del self._lines[self._kept * _PAGED :]
-            del self.shown[bisect_left(self.shown, self.end) :]
-            self.detached = True
+            del self._shown[bisect_left(self._shown, self.end) :]
+            self._detached = True
         test = self._test
         fresh = [self._first + n for n, line in enumerate(lines) if test is None or test(line)]
-        self.shown[:0] = fresh
+        self._shown[:0] = fresh
         return len(fresh)
 
     def filter(self, test: Callable[[LogLine], bool] | None) -> None:
         """Show only the lines that `test` lets through; None: all."""
         self._test = test
         numbers = range(self._first, self._first + len(self._lines))
-        self.shown = [
+        self._shown = [
             n for n, line in zip(numbers, self._lines, strict=True) if test is None or line.gap or test(line)
         ]
 
@@ -164,7 +214,7 @@ class LogBuffer:
         if len(self._lines) < self._kept + _TRIM:
             return 0
         if hold:
-            self.detached = len(self._lines) >= self._kept * _PAGED
+            self._detached = len(self._lines) >= self._kept * _PAGED
             return 0
         least = self.end - self._kept
         while self._blocks and self._blocks[0] < least:
@@ -174,6 +224,6 @@ class LogBuffer:
         )  # all of it came together: there is no better place
         del self._lines[: first - self._first]
         self._first = first
-        gone = bisect_left(self.shown, self._first)
-        del self.shown[:gone]
+        gone = bisect_left(self._shown, self._first)
+        del self._shown[:gone]
         return gone

@@ -7,11 +7,11 @@ import shlex
 import signal
 from collections.abc import Sequence
 
-from gpuserve_tui.actions import ACTIONS, GROUPS, Situation, key_name, unavailable
+from gpuserve_tui import cells as c
+from gpuserve_tui.cells import Cell
+from gpuserve_tui.model.actions import ACTIONS, GROUPS, Situation, key_name, unavailable
 from gpuserve_tui.settings import Settings
-from gpuserve_tui.view import cells as c
-from gpuserve_tui.view.cells import Cell
-from gpuserve_tui.view.rows import STATE_ROLES
+from gpuserve_tui.view.replicas import STATE_ROLES
 from gpuserved.api.crash import CrashCard
 from gpuserved.api.inspect import ProfileView, ReplicaDetail
 from gpuserved.api.types import LoadView

@@ -5,15 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gpuserve_tui.actions import Action, Grade
+from gpuserve_tui.model.actions import Action, Grade
 from gpuserved.api.inspect import ProfileView
 from gpuserved.api.types import ApplyResult, GpuView, ReplicaView, Status
 
+DOING = {
+    "start": "starting",
+    "stop": "stopping",
+    "restart": "restarting",
+    "drain": "draining",
+    "undrain": "undraining",
+}
+"""What stands in the state column while an action is under way."""
 _NAMED_MAX = 6
 
 
 @dataclass(frozen=True)
-class Wish:
+class Intent:
     """One change, with the state it was decided on: what the daemon is asked, whatever the screen shows later."""
 
     action: Action
@@ -29,8 +37,18 @@ class Wish:
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """What came of a change, as the operator is told."""
+
+    generation: int
+    """The desired state's, after it."""
+    said: str
+    refused: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Question:
-    """What is asked before a wish is carried out."""
+    """What is asked before it is carried out."""
 
     title: str
     lines: tuple[str, ...]
@@ -40,20 +58,20 @@ class Question:
     drain_instead: bool = False
 
 
-def wish(action: Action, status: Status, targets: Sequence[ReplicaView]) -> Wish:
-    """A wish about replicas: those of the targets whose state knows the action."""
+def replica_intent(action: Action, status: Status, targets: Sequence[ReplicaView]) -> Intent:
+    """About replicas: those of the targets whose state knows the action."""
     able = [r for r in targets if action.states is None or r.state in action.states]
-    return Wish(action, status.generation, tuple((r.id, r.generation) for r in able))
+    return Intent(action, status.generation, tuple((r.id, r.generation) for r in able))
 
 
-def scale_wish(action: Action, status: Status, profile: str) -> Wish:
+def scale_intent(action: Action, status: Status, profile: str) -> Intent:
     """One replica more, or one less, of those that are to stay."""
     have = sum(replica.profile == profile and not replica.leaving for replica in status.replicas)
     wanted = max(0, have + (1 if action.id == "scale_up" else -1))
-    return Wish(action, status.generation, profile=profile, replicas=wanted)
+    return Intent(action, status.generation, profile=profile, replicas=wanted)
 
 
-def question(asked: Wish, status: Status) -> Question | None:
+def question(asked: Intent, status: Status) -> Question | None:
     """What to ask; None: nothing, it is done at once."""
     action = asked.action
     if action.grade is Grade.NONE:
@@ -112,7 +130,7 @@ def about_apply(profile: ProfileView, plan: ApplyResult) -> Question:
     return Question(f"Apply {profile.name}?", (head, "", *lines), "Apply", profile.name if stops else None)
 
 
-def _about_scale(asked: Wish, status: Status) -> Question:
+def _about_scale(asked: Intent, status: Status) -> Question:
     name, wanted = asked.profile or "", asked.replicas or 0
     mine = [replica for replica in status.replicas if replica.profile == name and not replica.leaving]
     lines = [f"Scale {name} from {len(mine)} to {wanted} replicas."]
