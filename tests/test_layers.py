@@ -43,8 +43,6 @@ MACHINE = re.compile(r"/wo" r"rk/|/tmp/d" r"ev\b|pypi\.o" r"rg|pythonhosted" r"\
 # --- what is left to mend: each landing takes its own out, until both are empty
 
 CIRCLES_LEFT = {
-    "gpuserve_tui",
-    # -
     "gpuserved.app",
     # -
     "gpuserved.cli",
@@ -57,8 +55,6 @@ CIRCLES_LEFT = {
 }
 """The innermost package that holds a circle of imports."""
 TRESPASSES_LEFT = {
-    "gpuserve_tui": 37,
-    # -
     "gpuserved.app": 23,
     # -
     "gpuserved.bench": 1,
@@ -85,7 +81,6 @@ ALLOWED = {
     "gpuserved.engines.llamacpp.server: params.port": "xllamacpp's parameters",
     "gpuserved.engines.llamacpp.server: params.chat_template": "xllamacpp's parameters",
     "gpuserved.engines.llamacpp.server: setattr(params, name, value)": "xllamacpp's parameters",
-    "gpuserve_tui.desktop: field.value": "a widget of Textual",
 }
 """What looks like a field of ours and is a library's."""
 

@@ -265,12 +265,12 @@ class FleetApp(App[int]):
 
     def _back(self) -> None:
         """Close the prompt; else clear what is in force on this screen."""
-        if not self._prompt.display:
+        purpose = self._close_prompt()
+        if purpose is None:
             self.current.back()
             return
-        if self._prompt.purpose == "filter":
+        if purpose == "filter":
             self.state.filter_by(Filter())
-        self._close_prompt()
         self.draw()
 
     def _freeze(self) -> None:
@@ -359,18 +359,21 @@ class FleetApp(App[int]):
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """A filter of rows acts while it is typed."""
-        if event.input is self._prompt and self._prompt.display:
+        if event.input is self._prompt and self._prompt.purpose is not None:
             self.current.typed(self._prompt.purpose, event.value)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """The prompt's text is complete."""
-        if event.input is self._prompt:
-            self._close_prompt()
-            self.current.entered(self._prompt.purpose, event.value)
+        if event.input is self._prompt and (purpose := self._close_prompt()) is not None:
+            self.current.entered(purpose, event.value)
 
-    def _close_prompt(self) -> None:
-        self._prompt.hide()
-        self.current.focus_first()
+    def _close_prompt(self) -> str | None:
+        """Take it away where it is shown; what it was for."""
+        purpose = self._prompt.purpose
+        if purpose is not None:
+            self._prompt.close()
+            self.current.focus_first()
+        return purpose
 
     # --- the log
 

@@ -178,22 +178,25 @@ class Prompt(Input):
 
     def __init__(self) -> None:
         super().__init__(id="prompt", compact=True)
-        self.can_focus = False  # until it is shown
-        self._purpose = ""
+        self._purpose: str | None = None
 
     @property
-    def purpose(self) -> str:
-        """What was asked for last."""
+    def purpose(self) -> str | None:
+        """What is asked for; None: nothing, and it is not shown."""
         return self._purpose
+
+    def allow_focus(self) -> bool:
+        return self._purpose is not None and super().allow_focus()
 
     def ask(self, purpose: str, value: str, hint: str) -> None:
         """Show it, ready to type."""
         self._purpose = purpose
         self.value = value
         self.placeholder = f"{purpose}: {hint}"
-        self.can_focus = self.display = True
+        self.styles.display = "block"
         self.focus()
 
-    def hide(self) -> None:
+    def close(self) -> None:
         """Take it away."""
-        self.can_focus = self.display = False
+        self._purpose = None
+        self.styles.display = "none"

@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from gpuserve_tui import cells as c
 from gpuserve_tui.cells import Cell, Glyphs
 from gpuserve_tui.model.actions import ACTIONS, PANES, Situation, key_name, unavailable
-from gpuserve_tui.model.board import Trend
+from gpuserve_tui.model.board import Trend, total
 from gpuserve_tui.model.state import Arrangement, View
 from gpuserve_tui.settings import Settings
 from gpuserve_tui.view.gpus import foreign, foreign_bytes
@@ -53,6 +53,8 @@ def head(view: View, width: int, glyphs: Glyphs, host: str) -> list[Cell]:
     ready = sum(replica.state == "READY" for replica in status.replicas)
     role = "ok" if ready == len(status.replicas) else "warn"
     link = f"{glyphs.dot} {'lost' if lost else 'connected' if wide else ''} {c.age(view.age_s)}{' ago' if wide else ''}"
+    running = c.count(total(replica.running for replica in status.replicas))
+    waiting = c.count(total(replica.waiting for replica in status.replicas))
     profiles = list(dict.fromkeys(replica.profile for replica in status.replicas))
     load = status.load
     pieces = [
@@ -61,7 +63,7 @@ def head(view: View, width: int, glyphs: Glyphs, host: str) -> list[Cell]:
         (Cell(" ".join(link.split()), "err" if lost else "ok"), 2),
         (Cell(c.plain(profiles[0]) if len(profiles) == 1 else f"{len(profiles)} profiles", ""), 4),
         (Cell(f"{ready}/{len(status.replicas)} ready", role), 0),
-        (Cell(f"run {_sum(status, 'running')} wait {_sum(status, 'waiting')}", ""), 1),
+        (Cell(f"run {running} wait {waiting}", ""), 1),
         (Cell(f"queue {c.count(status.router.queued)}", "warn" if status.router.queued else ""), 6),
         (
             Cell(
@@ -76,11 +78,6 @@ def head(view: View, width: int, glyphs: Glyphs, host: str) -> list[Cell]:
     if wide:
         pieces.append((Cell(time.strftime("%H:%M:%S", time.localtime(view.now)), "dim"), 7))
     return pack(pieces, width, 2 if wide else 1)
-
-
-def _sum(status: Status, name: str) -> str:
-    known = [value for value in (getattr(r, name) for r in status.replicas) if value is not None]
-    return c.count(sum(known)) if known else c.UNKNOWN
 
 
 def tabs(view: View, width: int, alerts: Sequence[Alert], glyphs: Glyphs) -> list[Cell]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from gpuserve_tui import cells as c
 from gpuserve_tui.cells import Cell, Glyphs
+from gpuserve_tui.model.board import total
 from gpuserve_tui.view.layout import Column, Row
 from gpuserved.api.types import LoadView, ModelView, ReplicaView, Status
 
@@ -182,15 +183,16 @@ def _model(model: ModelView, *, wide: bool) -> Row:
 def _all(status: Status | None, *, wide: bool) -> Row:
     replicas = status.replicas if status else []
     router = status.router if status else None
-    running = _sum(replica.running for replica in replicas)
-    waiting = _sum(replica.waiting for replica in replicas)
+    running = total(replica.running for replica in replicas)
+    waiting = total(replica.waiting for replica in replicas)
     values = (router.queued if router else None, router.in_flight if router else None, running, waiting)
-    row = _row("ALL", "bold", values, status.load if status else None, wide=wide)
-    row.cells["restarts"] = (Cell(str(sum(r.restarts for r in replicas)), "bold"),)
-    return row
+    restarts = sum(r.restarts for r in replicas)
+    return _row("ALL", "bold", values, status.load if status else None, wide=wide, restarts=restarts)
 
 
-def _row(name: str, role: str, values: tuple[int | None, ...], load: LoadView | None, *, wide: bool) -> Row:
+def _row(
+    name: str, role: str, values: tuple[float | None, ...], load: LoadView | None, *, wide: bool, restarts: int | None = None,
+) -> Row:  # fmt: skip
     queued, in_flight, running, waiting = values
     return Row(
         name,
@@ -200,11 +202,7 @@ def _row(name: str, role: str, values: tuple[int | None, ...], load: LoadView | 
             "in_flight": (Cell(c.count(in_flight), role),),
             "running": (Cell(c.count(running), role),),
             "waiting": (Cell(c.count(waiting), role),),
+            **({} if restarts is None else {"restarts": (Cell(str(restarts), role),)}),
             **load_cells(load, wide=wide),
         },
     )
-
-
-def _sum(values: Iterable[int | None]) -> int | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if known else None
