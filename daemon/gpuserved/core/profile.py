@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from types import MappingProxyType
 from typing import Union
 
 # A value of an engine flag as TOML can write it. Lists and tables become JSON on the command line.
-FlagValue = Union[str, int, float, bool, list["FlagValue"], dict[str, "FlagValue"]]  # noqa: UP007 - quoted names cannot be joined by | on 3.10
+FlagValue = Union[str, int, float, bool, Sequence["FlagValue"], Mapping[str, "FlagValue"]]  # noqa: UP007 - quoted names cannot be joined by | on 3.10
 
 
 class RunsOn(Enum):
@@ -179,9 +179,9 @@ class Profile:
     """Indexes or UUIDs this profile may use; None: all."""
     policy: Policy = field(default=Policy.LEAST_INFLIGHT, metadata=_NOTHING)
     command: CommandSpec | None = field(default=None, metadata=_PROCESS)
-    flags: dict[str, FlagValue] = field(default_factory=dict, metadata=_PROCESS)
+    flags: Mapping[str, FlagValue] = field(default_factory=dict, metadata=_PROCESS)
     """The engine's own table (`[vllm]`, `[sim]`, `[llamacpp]`): flag name with underscores -> value."""
-    env: dict[str, str] = field(default_factory=dict, metadata=_PROCESS)
+    env: Mapping[str, str] = field(default_factory=dict, metadata=_PROCESS)
     routing: Routing = field(default_factory=Routing, metadata=_NOTHING)
     limits: Limits = field(default_factory=Limits, metadata=_NOTHING)
     restart: RestartPolicy = field(default_factory=RestartPolicy, metadata=_NOTHING)
