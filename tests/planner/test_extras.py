@@ -10,8 +10,8 @@ from tests.planner import configs
 from gpuserved.core.placement import NoFit, Placements
 from gpuserved.core.planner import memory
 from gpuserved.core.planner.decide import place
-from gpuserved.core.planner.extras import adapter_bytes, as_started
 from gpuserved.core.planner.memory import Setting
+from gpuserved.core.planner.weights import adapter_bytes, as_started
 
 GIB = configs.GIB
 LLAMA = configs.facts(configs.LLAMA_8B)

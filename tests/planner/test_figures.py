@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from tests.planner import configs
 
-from gpuserved.core.planner.beside import rounding, with_beside
 from gpuserved.core.planner.model import LayerKind, Layers, ModelFacts, Weights
 from gpuserved.core.planner.peak import Batch, Split, activation_peak, default_batch
 from gpuserved.core.planner.releases import release_of
+from gpuserved.core.planner.weights import rounding, with_beside
 
 GIB = configs.GIB
 MIB = 1024**2

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gpuserved.core.planner.layers import LAYERS_MAX, layers_of
+from gpuserved.core.planner.architecture import LAYERS_MAX, layers_of
 from gpuserved.core.planner.model import LayerKind, Layers
 
 FULL, SLIDING, MLA, STATE = LayerKind.FULL, LayerKind.SLIDING, LayerKind.MLA, LayerKind.STATE

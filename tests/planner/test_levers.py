@@ -11,11 +11,11 @@ from tests.planner import configs
 from gpuserved.core.placement import Lever, Placements
 from gpuserved.core.planner import kv, memory
 from gpuserved.core.planner.decide import place
-from gpuserved.core.planner.extras import as_started
 from gpuserved.core.planner.kv import KvShape
 from gpuserved.core.planner.levers import levers, smallest_change
 from gpuserved.core.planner.memory import Card, Measured, Setting
 from gpuserved.core.planner.options import Asked
+from gpuserved.core.planner.weights import as_started
 
 GIB = configs.GIB
 LLAMA = configs.facts(configs.LLAMA_8B)

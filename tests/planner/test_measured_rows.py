@@ -16,10 +16,10 @@ from gpuserved.core.placement import Gpu, NoFit, Placements
 from gpuserved.core.planner import architecture, kv, memory
 from gpuserved.core.planner.architecture import Files
 from gpuserved.core.planner.decide import place, unmeasured
-from gpuserved.core.planner.extras import as_started
 from gpuserved.core.planner.memory import Card
 from gpuserved.core.planner.model import ModelFacts
 from gpuserved.core.planner.options import Asked
+from gpuserved.core.planner.weights import as_started
 
 DATA: dict[str, Any] = json.loads((Path(__file__).parent / "measured_rows.json").read_text())
 ROWS: list[dict[str, Any]] = DATA["rows"]

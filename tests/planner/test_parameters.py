@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from tests.planner import configs
 
-from gpuserved.core.planner import parameters
+from gpuserved.core.planner import weights
 from gpuserved.core.planner.model import ModelFacts
-from gpuserved.core.planner.parameters import Count
+from gpuserved.core.planner.weights import Count
 
 DEEPSEEK_V2_LITE: dict[str, Any] = {
     "model_type": "deepseek_v2", "num_hidden_layers": 27, "num_attention_heads": 16, "hidden_size": 2048,
@@ -34,7 +34,7 @@ QWEN25_7B = configs.llama(
 
 
 def counted(config: dict[str, Any], **more: Any) -> Count:
-    found = parameters.count(config | more, configs.facts(config | more))
+    found = weights.count(config | more, configs.facts(config | more))
     assert found is not None
     return found
 
@@ -104,12 +104,12 @@ def test_biases_and_tied_embeddings() -> None:
 
 def test_another_shape_of_layers_is_not_counted() -> None:
     opt = configs.llama(model_type="opt")
-    assert parameters.count(opt, configs.facts(opt, 10**9)) is None
+    assert weights.count(opt, configs.facts(opt, 10**9)) is None
     facts = configs.facts(configs.LLAMA_8B)
     stateful = configs.facts(configs.llama(model_type="mamba2", state_size=16, conv_kernel=4), 10**9)
     assert isinstance(stateful, ModelFacts)
-    assert parameters.count(configs.LLAMA_8B, stateful) is None, "nothing attends"
-    assert parameters.count(configs.LLAMA_8B, facts) is not None
+    assert weights.count(configs.LLAMA_8B, stateful) is None, "nothing attends"
+    assert weights.count(configs.LLAMA_8B, facts) is not None
     for kind in ("gemma3_text", "gpt_oss"):
         text = configs.GPT_OSS_20B | {"model_type": kind}
-        assert parameters.count(text, configs.facts(text, 10**10)) is not None
+        assert weights.count(text, configs.facts(text, 10**10)) is not None

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.planner import configs
 
-from gpuserved.core.planner import beside, memory
+from gpuserved.core.planner import memory, weights
 from gpuserved.core.planner.decide import unmeasured
 from gpuserved.core.planner.memory import Setting
 from gpuserved.core.planner.options import Asked
@@ -95,8 +95,8 @@ def test_large_matrices_are_rounded_up_where_they_are_no_multiple_of_two_mib() -
     odd = configs.facts(
         configs.llama(intermediate_size=18_944, hidden_size=3584, num_attention_heads=28)
     ).weights
-    assert beside.rounding(even, 1) == 0
-    assert beside.rounding(odd, 1) == 32 * 4 * 2 * MIB
+    assert weights.rounding(even, 1) == 0
+    assert weights.rounding(odd, 1) == 32 * 4 * 2 * MIB
     assert even.beside_bytes == 131_072 * 128 * 2, "the rotary table"
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tests.planner import configs
 
-from gpuserved.core.planner.extras import adapter_bytes, as_started
 from gpuserved.core.planner.model import LayerKind, Layers
+from gpuserved.core.planner.weights import adapter_bytes, as_started
 
 LLAMA = configs.facts(configs.LLAMA_8B)
 EXPERTS = configs.facts(configs.QWEN3_30B_A3B)

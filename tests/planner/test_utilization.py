@@ -13,7 +13,7 @@ from tests.planner import configs
 from gpuserved.core.placement import Gpu, Lease, NoFit, Placements
 from gpuserved.core.planner.decide import place
 from gpuserved.core.planner.room import room
-from gpuserved.core.planner.uncounted import (
+from gpuserved.core.planner.utilization import (
     ASSUMED_VOCABULARY,
     CONTEXT_BYTES,
     GRAPH_BYTES,
@@ -21,11 +21,9 @@ from gpuserved.core.planner.uncounted import (
     LATE_SAMPLER_BYTES,
     PARALLEL_BYTES,
     Runs,
-    late_bytes,
-)
-from gpuserved.core.planner.utilization import (
     asked_utilization,
     chosen_utilization,
+    late_bytes,
     too_high,
     utilization_cap,
     utilization_limit,

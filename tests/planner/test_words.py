@@ -9,7 +9,7 @@ import pytest
 from tests.planner import configs
 
 from gpuserved.core.placement import Gpu, NoFit
-from gpuserved.core.planner import reasons, refusals
+from gpuserved.core.planner import explain
 from gpuserved.core.planner.kv import KvShape
 from gpuserved.core.planner.memory import Card
 from gpuserved.core.planner.model import ModelFacts
@@ -56,7 +56,7 @@ def room(
 
 
 def codes(question: Asked, chosen: Option, space: Room | None = None) -> list[str]:
-    return [one.code for one in reasons.warnings(question, chosen, space or room())]
+    return [one.code for one in explain.warnings(question, chosen, space or room())]
 
 
 def test_nothing_is_warned_of_where_nothing_is_wrong() -> None:
@@ -93,14 +93,14 @@ def test_a_length_that_is_neither_set_nor_cut_is_no_trap() -> None:
 def test_memory_that_no_formula_covers_and_gpus_that_are_set_aside() -> None:
     assert codes(asked(replace(LLAMA, uncounted=("a draft model",))), option(1, 8)) == ["memory_not_counted"]
     set_aside = [replace(GPUS[0], blocked="quarantined: Xid 79"), *GPUS[1:]]
-    told = reasons.warnings(asked(), option(1, 7), room(set_aside))
+    told = explain.warnings(asked(), option(1, 7), room(set_aside))
     assert [one.code for one in told] == ["gpu_quarantined"]
     assert told[0].message.endswith("GPU 0: quarantined: Xid 79")
 
 
 def test_the_figures_of_the_warnings() -> None:
     question = asked(max_model_len=None, target_concurrency=12)
-    unset, reduced, missed = reasons.warnings(question, option(1, 8, length=4096, concurrency=9.96), room())
+    unset, reduced, missed = explain.warnings(question, option(1, 8, length=4096, concurrency=9.96), room())
     assert "the model's longest is 131072 tokens, and 4096 are planned" in unset.message
     assert "the model's 131072 tokens does not fit; max_model_len is 4096" in reduced.message
     assert "holds 10.0 requests of 4096 tokens" in missed.message
@@ -109,7 +109,7 @@ def test_the_figures_of_the_warnings() -> None:
 
 def why(question: Asked, chosen: Option, *others: Option) -> tuple[str, ...]:
     feasible = sorted({chosen, *others}, key=lambda one: one.tensor_parallel_size)
-    return reasons.why(question, next(one for one in feasible if one == chosen), feasible)
+    return explain.why(question, next(one for one in feasible if one == chosen), feasible)
 
 
 def test_why_a_size_was_chosen() -> None:
@@ -167,23 +167,23 @@ def test_why_of_data_parallelism_measurements_and_notes() -> None:
     ],
 )
 def test_too_few_gpus(count: int, size: int, there: int, hint: str) -> None:
-    no = refusals.too_few(configs.profile(), count, size, there)
+    no = explain.too_few(configs.profile(), count, size, there)
     assert no.hint == hint.removesuffix(", or tensor_parallel_size = 0")
     assert f"{count} x {size} GPUs are asked for" in no.message
     assert no.message.endswith(f"has {there} GPUs to use")
-    assert refusals.too_few(configs.profile(), 2, 1, 1).message.endswith("has 1 GPU to use")
+    assert explain.too_few(configs.profile(), 2, 1, 1).message.endswith("has 1 GPU to use")
 
 
 def test_gpus_that_are_held() -> None:
     space = room(free=GPUS[3:], taken=[(GPUS[0], "by a-0"), (GPUS[2], "by b-1")])
-    no = refusals.overlap(configs.profile(tensor_parallel_size=2), 8, space)
+    no = explain.overlap(configs.profile(tensor_parallel_size=2), 8, space)
     assert no.message == "p: 8 GPUs are needed and 5 are free; held: GPU 0 by a-0; GPU 2 by b-1"
     assert no.hint.startswith("replicas = 2, or stop what holds them")
     assert no.hint.endswith("profiles share a card where each sets gpu_share")
-    assert refusals.overlap(configs.profile(tensor_parallel_size=8), 8, space).hint.startswith(
+    assert explain.overlap(configs.profile(tensor_parallel_size=8), 8, space).hint.startswith(
         "stop what holds them"
     )
-    assert "gpu_share" not in refusals.overlap(configs.profile(gpu_share=0.5), 8, space).hint
+    assert "gpu_share" not in explain.overlap(configs.profile(gpu_share=0.5), 8, space).hint
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_gpus_that_are_held() -> None:
     [(3, 8, "2, or 4"), (5, 8, "2, or 4"), (7, 8, "4, or 8"), (6, 4, "2, or 4"), (12, 16, "8, or 16")],
 )
 def test_the_nearest_sizes_that_divide(size: int, there: int, hint: str) -> None:
-    no = refusals.not_divisible(asked(), size, "because", there)
+    no = explain.not_divisible(asked(), size, "because", there)
     assert no.hint == f"tensor_parallel_size = {hint}"
     assert no.message == f"p: tensor_parallel_size = {size}: because"
 
@@ -210,7 +210,7 @@ def test_what_divides() -> None:
 
 def test_a_length_beyond_the_model_s() -> None:
     def refused(**profile: Any) -> NoFit | None:
-        return refusals.too_long(asked(**profile))
+        return explain.too_long(asked(**profile))
 
     assert refused(max_model_len=131_072) is None
     assert refused(max_model_len=None) is None
@@ -222,13 +222,13 @@ def test_a_length_beyond_the_model_s() -> None:
         assert refused(max_model_len=200_000, flags={flag: {}}) is None
     assert refused(max_model_len=200_000, env={"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}) is None
     assert refused(max_model_len=200_000, flags={"dtype": "half"}, env={"A": "1"}) is not None
-    assert refusals.too_long(asked(replace(LLAMA, max_length=None), max_model_len=10**9)) is None
+    assert explain.too_long(asked(replace(LLAMA, max_length=None), max_model_len=10**9)) is None
 
 
 def test_where_some_replicas_fit_and_not_all() -> None:
     def no(**more: Any) -> NoFit:
         profile = {"replicas": more.pop("replicas", 5), "tensor_parallel_size": 2}
-        return refusals.none_feasible(
+        return explain.none_feasible(
             asked(**profile), [option(2, 3), option(4, 1)], more.pop("space", room())
         )
 
@@ -236,25 +236,23 @@ def test_where_some_replicas_fit_and_not_all() -> None:
     assert (no().code, no().hint) == ("does_not_fit", "replicas = 3")
     held = no(space=room(taken=[(GPUS[7], "by a-0")]))
     assert (held.code, held.message.split("; ")[1]) == ("gpu_overlap", "held: GPU 7 by a-0")
-    single = refusals.none_feasible(asked(replicas=9), [option(1, 8)], room())
+    single = explain.none_feasible(asked(replicas=9), [option(1, 8)], room())
     assert single.message == "p: 9 replicas of 1 GPU are asked for, and 8 fit: 1 GPU is missing"
 
 
 def test_where_no_group_of_that_size_is_there() -> None:
     none = replace(option(4, 0), best=None)
-    few = refusals.none_feasible(asked(tensor_parallel_size=4), [none], room(GPUS[:2]))
+    few = explain.none_feasible(asked(tensor_parallel_size=4), [none], room(GPUS[:2]))
     assert (few.code, few.hint) == ("does_not_fit", "tensor_parallel_size = 2")
-    held = refusals.none_feasible(
+    held = explain.none_feasible(
         asked(tensor_parallel_size=4), [none], room(free=GPUS[:2], taken=[(GPUS[2], "by a-0")])
     )
     assert held.code == "gpu_overlap"
     assert held.message.startswith("p: 4 GPUs are needed and 2 are free")
-    twice = refusals.none_feasible(
-        asked(tensor_parallel_size=4, replicas=2), [none], room(GPUS[:7], GPUS[:2])
-    )
+    twice = explain.none_feasible(asked(tensor_parallel_size=4, replicas=2), [none], room(GPUS[:7], GPUS[:2]))
     assert "2 x 4 GPUs are asked for" in twice.message
     engines = replace(none, data_parallel_size=2)
-    assert refusals.none_feasible(asked(), [engines], room(free=GPUS[:2])).message.startswith(
+    assert explain.none_feasible(asked(), [engines], room(free=GPUS[:2])).message.startswith(
         "p: 8 GPUs are needed"
     )
 
@@ -265,7 +263,7 @@ def short(
     group = Group(tuple((gpus or GPUS)[:size]))
     place = Place(group, card(**more), 0)
     question = asked(tensor_parallel_size=size)
-    return refusals.none_feasible(
+    return explain.none_feasible(
         question, [replace(option(size, 0), best=place)], room(taken=taken, free=(gpus or GPUS)[:size])
     )
 
@@ -297,7 +295,7 @@ def test_who_else_is_on_the_card() -> None:
     assert held.code == "gpu_overlap", "with that one the model would have had a wider size"
     full = room(GPUS[:1], GPUS[:1], [(GPUS[5], "by a-0")])
     nearest = replace(option(1, 0), best=Place(Group(tuple(GPUS[:1])), card(kv_cache_bytes=-1), 0))
-    assert refusals.none_feasible(asked(), [nearest], full).code == "does_not_fit"
+    assert explain.none_feasible(asked(), [nearest], full).code == "does_not_fit"
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from gpuserved.core.placement import Gpu, Lease, Lever, NoFit, Placed, Placements, Warned
-from gpuserved.core.planner import plain, reasons, refusals, topology
-from gpuserved.core.planner.extras import as_started
+from gpuserved.core.placement import Gpu, Lease, Lever, NoFit, Placed, Placements
+from gpuserved.core.planner import explain, plain, topology
 from gpuserved.core.planner.levers import levers
 from gpuserved.core.planner.memory import Measured, Setting
 from gpuserved.core.planner.model import ModelFacts, Unknown
 from gpuserved.core.planner.options import (
-    VLLM_DEFAULT_LENGTH,
     Asked,
     Lookup,
     Option,
@@ -24,8 +22,8 @@ from gpuserved.core.planner.options import (
     sizes,
 )
 from gpuserved.core.planner.room import Room, allowed, room
-from gpuserved.core.planner.uncounted import Runs
-from gpuserved.core.planner.utilization import too_high
+from gpuserved.core.planner.utilization import Runs, too_high
+from gpuserved.core.planner.weights import as_started
 from gpuserved.core.profile import Profile
 
 
@@ -73,15 +71,15 @@ def place(
 
 def _planned(asked: Asked, space: Room) -> Placements | NoFit:
     profile, facts = asked.profile, asked.facts
-    if too_long := refusals.too_long(asked):
+    if too_long := explain.too_long(asked):
         return too_long
     if not space.free and profile.replicas != 0:
-        return refusals.overlap(profile, profile.gpus_per_replica, space)
+        return explain.overlap(profile, profile.gpus_per_replica, space)
     fixed = profile.tensor_parallel_size
     if fixed is not None:
         why = divides(facts, fixed)
         if why is not None:
-            return refusals.not_divisible(asked, fixed, why, len(space.allowed))
+            return explain.not_divisible(asked, fixed, why, len(space.allowed))
         candidates = [fixed]
     else:
         candidates = sizes(facts, len(space.allowed))
@@ -89,7 +87,7 @@ def _planned(asked: Asked, space: Room) -> Placements | NoFit:
         return Placements(())
     options, feasible = _weighed(asked, candidates, space)
     if not feasible:
-        return refusals.none_feasible(asked, options, space)
+        return explain.none_feasible(asked, options, space)
     chosen = _choose(asked, feasible)
     return _answer(asked, chosen, feasible, space)
 
@@ -162,12 +160,9 @@ def _answer(asked: Asked, chosen: Option, feasible: list[Option], space: Room) -
             )
         )  # fmt: skip
     tightest = min(chosen.places, key=lambda place: place.card.kv_cache_bytes)
-    warnings = reasons.warnings(asked, chosen, space)
+    warnings = explain.warnings(asked, chosen, space)
     found: tuple[Lever, ...] = ()
     reduced = any(each.code == "max_model_len_reduced" for each in warnings)
     if reduced or (profile.target_concurrency or 0) > chosen.concurrency:
         found = levers(asked, tightest.group.gpus[0], chosen.tensor_parallel_size, len(space.allowed))
-    return Placements(tuple(placed), warnings, reasons.why(asked, chosen, feasible), found)
-
-
-__all__ = ["VLLM_DEFAULT_LENGTH", "Warned", "place", "unmeasured"]
+    return Placements(tuple(placed), warnings, explain.why(asked, chosen, feasible), found)

@@ -7,13 +7,12 @@ from dataclasses import replace
 
 from gpuserved.core.placement import Gpu, Lever
 from gpuserved.core.planner import memory
-from gpuserved.core.planner.extras import quantised
 from gpuserved.core.planner.memory import Card, Setting
 from gpuserved.core.planner.model import ModelFacts
 from gpuserved.core.planner.options import VLLM_DEFAULT_LENGTH, Asked, divides
 from gpuserved.core.planner.peak import default_batch
-from gpuserved.core.planner.uncounted import late_bytes
-from gpuserved.core.planner.utilization import utilization_cap, utilization_limit
+from gpuserved.core.planner.utilization import late_bytes, utilization_cap, utilization_limit
+from gpuserved.core.planner.weights import quantised
 
 HIGHEST_UTILIZATION = 0.95
 """Above it too little is left for what vLLM does not count: cuBLAS workspaces, fragmentation."""

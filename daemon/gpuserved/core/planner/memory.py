@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from gpuserved.core.planner import kv
-from gpuserved.core.planner.beside import rounding
 from gpuserved.core.planner.kv import KvShape
 from gpuserved.core.planner.model import ModelFacts
 from gpuserved.core.planner.peak import SMALL_BATCH, Batch, Split, activation_peak, default_batch
 from gpuserved.core.planner.releases import MIB, UNKNOWN, Release, release_of
+from gpuserved.core.planner.weights import rounding
 
 DEFAULT_UTILIZATION = 0.92
 """vLLM's own since it counts CUDA graphs; 0.90 before, which left graphs out."""

@@ -9,8 +9,7 @@ from gpuserved.core.placement import Gpu
 from gpuserved.core.planner import memory, topology
 from gpuserved.core.planner.memory import Card, Measured, Setting
 from gpuserved.core.planner.model import ModelFacts
-from gpuserved.core.planner.uncounted import Runs, first_runner
-from gpuserved.core.planner.utilization import chosen_utilization, free_bytes
+from gpuserved.core.planner.utilization import Runs, chosen_utilization, first_runner, free_bytes
 from gpuserved.core.profile import FlagValue, Profile
 
 VLLM_DEFAULT_LENGTH = 2048

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from gpuserved.core.placement import Gpu, NoFit, Placed, Placements, Warned
-from gpuserved.core.planner import refusals, topology
+from gpuserved.core.planner import explain, topology
 from gpuserved.core.planner.model import Unknown
 from gpuserved.core.planner.room import Room
 from gpuserved.core.planner.utilization import chosen_utilization
@@ -27,16 +27,16 @@ def place(
     there, free = len(space.allowed), len(space.free)
     count = _count(profile, size, there, free)
     if count * size > there:
-        return refusals.too_few(profile, count, size, there)
+        return explain.too_few(profile, count, size, there)
     blocked = sum(1 for gpu, _ in space.taken if gpu.blocked)
     fewer = count * size > free
     if fewer:
         if not blocked or count * size > free + blocked or free < size:
-            return refusals.overlap(profile, count * size, space)
+            return explain.overlap(profile, count * size, space)
         count = free // size  # GPUs are quarantined: serve with what is left
     fewer = fewer or (profile.replicas is None and blocked > 0)
     if fewer:
-        warnings += (refusals.degraded(profile, space),)
+        warnings += (explain.degraded(profile, space),)
     return Placements(_assign(profile, count, size, space.free, keep, fewer=fewer), warnings)
 
 

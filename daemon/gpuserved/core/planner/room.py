@@ -6,9 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gpuserved.core.placement import SIM_PREFIX, Gpu, Lease, NoFit
-from gpuserved.core.planner.uncounted import ANYTHING, Runs, late_bytes
 from gpuserved.core.planner.utilization import (
+    ANYTHING,
+    Runs,
     asked_utilization,
+    late_bytes,
     utilization_cap,
     utilization_limit,
     wanted_utilization,
