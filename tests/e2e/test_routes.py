@@ -14,7 +14,7 @@ import requests
 from tests.e2e.clients import QUESTION
 from tests.e2e.texts import SERVED, Fleet
 
-from gpuserved.engines.sim.websocket import CLOSE, TEXT, accept_key, frame, read_frame
+from gpuserved.engines.sim.audio_routes import CLOSE, TEXT, accept_key, frame, read_frame
 
 MIB = 1 << 20
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuserved.engines.sim.blocks import BLOCK_TOKENS, BlockPool, block_hashes
-from gpuserved.engines.sim.scheduler import EngineRequest, Scheduler
+from gpuserved.engines.sim.scheduler import BLOCK_TOKENS, BlockPool, EngineRequest, Scheduler, block_hashes
 from gpuserved.engines.sim.tokens import decode, encode
 
 

@@ -8,10 +8,10 @@ import socket
 import subprocess
 import sys
 
-from gpuserved.engines.sim import link, load
+from gpuserved.engines.sim import load, processes
 from gpuserved.engines.sim.flags import Options, parse
 from gpuserved.engines.sim.logs import Log, bare
-from gpuserved.engines.sim.spawn import spawn
+from gpuserved.engines.sim.processes import spawn
 
 _USAGE = "usage: python -m gpuserved.engines.sim serve MODEL [options]   (serve --help lists them)"
 _TERM_TO_KILL_S = 1.0
@@ -44,12 +44,12 @@ def _serve(options: Options) -> int:
     title, module = "VLLM::EngineCore", "gpuserved.engines.sim.engine_core"
     engine = spawn(title, module, fds=(theirs.fileno(), tracker), argument=theirs.fileno())
     theirs.close()
-    ours.sendall(link.pack(dataclasses.asdict(options)))
+    ours.sendall(processes.pack(dataclasses.asdict(options)))
     _interrupt_on_sigterm(options)
     try:
         from gpuserved.engines.sim.server import ApiServer  # imported while the engine starts
 
-        if not link.receive(ours, link.Lines()):
+        if not processes.receive(ours, processes.Lines()):
             load.engine_failed(log)
         if options.faults.crash_after_load:
             from gpuserved.engines.sim.sabotage import end_api_server

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from gpuserved.engines.sim import link
+from gpuserved.engines.sim import processes
 from gpuserved.engines.sim.metrics import Metrics
 
 DEAD = "EngineCore encountered an issue. See stack trace (above) for the root cause."
@@ -77,7 +77,7 @@ class EngineClient:
         self._reading = asyncio.create_task(self._read(reader))
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
-        lines = link.Lines()
+        lines = processes.Lines()
         try:
             while data := await reader.read(1 << 16):
                 for message in lines.feed(data):
@@ -196,4 +196,4 @@ class EngineClient:
     def _post(self, message: dict[str, Any]) -> None:
         # Not awaited: an engine that is stopped must not stop the server too.
         if self._writer is not None and not self.dead:
-            self._writer.write(link.pack(message))
+            self._writer.write(processes.pack(message))

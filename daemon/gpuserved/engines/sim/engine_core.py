@@ -17,13 +17,13 @@ import sys
 import time
 from typing import Any, NoReturn
 
-from gpuserved.engines.sim import link
+from gpuserved.engines.sim import processes
 from gpuserved.engines.sim.faults import Faults
 from gpuserved.engines.sim.flags import Options
 from gpuserved.engines.sim.load import Loading
 from gpuserved.engines.sim.logs import Log
+from gpuserved.engines.sim.processes import escape, set_comm
 from gpuserved.engines.sim.scheduler import EngineRequest, Scheduler, Step
-from gpuserved.engines.sim.spawn import escape, set_comm
 from gpuserved.engines.sim.worker import WorkerDied, Workers
 
 TITLE = "VLLM::EngineCore"
@@ -39,8 +39,8 @@ def main(fd: int) -> None:
     """Run on the socket `fd`, whose first message holds the options."""
     set_comm(TITLE)
     peer = socket.socket(fileno=fd)
-    lines = link.Lines()
-    messages = link.receive(peer, lines)
+    lines = processes.Lines()
+    messages = processes.receive(peer, lines)
     if not messages:
         return
     raw = messages.pop(0)
@@ -55,7 +55,7 @@ def main(fd: int) -> None:
 class EngineCore:
     """The engine's process."""
 
-    def __init__(self, options: Options, peer: socket.socket, lines: link.Lines) -> None:
+    def __init__(self, options: Options, peer: socket.socket, lines: processes.Lines) -> None:
         self._options = options
         self._log = Log("EngineCore")
         self._peer: socket.socket | None = peer
@@ -112,7 +112,7 @@ class EngineCore:
             if ready is self._wake:
                 self._wake.recv(64)
             elif ready is self._peer:
-                for message in link.receive(ready, self._lines) or [{"op": "eof"}]:
+                for message in processes.receive(ready, self._lines) or [{"op": "eof"}]:
                     self.obey(message)
             elif self._workers:
                 self._fatal_worker(self._workers.name_of(ready))
@@ -205,7 +205,7 @@ class EngineCore:
         if self._peer is None:
             return
         try:
-            self._peer.sendall(link.pack(message))
+            self._peer.sendall(processes.pack(message))
         except OSError:
             self._peer = None  # the API server is gone; go on, as vLLM does
 

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gpuserved.engines.sim import faults as fault_switches
-from gpuserved.engines.sim.fault_flags import add_fault_flags
-from gpuserved.engines.sim.faults import Faults
+from gpuserved.engines.sim.faults import Faults, add_fault_flags
 
 VLLM_VERSION = "0.32.0"
 DEFAULT_MAX_MODEL_LEN = 8192

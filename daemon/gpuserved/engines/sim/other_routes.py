@@ -8,7 +8,6 @@ import secrets
 import time
 from typing import Any
 
-from gpuserved.engines.sim.answers import fingerprint
 from gpuserved.engines.sim.body import read_json, read_messages, read_sampling
 from gpuserved.engines.sim.context import Server
 from gpuserved.engines.sim.engine_client import EngineDead
@@ -16,7 +15,7 @@ from gpuserved.engines.sim.errors import ApiError, engine_dead, invalid, missing
 from gpuserved.engines.sim.flags import VLLM_VERSION
 from gpuserved.engines.sim.generation import request_id, text_tokens, usage
 from gpuserved.engines.sim.httpd import Reply, Request, forever
-from gpuserved.engines.sim.tokens import decode, encode_chat, token_bytes
+from gpuserved.engines.sim.tokens import decode, encode_chat, fingerprint, token_bytes
 
 _VECTOR_SIZE = 64
 METRICS_TYPE = "text/plain; version=1.0.0; charset=utf-8"

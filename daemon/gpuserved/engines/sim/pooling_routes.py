@@ -9,12 +9,12 @@ import random
 import time
 from typing import Any
 
-from gpuserved.engines.sim.answers import fingerprint
 from gpuserved.engines.sim.body import read_json
 from gpuserved.engines.sim.context import Server
 from gpuserved.engines.sim.errors import invalid, missing
 from gpuserved.engines.sim.generation import request_id, text_tokens, usage
 from gpuserved.engines.sim.httpd import Reply, Request
+from gpuserved.engines.sim.tokens import fingerprint
 
 _LABELS = ("LABEL_0", "LABEL_1")
 _VECTOR_SIZE = 64

@@ -6,7 +6,7 @@ import signal
 import socket
 
 from gpuserved.engines.sim.logs import Log
-from gpuserved.engines.sim.spawn import set_comm
+from gpuserved.engines.sim.processes import set_comm
 
 
 def main(fd: int) -> None:
@@ -33,7 +33,7 @@ class Workers:
     """The workers of one engine, seen from EngineCore."""
 
     def __init__(self, count: int) -> None:
-        from gpuserved.engines.sim.spawn import spawn
+        from gpuserved.engines.sim.processes import spawn
 
         self.processes = []
         self.sockets: list[socket.socket] = []

@@ -1,15 +1,19 @@
-"""Child processes under vLLM's titles.
+"""The processes of one replica: children under vLLM's titles, and the socket between API server and EngineCore.
 
 A title is the whole command line, as setproctitle leaves it: the interpreter gets the title as its only argument and reads its
-program from a pipe. The children are stdlib only, so that eight replicas start within seconds on two cores.
+program from a pipe. The children are stdlib only, so that eight replicas start within seconds on two cores. On the socket there is
+one JSON object a line, both ways.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 PACKAGE_ROOT = str(Path(__file__).resolve().parents[3])
 """The folder that holds `gpuserved`."""
@@ -65,3 +69,37 @@ def escape() -> None:
         os.dup2(null, fd)
     os.closerange(3, 256)
     os.execv("/bin/sleep", ["sim-escaped-child", "86400"])  # noqa: S606 - no shell is wanted
+
+
+Message = dict[str, Any]
+
+
+def pack(message: Message) -> bytes:
+    """One line."""
+    return json.dumps(message, separators=(",", ":")).encode() + b"\n"
+
+
+class Lines:
+    """Cuts a byte stream into messages."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[Message]:
+        """The messages that `data` completes."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        return [json.loads(line) for line in lines if line]
+
+
+def receive(peer: socket.socket, lines: Lines) -> list[Message] | None:
+    """Block until something arrives; None once the other side is gone."""
+    while True:
+        try:
+            data = peer.recv(1 << 16)
+        except (ConnectionError, OSError):
+            return None
+        if not data:
+            return None
+        messages = lines.feed(data)
+        if messages:
+            return messages
