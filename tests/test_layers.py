@@ -53,8 +53,6 @@ CIRCLES_LEFT = {
     # -
     "gpuserved.fleet",
     # -
-    "gpuserved.replica",
-    # -
     "gpuserved.router",
 }
 """The innermost package that holds a circle of imports."""
@@ -70,8 +68,6 @@ TRESPASSES_LEFT = {
     "gpuserved.fleet": 27,
     # -
     "gpuserved.importers": 10,
-    # -
-    "gpuserved.replica": 3,
     # -
     "gpuserved.router": 32,
     # -

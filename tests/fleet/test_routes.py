@@ -9,6 +9,8 @@ import pytest
 
 from gpuserved.api.errors import Invalid
 from gpuserved.config.profile import load_profile
+from gpuserved.core.profile import Profile
+from gpuserved.engines.base import Engine
 from gpuserved.fleet.apply import _one_engine_config_per_name
 from gpuserved.fleet.views import model_routes
 from gpuserved.planning.arrange import Wanted
@@ -20,11 +22,15 @@ def wanted(name: str, text: str) -> Wanted:
     return Wanted(text, f"{name}.toml", load_profile(text, f"{name}.toml", name))
 
 
+def registry_is_not_asked(_profile: Profile) -> Engine:
+    raise AssertionError
+
+
 def names(text: str) -> list[str]:
     down: Any = SimpleNamespace(
         assignment=SimpleNamespace(profile=wanted("p", text).profile), process=None, address=None
     )
-    return [route.name for route in model_routes([down, down])]
+    return [route.name for route in model_routes([down, down], registry_is_not_asked)]
 
 
 def test_a_profile_is_routed_under_its_served_name() -> None:

@@ -1,31 +1,30 @@
-"""A start that fails half-way, with a real shim and a real process."""
+"""Starts that fail on the way, with real shims and real processes: each ends with a cause, holds nobody up, and leaves nothing."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
-import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import pytest
+from tests.replica.conftest import Make
+from tests.replica.stand_in import PATIENCE_S, ScriptEngine, StandIn, assignment
 
-from gpuserved.api.roots import from_environment
-from gpuserved.core.assignment import Assignment
+from gpuserved.api.crash import CrashCard
+from gpuserved.core.cause import CauseKind
 from gpuserved.core.events import EventKind
-from gpuserved.core.profile import EngineName, Profile
-from gpuserved.engines.base import Launch, LaunchContext
+from gpuserved.core.profile import Profile
+from gpuserved.core.state import State
+from gpuserved.engines.installed import Installed
 from gpuserved.host import shimclient
+from gpuserved.host.deadline import within
 from gpuserved.host.sweep import marked_by
 from gpuserved.replica import launcher
-
-if TYPE_CHECKING:
-    from gpuserved.replica.controller import ReplicaController
+from gpuserved.replica.process import ReplicaProcess
 
 # As an API process whose engine does not ask to die with its parent, or has not come to it.
 ENGINE_OUTLIVES_API = """
@@ -37,61 +36,126 @@ time.sleep(600)
 """
 
 
-@pytest.fixture
-def top() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="gs-start-") as made:  # short: socket paths must fit
-        yield Path(made)
-
-
-class Starting:
-    """As much of an owner as starts a process."""
-
-    def __init__(self, top: Path) -> None:
-        self.runs = top / "engine-runs"
-        self.nonce = ""
-        self.posted: list[tuple[EventKind, Any]] = []
-        self.id, self.installed = "a-0", None
-        self.assignment = Assignment(self.id, Profile("a", "org/m", "m", engine=EngineName.COMMAND))
-        engine = SimpleNamespace(installed=self._none, wants_port=self._none, launch=self.launch)
-        self.around = SimpleNamespace(
-            roots=from_environment({"GPUSERVE_ROOT": str(top)}, uid=os.getuid()),
-            gate=SimpleNamespace(enter=self._nothing), gpus_free=self._nothing, gpu_locks=None, hf_token=None,
-            orphan_ttl_s=None, record_intent=self._nothing, engine=lambda _profile: engine,
-        )  # fmt: skip
-
-    async def _nothing(self, *_given: object) -> None: ...
-
-    def _none(self, *_given: object) -> None: ...
-
-    def launch(self, context: LaunchContext) -> Launch:
-        self.nonce = context.nonce
-        argv = (sys.executable, "-I", "-S", "-c", ENGINE_OUTLIVES_API, str(self.runs))
-        return Launch(argv, {"GPUSERVE_NONCE": context.nonce}, f"unix:{context.run_dir}/engine.sock")
-
-    disarm = progress_at_start = started = _none
-
-    def post(self, kind: EventKind, **more: object) -> None:
-        self.posted.append((kind, more.get("cause")))
+def folders_left(services: StandIn) -> list[Path]:
+    folder = services.roots.run / "r"
+    return list(folder.iterdir()) if folder.is_dir() else []
 
 
 async def test_a_shim_that_is_killed_before_it_answers_leaves_no_engine(
-    top: Path, monkeypatch: pytest.MonkeyPatch
+    top: Path, control: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The shim's death takes the API process with it, and nobody the engine below it: the GPU would stay full."""
-    owner: Any = Starting(top)
+    runs = top / "engine-runs"
+    engine = ScriptEngine(top, ENGINE_OUTLIVES_API, str(runs))
+    services = StandIn(top, engine)
 
     async def killed_half_way(spec: dict[str, object], **options: Any) -> None:
         started = await shimclient.launch(spec, **options)
         deadline = time.monotonic() + 30
-        while not owner.runs.exists():
+        while not runs.exists():
             assert time.monotonic() < deadline
             await asyncio.sleep(0.02)
         os.kill(started.shim_pid, signal.SIGKILL)
         raise shimclient.ShimError("the shim ended without an answer: it said nothing")
 
     monkeypatch.setattr(launcher, "launch", killed_half_way)
-    await launcher.run(cast("ReplicaController", owner), 1)
-    assert [kind for kind, _ in owner.posted] == [EventKind.SPAWN_FAILED]
-    assert "without an answer" in owner.posted[0][1].message
-    assert marked_by(owner.nonce) == {}
-    assert list((owner.around.roots.run / "r").iterdir()) == []
+    controller = control(services)
+    controller.post(EventKind.START)
+    await services.until_in(controller, State.BACKOFF)
+    cause = controller.snapshot.r.cause
+    assert cause is not None
+    assert (cause.kind, "without an answer" in cause.message) == (CauseKind.SPAWN_FAILED, True)
+    assert marked_by(engine.nonces[0]) == {}
+    assert folders_left(services) == []
+
+
+class Unreadable(ScriptEngine):
+    """Its environment cannot be looked at."""
+
+    def __init__(self, top: Path, error: Exception) -> None:
+        super().__init__(top)
+        self._error = error
+
+    def installed(self, profile: Profile) -> Installed | None:
+        del profile
+        raise self._error
+
+
+FAILURES = [
+    (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), CauseKind.OUT_OF_MEMORY, "Too many open files"),
+    (
+        OSError(errno.ENFILE, os.strerror(errno.ENFILE)),
+        CauseKind.OUT_OF_MEMORY,
+        "Too many open files in system",
+    ),
+    (PermissionError(errno.EACCES, os.strerror(errno.EACCES)), CauseKind.SPAWN_FAILED, "Permission denied"),
+    (RuntimeError("a bug"), CauseKind.SPAWN_FAILED, "RuntimeError: a bug"),
+]
+
+
+@pytest.mark.parametrize("where", ["looking at GPUs", "before the fork"])
+@pytest.mark.parametrize(("error", "kind", "said"), FAILURES)
+async def test_whatever_a_start_fails_with_is_its_cause_and_the_next_one_has_its_turn(
+    top: Path, control: Make, where: str, error: Exception, kind: CauseKind, said: str
+) -> None:
+    """A start that ends without a word would be STARTING for ever, and every later start of its GPU and its model wait for it."""
+    services = StandIn(top, Unreadable(top, error) if where == "before the fork" else ScriptEngine(top))
+
+    def fail() -> None:
+        if where == "looking at GPUs":
+            raise error
+
+    services.before_start = fail
+    controller = control(services)
+    controller.post(EventKind.START)
+    await services.until_in(controller, State.BACKOFF)
+    cause = controller.snapshot.r.cause
+    assert cause is not None
+    assert (cause.kind, cause.message) == (kind, f"could not be started: {said}")
+    await within(services.gate.enter("b-0", ("SIM-0",), launcher.model_key(assignment().profile)), PATIENCE_S)
+    assert folders_left(services) == []
+
+
+async def test_a_stop_that_follows_a_start_at_once_needs_no_deadline(top: Path, control: Make) -> None:
+    """The start's task has not run yet when it is called back: it can post nothing, and the stop would last `term_grace_s`."""
+    services = StandIn(top, ScriptEngine(top))
+    controller = control(services)
+    controller.post(EventKind.START)
+    controller.post(EventKind.STOP)
+    soon = time.monotonic() + controller.snapshot.assignment.profile.limits.term_grace_s / 2
+    await services.until(lambda: controller.snapshot.r.generation == 1 and controller.snapshot.is_down)
+    assert time.monotonic() < soon
+
+
+async def test_a_process_that_cannot_be_attached_to_is_ended(
+    top: Path, control: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its start has failed, and the next one would find the GPU full."""
+
+    async def no_descriptors(_process: ReplicaProcess) -> bool:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    engine = ScriptEngine(top)
+    services = StandIn(top, engine)
+    monkeypatch.setattr(ReplicaProcess, "attach", no_descriptors)
+    controller = control(services)
+    controller.post(EventKind.START)
+    await services.until_in(controller, State.BACKOFF)
+    assert controller.snapshot.process is None
+    assert marked_by(engine.nonces[0]) == {}
+    assert folders_left(services) == []
+
+
+async def test_a_card_that_cannot_be_made_keeps_nobody_from_restarting(
+    top: Path, control: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services = StandIn(top, ScriptEngine(top, "raise SystemExit(3)"))
+
+    def refuse(_services: StandIn, card: CrashCard) -> None:
+        raise RuntimeError(card.message)
+
+    monkeypatch.setattr(StandIn, "crashed", refuse)
+    controller = control(services)
+    controller.post(EventKind.START)
+    await services.until_in(controller, State.BACKOFF)
+    assert controller.snapshot.r.history.crashes_in_a_row == 1

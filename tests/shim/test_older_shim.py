@@ -24,6 +24,7 @@ from gpuserved.core.cause import ExitInfo
 from gpuserved.host import shimclient
 from gpuserved.host import shimclient as sc
 from gpuserved.replica.process import Ended, ReplicaProcess
+from gpuserved.replica.start_files import FoundStart, StartNote
 from gpuserved.routers.link import RouterLink
 from gpuserved.routers.place import RouterPlace
 from gpuserved.shim.wire import VERSION
@@ -91,6 +92,10 @@ def replica_spec(yard: Yard) -> dict[str, Any]:
     return {key: spec[key] for key in recorded}
 
 
+def found(folder: Path, spec: dict[str, Any]) -> FoundStart:
+    return FoundStart(folder, StartNote(spec["id"], "a", spec["generation"], spec["nonce"], "unix:/nowhere"))
+
+
 def router_spec(yard: Yard, folder: Path, listener: socket.socket) -> dict[str, Any]:
     base = yard.spec(ACCEPTS)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -144,9 +149,9 @@ async def test_a_new_supervisor_adopts_signals_stops_and_hears_the_end(
     assert b"recorded/0.1.0" in Path(f"/proc/{started.shim_pid}/cmdline").read_bytes()
     dying: list[ExitInfo | None] = []
     ended: list[Ended] = []
-    process = ReplicaProcess(folder, spec["nonce"], dying.append, ended.append)
+    process = ReplicaProcess(found(folder, spec), dying.append, ended.append)
     assert await process.attach()
-    assert (process.pid, process.shim_pid) == (started.pid, started.shim_pid)
+    assert (process.snapshot.pid, process.snapshot.shim_pid) == (started.pid, started.shim_pid)
     os.kill(started.pid, signal.SIGSTOP)  # so that SIGTERM cannot end it yet
     await stopped(started.pid)
     await process.terminate()
@@ -156,7 +161,7 @@ async def test_a_new_supervisor_adopts_signals_stops_and_hears_the_end(
     assert [info.signal for info in dying if info] == [signal.SIGTERM]
     assert ended[0].info is not None
     assert (ended[0].info.signal, ended[0].shim_lost) == (signal.SIGTERM, False)
-    process.detach()
+    await process.detach()
 
 
 @pytest.mark.usefixtures("old_shim")
@@ -169,12 +174,12 @@ async def test_an_end_that_nobody_watched_is_found(
     os.kill(started.pid, signal.SIGKILL)
     await wait_until(lambda: not is_alive(started.shim_pid), "the shim has ended")
     ended: list[Ended] = []
-    process = ReplicaProcess(folder, spec["nonce"], lambda _info: None, ended.append)
+    process = ReplicaProcess(found(folder, spec), lambda _info: None, ended.append)
     assert not await process.attach()
     await wait_until(lambda: ended, "the end is found")
     assert ended[0].info is not None
     assert ended[0].info.signal == signal.SIGKILL
-    process.detach()
+    await process.detach()
 
 
 @pytest.mark.usefixtures("old_shim")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 
@@ -41,11 +42,14 @@ from gpuserved.fleet.quarantine import FILE, Quarantine
 from gpuserved.fleet.rolling import Rolls
 from gpuserved.fleet.saving import Saving
 from gpuserved.fleet.webhook import Webhook
+from gpuserved.host.tasks import Tasks
 from gpuserved.planning.arrange import Wanted
 from gpuserved.planning.inputs import InputReader
-from gpuserved.replica.controller import ReplicaController, detach_soon
+from gpuserved.replica.controller import ReplicaController
 from gpuserved.replica.start_gate import StartGate
 from gpuserved.routers.routers import Routers
+
+log = logging.getLogger(__name__)
 
 MEMORY_BACK_S = 60.0
 """The driver frees a killed process's memory within seconds; what is held for longer is held by something unkillable."""
@@ -99,6 +103,7 @@ class Fleet:
         self.failed_upgrade: FailedUpgrade | None = None
         self.began = time.monotonic()
         self._routes: list[object] = []
+        self._departures = Tasks(log)
 
     # --- what an owner needs (Services) ---
 
@@ -145,7 +150,9 @@ class Fleet:
             self.bus.publish("replica", replica=view, previous_state=previous_state, severity=severity)
             if owner.moved_away() and replica in self.let_go:
                 del self.owners[replica], self.let_go[replica]
-                detach_soon(owner)
+                self._departures.start(
+                    owner.detach(), f"the end of {replica}"
+                )  # which cannot wait for itself
                 self.publish_routes()
         self.rolls.step()
         self.router.fast = any(o.r.state is State.DRAINING for o in self.owners.values())
@@ -173,7 +180,7 @@ class Fleet:
 
     def publish_routes(self, *, force: bool = False) -> None:
         """Tell the routers, where something they look at has changed."""
-        models = views.model_routes(self.owners.values())
+        models = views.model_routes(self.owners.values(), self.engine)
         fresh: list[object] = [models, self.keys, self.trusted_proxies, self.tls]
         if fresh == self._routes and not force:
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from gpuserved.api.processes import RouterProcess
 from gpuserved.api.routing import ModelRoute, ReplicaRoute, RouterStats, RouteStats
@@ -10,7 +10,7 @@ from gpuserved.api.types import LoadView, ModelView, ReplicaView, RouterView
 from gpuserved.core.load import Growth, merged, quantile
 from gpuserved.core.profile import Profile
 from gpuserved.core.state import State
-from gpuserved.engines.base import cache_metrics
+from gpuserved.engines.base import Engine, cache_metrics
 from gpuserved.replica.controller import ReplicaController
 from gpuserved.routers.link import RouterLink
 from gpuserved.routers.routers import Routers
@@ -163,14 +163,16 @@ def _process(link: RouterLink) -> RouterProcess:
     )
 
 
-def model_routes(owners: Iterable[ReplicaController]) -> list[ModelRoute]:
+def model_routes(
+    owners: Iterable[ReplicaController], engine: Callable[[Profile], Engine]
+) -> list[ModelRoute]:
     """The routing table's models: every name of every profile, also of one none of whose replicas is ready."""
     profiles: dict[str, Profile] = {}
     replicas: dict[str, list[ReplicaRoute]] = {}
     for owner in owners:
         profile = owner.assignment.profile
         profiles.setdefault(profile.name, profile)
-        route = replica_route(owner)
+        route = replica_route(owner, engine)
         if route is not None:
             replicas.setdefault(profile.name, []).append(route)
     return [
@@ -189,21 +191,21 @@ def model_routes(owners: Iterable[ReplicaController]) -> list[ModelRoute]:
     ]
 
 
-def replica_route(owner: ReplicaController) -> ReplicaRoute | None:
+def replica_route(owner: ReplicaController, engine: Callable[[Profile], Engine]) -> ReplicaRoute | None:
     """None: nothing runs there that could be reached."""
     if owner.process is None or owner.address is None or owner.r.state not in ROUTED:
         return None
     profile = owner.assignment.profile
-    engine = owner.around.engine(profile)
+    adapter = engine(profile)
     return ReplicaRoute(
         id=owner.id,
         generation=owner.r.generation,
         address=owner.address,
         admit=owner.admit,
-        shim=owner.process.socket,
-        upstream_model=engine.upstream_model(profile),
-        health_path=engine.health_path(profile),
+        shim=owner.process.shim_socket,
+        upstream_model=adapter.upstream_model(profile),
+        health_path=adapter.health_path(profile),
         weight=profile.routing.weight,
         slow_start_s=profile.routing.slow_start_s,
-        cache_metrics=cache_metrics(engine.metrics_path(profile), engine.metrics),
+        cache_metrics=cache_metrics(adapter.metrics_path(profile), adapter.metrics),
     )

@@ -1,26 +1,26 @@
-"""Probes of one replica, from its fork to its end: readiness, liveness, progress, drain."""
+"""Health of one start, from its fork to its end: readiness, liveness, progress, drain. Values come in, events go out."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gpuserved.core.cause import Cause, CauseKind
-from gpuserved.core.events import EventKind
+from gpuserved.core.events import Event, EventKind
 from gpuserved.core.health import ProbeRow
-from gpuserved.core.load import LoadWindow
+from gpuserved.core.load import Growth, LoadWindow
+from gpuserved.core.profile import HealthPolicy, Profile
 from gpuserved.core.progress import Progress, Verdict
 from gpuserved.core.state import Goal, State
+from gpuserved.engines.base import Engine
 from gpuserved.host import procfs
 from gpuserved.host.logtail import Tail
-from gpuserved.replica import start_files
+from gpuserved.host.tasks import Tasks
 from gpuserved.replica.probe import EngineFigures, Prober
-
-if TYPE_CHECKING:
-    from gpuserved.replica.controller import ReplicaController
 
 log = logging.getLogger(__name__)
 
@@ -32,215 +32,255 @@ START_CPU_EVERY_S = 5.0
 START_CPU_S = 0.1
 """CPU seconds within that time that count as progress of a start without log lines."""
 
-
 _ALIVE = frozenset({State.STARTING, State.READY, State.UNHEALTHY, State.DRAINING})
 """While one of these lasts, an OOM kill has hit somebody else. In STOPPING it may be what ended this replica."""
+_SERVES = frozenset({State.READY, State.UNHEALTHY, State.DRAINING})
 
 
-class Watch:
-    """Owned by one `ReplicaController`; posts events to it."""
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """The start that is probed."""
 
-    def __init__(self, owner: ReplicaController) -> None:
-        self._owner = owner
-        self.figures = EngineFigures()
-        self.load = LoadWindow()
-        self.phase: str | None = None
+    replica: str
+    generation: int
+    address: str
+    engine: Engine
+    profile: Profile
+    log: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What probes go by that changes while the start lasts, as of now."""
+
+    state: State
+    goal: Goal
+    policy: HealthPolicy
+    in_flight: int | None
+    """Requests that the routers have there; None: not known yet."""
+    pid: int | None
+    """Of the API process; None: not known yet."""
+    shim_pid: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class StartMoves:
+    """The start does something: its stall deadline begins anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartPhase:
+    """What the start is doing now, in words; None: nothing any more."""
+
+    phase: str | None
+
+
+Report = Event | StartMoves | StartPhase
+
+
+class OomKills:
+    """Tells whether the kernel has killed a process for memory since the last count: in the cgroup of the present process where
+    that can be read, which tells our kills from those of others on the host.
+    """
+
+    def __init__(self) -> None:
+        self._cgroup: Path | None = None
+        self._before = procfs.oom_kills()
+
+    def count(self, pid: int | None) -> None:
+        """Count anew, in the cgroup that `pid` is in now: an operator, or a container's runtime, may have moved it."""
+        self._cgroup = procfs.memory_cgroup_of(pid) if pid else None
+        self._before = self._now()
+
+    @property
+    def grown(self) -> bool | None:
+        """True where there was one since the last count; None: the kernel does not say."""
+        now = self._now()
+        return None if now is None or self._before is None else now > self._before
+
+    def _now(self) -> int | None:
+        return procfs.oom_kills() if self._cgroup is None else procfs.oom_kills_in(self._cgroup)
+
+
+class Health:
+    """Probes one start until it is closed."""
+
+    def __init__(
+        self,
+        probed: Probed,
+        situation: Callable[[], Situation],
+        tell: Callable[[Report], None],
+        oom_kills: OomKills,
+    ) -> None:
+        """:param situation: asked before each probe and each judgement. :param tell: given what was found; must not block."""
+        self._probed = probed
+        self._situation = situation
+        self._tell_of = tell
+        self._oom_kills = oom_kills
+        self._figures = EngineFigures()
+        self._load = LoadWindow()
+        self._phase: str | None = None
         self._row = ProbeRow()
-        self._engine_dead = False
         self._progress = Progress(moved_at=time.monotonic())
-        self._task: asyncio.Task[None] | None = None
+        self._prober: Prober | None = None
+        self._tasks = Tasks(log)
         self._canary: asyncio.Task[None] | None = None
         self._rounds = 0
         self._cpu_at = 0.0
         self._cpu_s = 0.0
-        self._oom_cgroup: Path | None = None
-        """Of the present process, where it can be read: it tells our kills from those of others on the host."""
-        self._oom_kills = procfs.oom_kills()
 
-    def oom_killed(self) -> bool | None:
-        """True where the kernel has killed a process for memory since the last round of probes; None: it does not say."""
-        now = self._kills()
-        return None if now is None or self._oom_kills is None else now > self._oom_kills
+    @property
+    def figures(self) -> EngineFigures:
+        """Of the last scrape."""
+        return self._figures
 
-    def _kills(self) -> int | None:
-        return procfs.oom_kills() if self._oom_cgroup is None else procfs.oom_kills_in(self._oom_cgroup)
-
-    def _count_kills(self) -> None:
-        """Of the cgroup the process is in now: an operator, or a container's runtime, may have moved it."""
-        process = self._owner.process
-        self._oom_cgroup = (
-            procfs.memory_cgroup_of(process.pid) if process is not None and process.pid else None
-        )
-        self._oom_kills = self._kills()
+    @property
+    def load(self) -> Growth:
+        """Of the last minute."""
+        return self._load.growth
 
     def begin(self) -> None:
-        """Probe the owner's present process until `end`."""
-        self.end()
-        self._row = ProbeRow()
-        self._progress = Progress(moved_at=time.monotonic())
-        self._task = asyncio.ensure_future(self._run(self._owner.r.generation))
+        """Probe from now on."""
+        self._tasks.start(self._run(), f"health of {self._probed.replica}")
 
-    def end(self) -> None:
-        """Stop probing."""
-        if self._task is not None:
-            self._task.cancel()
-        self.figures = EngineFigures()
-        self.load = LoadWindow()
-        self.phase = None
+    async def close(self) -> None:
+        """Stop probing, and wait until the last probe's connections are closed."""
+        await self._tasks.close()
 
-    async def closed(self) -> None:
-        """Wait until the last probe's connections are closed."""
-        if self._task is not None:
-            await asyncio.gather(self._task, return_exceptions=True)
-
-    async def _run(self, generation: int) -> None:
-        owner = self._owner
-        assert owner.address is not None
-        profile = owner.assignment.profile
-        prober = Prober(owner.address, owner.around.engine(profile), profile)
-        tail = Tail(start_files.log_path(owner.around.roots, owner.id, generation))
+    async def _run(self) -> None:
+        probed = self._probed
+        prober = Prober(probed.address, probed.engine, probed.profile)
+        tail = Tail(probed.log)
         try:
             while True:
-                state = owner.r.state
-                if state in _ALIVE:
-                    self._count_kills()
+                now = self._situation()
                 try:
-                    if state is State.STARTING:
-                        await self._starting(prober, tail, generation)
-                    elif state in {State.READY, State.UNHEALTHY, State.DRAINING}:
-                        await self._serving(prober, generation)
-                except (OSError, ValueError):
-                    log.exception("%s: a probe failed in an unexpected way", owner.id)
-                await asyncio.sleep(self._pause_s(owner.r.state))
+                    if now.state in _ALIVE:
+                        self._oom_kills.count(now.pid)
+                    if now.state is State.STARTING:
+                        await self._starting(prober, tail, now)
+                    elif now.state in _SERVES:
+                        await self._serving(prober, now)
+                except Exception:  # whatever it is: a replica that is not probed any more would hang unseen
+                    log.exception("%s: a probe failed in an unexpected way", probed.replica)
+                await asyncio.sleep(_pause_s(self._situation()))
         finally:
-            if self._canary is not None:
-                self._canary.cancel()
             await prober.close()
 
-    def _pause_s(self, state: State) -> float:
-        if state is State.STARTING:
-            return START_EVERY_S
-        return DRAIN_EVERY_S if state is State.DRAINING else self._owner.assignment.profile.health.interval_s
+    def _tell(self, kind: EventKind, cause: Cause | None = None) -> None:
+        self._tell_of(Event(kind, self._probed.generation, cause))
 
-    async def _starting(self, prober: Prober, tail: Tail, generation: int) -> None:
-        owner = self._owner
-        engine = owner.around.engine(owner.assignment.profile)
+    # --- while it starts
+
+    async def _starting(self, prober: Prober, tail: Tail, now: Situation) -> None:
         lines = tail.read()
-        phases = [phase for phase in map(engine.phase, lines) if phase]
-        if phases and phases[-1] != self.phase:
-            self.phase = phases[-1]
-            owner.around.changed(owner.id, owner.r.state.value)
-        if lines or self._used_cpu():
-            owner.progress_at_start()
+        phases = [phase for phase in map(self._probed.engine.phase, lines) if phase]
+        if phases and phases[-1] != self._phase:
+            self._enter(phases[-1])
+        if lines or self._used_cpu(now.shim_pid):
+            self._tell_of(StartMoves())
         if await prober.healthy():
-            if owner.r.goal is Goal.REPLACE and not await self._passes(prober, generation):
+            if self._situation().goal is Goal.REPLACE and not await self._passes(prober):
                 return
-            self.phase = None
-            owner.post(EventKind.PROBE_UP, generation=generation)
+            self._enter(None)
+            self._tell(EventKind.PROBE_UP)
 
-    async def _passes(self, prober: Prober, generation: int) -> bool:
+    def _enter(self, phase: str | None) -> None:
+        self._phase = phase
+        self._tell_of(StartPhase(phase))
+
+    async def _passes(self, prober: Prober) -> bool:
         """A start on trial: one token through the replica's own socket before a client's request goes there."""
-        owner = self._owner
-        self.phase = "canary"
-        owner.around.changed(owner.id, owner.r.state.value)
-        wrong = await prober.canary(self._model())
+        self._enter("canary")
+        wrong = await prober.canary()
         if wrong is not None:
-            cause = Cause(CauseKind.CANARY_FAILED, wrong)
-            owner.post(EventKind.CANARY_FAILED, generation=generation, cause=cause)
+            self._tell(EventKind.CANARY_FAILED, Cause(CauseKind.CANARY_FAILED, wrong))
         return wrong is None
 
-    def _model(self) -> str:
-        """What the engine calls its model."""
-        profile = self._owner.assignment.profile
-        return self._owner.around.engine(profile).upstream_model(profile) or profile.served_name
-
-    async def _ask_the_silent(self, prober: Prober) -> None:
-        """A token from an engine that has long known nothing of the router's requests. Busy elsewhere, it answers late; dead, never."""
-        wrong = await prober.canary(self._model(), self._owner.assignment.profile.health.hang_rotation_s)
-        if wrong is not None:
-            log.warning("%s: requests are in flight, and the engine runs none; %s", self._owner.id, wrong)
-        self._progress = self._progress.canary(answered=wrong is None, now=time.monotonic())
-
-    async def no_token(self, within_s: float) -> str | None:
-        """Why the present process gives no token; None: it gave one, or made steps meanwhile, busy with others' requests."""
-        owner, profile = self._owner, self._owner.assignment.profile
-        if owner.address is None:
-            return "it has no address"
-        prober = Prober(owner.address, owner.around.engine(profile), profile)
-        try:
-            before = await prober.figures()
-            wrong = await prober.canary(self._model(), within_s)
-            if wrong is None:
-                return None
-            after = await prober.figures()
-        finally:
-            await prober.close()
-        stands = before is None or after is None or before.steps is None or before.steps == after.steps
-        return wrong if stands else None
-
-    def _used_cpu(self) -> bool:
+    def _used_cpu(self, shim_pid: int | None) -> bool:
         """Loading weights writes no line for minutes, but it does work."""
-        process, now = self._owner.process, time.monotonic()
-        if process is None or process.shim_pid is None or now - self._cpu_at < START_CPU_EVERY_S:
+        now = time.monotonic()
+        if shim_pid is None or now - self._cpu_at < START_CPU_EVERY_S:
             return False
         table = procfs.processes()
-        ticks = sum(table[pid].cpu_ticks for pid in procfs.tree(process.shim_pid, table) if pid in table)
-        used = ticks / procfs.TICKS_PER_S
-        moved = used - self._cpu_s >= START_CPU_S
-        self._cpu_at, self._cpu_s = now, used
+        used_s = procfs.cpu_s(procfs.tree(shim_pid, table), table)
+        moved = used_s - self._cpu_s >= START_CPU_S
+        self._cpu_at, self._cpu_s = now, used_s
         return moved
 
-    async def _serving(self, prober: Prober, generation: int) -> None:
-        owner, health = self._owner, self._owner.assignment.profile.health
-        if owner.r.state is State.DRAINING and owner.r.goal is not Goal.HOLD:
-            self._drained(generation)
-        self._rounds += 1
-        if owner.r.state is State.DRAINING and self._rounds % 10:
-            return
-        ok = await self._look(prober, generation)
-        now = time.monotonic()
-        if self._progress.canary_due(now, after_s=health.hang_rotation_s) and (
-            self._canary is None or self._canary.done()
-        ):
-            self._canary = asyncio.ensure_future(self._ask_the_silent(prober))
-        verdict = self._progress.verdict(now, rotation_s=health.hang_rotation_s, kill_s=health.hang_timeout_s)
-        self._judge(ok, verdict, generation)
+    # --- while it serves
 
-    async def _look(self, prober: Prober, generation: int) -> bool:
+    async def _serving(self, prober: Prober, now: Situation) -> None:
+        if now.state is State.DRAINING and now.goal is not Goal.HOLD and now.in_flight == 0:
+            self._tell(EventKind.DRAINED)
+        self._rounds += 1
+        if now.state is State.DRAINING and self._rounds % 10:
+            return
+        ok = await self._look(prober)
+        due = self._progress.canary_due(time.monotonic(), after_s=now.policy.hang_rotation_s)
+        if due and (self._canary is None or self._canary.done()):
+            work = self._ask_the_silent(prober, now.policy.hang_rotation_s)
+            self._canary = self._tasks.start(work, f"canary of {self._probed.replica}")
+        self._judge(ok, dead=prober.engine_dead)
+
+    async def _look(self, prober: Prober) -> bool:
         """One round of questions, asked at once: a silent replica must cost one timeout a round, not two."""
         if self._rounds % METRICS_EVERY and not self._row.failures:
             ok = await prober.healthy()
         else:
             ok, figures = await asyncio.gather(prober.healthy(), prober.figures())
-            in_flight = self._owner.around.in_flight(self._owner.id, generation) or 0
-            self._scraped(figures, in_flight, time.monotonic())
+            self._scraped(figures, self._situation().in_flight or 0, time.monotonic())
         self._row = self._row.seen(ok)
-        self._engine_dead = prober.engine_dead
         return ok
 
     def _scraped(self, figures: EngineFigures | None, in_flight: int, now: float) -> None:
-        self.figures = figures or EngineFigures()
+        self._figures = figures or EngineFigures()
         if figures is None:
             self._progress = self._progress.unanswered(in_flight, now)
             return
-        self.load = self.load.observed(now, figures.counters)
+        self._load = self._load.observed(now, figures.counters)
         self._progress = self._progress.observed(figures.steps, figures.running, in_flight, now)
 
-    def _judge(self, ok: bool, verdict: Verdict, generation: int) -> None:
-        owner, health = self._owner, self._owner.assignment.profile.health
-        hung = Cause(CauseKind.HUNG, self._progress.describe(time.monotonic()))
-        if verdict is Verdict.HUNG:
-            owner.post(EventKind.HUNG, generation=generation, cause=hung)
-        elif verdict is Verdict.STALLED:
-            owner.post(EventKind.STALLED, generation=generation, cause=hung)
-        elif self._row.down(health.failure_threshold):
-            why = ", the last with 503: the engine behind it is dead" if self._engine_dead else ""
-            message = f"unhealthy: {self._row.failures} liveness probes failed in a row{why}"
-            cause = Cause(CauseKind.UNHEALTHY, message)
-            owner.post(EventKind.PROBE_DOWN, generation=generation, cause=cause)
-        elif ok and owner.r.state is State.UNHEALTHY:
-            owner.post(EventKind.PROBE_UP, generation=generation)
+    async def _ask_the_silent(self, prober: Prober, within_s: float) -> None:
+        """A token from an engine that has long known nothing of the router's requests. Busy elsewhere, it answers late; dead, never."""
+        wrong = await prober.canary(within_s)
+        if wrong is not None:
+            log.warning(
+                "%s: requests are in flight, and the engine runs none; %s", self._probed.replica, wrong
+            )
+        self._progress = self._progress.canary(answered=wrong is None, now=time.monotonic())
 
-    def _drained(self, generation: int) -> None:
-        if self._owner.around.in_flight(self._owner.id, generation) == 0:
-            self._owner.post(EventKind.DRAINED, generation=generation)
+    def _judge(self, ok: bool, *, dead: bool) -> None:
+        situation, now = self._situation(), time.monotonic()
+        policy = situation.policy
+        verdict = self._progress.verdict(now, rotation_s=policy.hang_rotation_s, kill_s=policy.hang_timeout_s)
+        if verdict is not Verdict.MOVING:
+            hung = Cause(CauseKind.HUNG, self._progress.describe(now))
+            self._tell(EventKind.HUNG if verdict is Verdict.HUNG else EventKind.STALLED, hung)
+        elif self._row.down(policy.failure_threshold):
+            why = ", the last with 503: the engine behind it is dead" if dead else ""
+            message = f"unhealthy: {self._row.failures} liveness probes failed in a row{why}"
+            self._tell(EventKind.PROBE_DOWN, Cause(CauseKind.UNHEALTHY, message))
+        elif ok and situation.state is State.UNHEALTHY:
+            self._tell(EventKind.PROBE_UP)
+
+
+def _pause_s(now: Situation) -> float:
+    if now.state is State.STARTING:
+        return START_EVERY_S
+    return DRAIN_EVERY_S if now.state is State.DRAINING else now.policy.interval_s
+
+
+async def no_token(address: str, engine: Engine, profile: Profile, within_s: float) -> str | None:
+    """Why a running engine gives no token within this time; None: it gave one, or made steps meanwhile, busy with others' requests."""
+    prober = Prober(address, engine, profile)
+    try:
+        before = await prober.figures()
+        wrong = await prober.canary(within_s)
+        if wrong is None:
+            return None
+        after = await prober.figures()
+    finally:
+        await prober.close()
+    stands = before is None or after is None or before.steps is None or before.steps == after.steps
+    return wrong if stands else None

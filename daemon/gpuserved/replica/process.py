@@ -7,11 +7,12 @@ import logging
 import shutil
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 from gpuserved.core.cause import ExitInfo
 from gpuserved.host.shimclient import (
+    Hello,
+    Identity,
     ShimConnection,
     ShimError,
     ShimEvent,
@@ -19,6 +20,9 @@ from gpuserved.host.shimclient import (
     read_identity,
 )
 from gpuserved.host.sweep import Sweep
+from gpuserved.host.tasks import Tasks
+from gpuserved.replica.snapshot import ProcessSnapshot
+from gpuserved.replica.start_files import FoundStart
 
 log = logging.getLogger(__name__)
 
@@ -34,48 +38,48 @@ class Ended:
 
 
 class ReplicaProcess:
-    """Belongs to one owner. `on_dying` and `on_ended` are called on the loop, each at most once."""
+    """Belongs to one controller. `on_dying` and `on_ended` are called on the loop, each at most once."""
 
     def __init__(
         self,
-        folder: Path,
-        nonce: str,
+        start: FoundStart,
         on_dying: Callable[[ExitInfo | None], None],
         on_ended: Callable[[Ended], None],
     ) -> None:
-        self.folder = folder
-        self.nonce = nonce
-        self.pid: int | None = None
-        self.shim_pid: int | None = None
-        self.started_at: float | None = None
-        self.shim_version: str | None = None
-        """Of the gpuserve that started the shim."""
+        """:param on_dying: given how the API process ended; None: nobody knows, for the shim was killed."""
+        self._folder, nonce = start.folder, start.note.nonce
+        self._seen = ProcessSnapshot(
+            pid=None, shim_pid=None, started_at=None, shim_version=start.note.version,
+            shim_socket=str(start.folder / "shim.sock"), nonce=nonce, folder=start.folder,
+        )  # fmt: skip
         self._on_dying = on_dying
         self._on_ended = on_ended
         self._shim: ShimConnection | None = None
         self._sweep = Sweep(nonce)
         self._ended = False
-        self._task: asyncio.Task[None] | None = None
+        self._tasks = Tasks(log)
 
     @property
-    def socket(self) -> str:
-        """The shim's socket, which the router connects to as well."""
-        return str(self.folder / "shim.sock")
+    def snapshot(self) -> ProcessSnapshot:
+        """What is known of it now."""
+        return self._seen
+
+    def _know(self, of: Identity | Hello) -> None:
+        self._seen = replace(self._seen, pid=of.pid, shim_pid=of.shim_pid, started_at=of.started_at)
 
     async def attach(self) -> bool:
         """Connect to the shim of a start, new or found. False: there is no shim any more, and `on_ended` will follow."""
-        identity = read_identity(self.folder)
+        identity = read_identity(self._folder)
         if identity is not None:
-            self.pid, self.shim_pid, self.started_at = identity.pid, identity.shim_pid, identity.started_at
+            self._know(identity)
         try:
-            self._shim = await ShimConnection.connect(self.folder / "shim.sock")
-            hello = await self._shim.hello("supervisor")
-            self.pid, self.shim_pid, self.started_at = hello.pid, hello.shim_pid, hello.started_at
+            self._shim = await ShimConnection.connect(self._seen.shim_socket)
+            self._know(await self._shim.hello("supervisor"))
             await self._shim.watch(self._event)
         except ShimError:
             if self._shim is not None:
                 self._shim.close()
-        self._task = asyncio.ensure_future(self._wait_for_end())
+        self._tasks.start(self._wait_for_end(), f"waiting for the end of {self._folder.name}")
         return self._shim is not None and not self._shim.closed.done()
 
     def _event(self, event: ShimEvent) -> None:
@@ -89,16 +93,27 @@ class ReplicaProcess:
             await asyncio.shield(self._shim.closed)
         if self._ended:
             return
-        record = read_exit(self.folder)
+        record = read_exit(self._folder)
         if record is not None:
             self._finish(Ended(record.info))
             return
         # The shim was killed. PDEATHSIG took the API process along; whatever else carries our mark is swept here.
         self._on_dying(None)
-        while self._sweep.strike() or self._sweep.alive():
+        while not self._swept():
             await asyncio.sleep(SWEEP_EVERY_S)
-        self._sweep.finish()
         self._finish(Ended(None, shim_lost=True))
+
+    def _swept(self) -> bool:
+        try:
+            if self._sweep.strike() or self._sweep.alive():
+                return False
+            self._sweep.finish()
+        except (
+            OSError
+        ) as error:  # no descriptors left to look with: whoever waits for this end waits for it alone
+            log.warning("what is left of %s cannot be looked for: %s; trying again", self._folder, error)
+            return False
+        return True
 
     def _finish(self, ended: Ended) -> None:
         if not self._ended:
@@ -120,15 +135,14 @@ class ReplicaProcess:
         try:
             await (self._shim.kill() if number is None else self._shim.signal(number))
         except ShimError as error:
-            log.info("shim of %s: %s", self.folder.name, error.message)
+            log.info("shim of %s: %s", self._folder.name, error.message)
 
     def forget(self) -> None:
         """Remove the run folder: the end has been recorded."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
-    def detach(self) -> None:
+    async def detach(self) -> None:
         """Hang up and leave everything running."""
-        if self._task is not None:
-            self._task.cancel()
+        await self._tasks.close()
         if self._shim is not None:
             self._shim.close()

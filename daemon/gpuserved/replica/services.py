@@ -1,4 +1,4 @@
-"""What an owner needs of the rest of the daemon. The fleet provides it; tests provide their own."""
+"""What a replica's controller needs of the rest of the daemon. The fleet provides it; tests provide their own."""
 
 from __future__ import annotations
 
@@ -19,14 +19,27 @@ class GpuSetAside(Refused):
 
 
 class Services(Protocol):
-    """The fleet, as one owner sees it."""
+    """The fleet, as the controller of one replica sees it."""
 
-    roots: Roots
-    gate: StartGate
-    orphan_ttl_s: float | None
-    hf_token: str | None
-    gpu_locks: GpuLocks | None
-    """Host-wide leases; None where GPUs are on paper."""
+    @property
+    def roots(self) -> Roots:
+        """Where the daemon's files are."""
+
+    @property
+    def gate(self) -> StartGate:
+        """Who may start now."""
+
+    @property
+    def orphan_ttl_s(self) -> float | None:
+        """How long a replica outlives the daemon; None: for ever."""
+
+    @property
+    def hf_token(self) -> str | None:
+        """The hub's token, for engines that fetch their model."""
+
+    @property
+    def gpu_locks(self) -> GpuLocks | None:
+        """Host-wide leases; None where GPUs are on paper."""
 
     def engine(self, profile: Profile) -> Engine:
         """The profile's adapter."""

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from gpuserved.replica.crash import MASK, _masked
+from gpuserved.replica.diagnostics import MASK, _masked
 
 
 @pytest.mark.parametrize(
