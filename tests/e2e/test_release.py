@@ -26,7 +26,7 @@ import shlex
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -173,6 +173,53 @@ def test_its_files_are_replaced_under_it(box: Box, new_wheel: Path) -> None:
         load.reach(10)
     same(box, before)
     assert box.look()["supervisor"]["pid"] != before["supervisor"]["pid"]
+
+
+def test_what_is_under_way_goes_on(box: Box, new_wheel: Path) -> None:
+    """A rolling change, a replica on its way out, a GPU set aside, a past with a crash: all of it is in the files of the old one."""
+    old, new = Environment(box.top / "old", RECORDED), Environment(box.top / "new", new_wheel)
+    tables: Mapping[str, Mapping[str, object]] = {"limits": {"drain_s": 120}, "restart": {"backoff_s": 0.2}}
+    rolled = [
+        sim(
+            "red",
+            flags={"step_ms": step_ms, "load_s": load_s, "gpus": 3, "gpu_memory_gib": 24},
+            tables=tables,
+            gpus="all",
+        )
+        for step_ms, load_s in ((50, 0.2), (40, 2.0))
+    ]
+    paths = box.write("red", rolled[0]), box.write("blue", sim("blue", flags={"step_ms": 50}, tables=tables))
+    old.ok(box, "up", *paths, "--listen", f"127.0.0.1:{box.port}")
+    crashed = box.replica("red-1")
+    kill(crashed["pid"])
+    box.wait_restarted(crashed, 60)
+    old.ok(box, "quarantine", "2")
+    streams = open_streams(box.endpoint, "blue", 4, ENDLESS_TOKENS)
+    streams.wait_begun()
+    old.ok(box, "scale", "blue", "1")
+    before = {row["id"]: row for row in box.look()["replicas"]}
+    assert before["blue-1"]["leaving"]
+    old.ok(box, "apply", "--no-wait", box.write("red", rolled[1]))
+    until(
+        lambda: any(row["state"] == "STARTING" and row["pid"] for row in box.look()["replicas"]),
+        "one starts",
+        60,
+    )
+    new.ok(box, "upgrade", "--force")
+    assert box.replica("blue-1")["leaving"]
+    streams.flow()
+    outcome = until(lambda: box.look()["rollouts"][0]["outcome"], "the change ends", 60)
+    assert outcome == "done"
+    after = {row["id"]: row for row in box.look()["replicas"]}
+    for name in ("red-0", "red-1"):
+        assert after[name]["generation"] == before[name]["generation"] + 1
+        assert after[name]["restarts"] == before[name]["restarts"]
+    assert (after["red-1"]["restarts"], after["blue-0"]["pid"]) == (1, before["blue-0"]["pid"])
+    assert [gpu["state"] for gpu in box.look()["gpus"]] == ["OK", "OK", "QUARANTINED"]
+    assert "SIGKILL" in new.ok(box, "crash", "red-1")
+    assert any("API process killed by SIGKILL" in line for line in told(box, new))
+    streams.leave()
+    until(lambda: "blue-1" not in {row["id"] for row in box.look()["replicas"]}, "blue-1 has left", 60)
 
 
 def answers(box: Box) -> bool:
