@@ -52,8 +52,6 @@ CIRCLES_LEFT = {
     "gpuserved.cli",
     # -
     "gpuserved.fleet",
-    # -
-    "gpuserved.router",
 }
 """The innermost package that holds a circle of imports."""
 TRESPASSES_LEFT = {
@@ -68,8 +66,6 @@ TRESPASSES_LEFT = {
     "gpuserved.fleet": 27,
     # -
     "gpuserved.importers": 10,
-    # -
-    "gpuserved.router": 32,
     # -
     "gpuserved.routers": 5,
     # -

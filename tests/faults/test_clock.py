@@ -37,7 +37,7 @@ STAMPS = {
     "cli/doctor/machine.py": 1,  # is about the clock
     "cli/progress.py": 1, "cli/text.py": 1,  # ages on the screen
     "control/logfeed.py": 2, "fleet/inspection.py": 1, "fleet/history.py": 2, "fleet/measured.py": 1, "fleet/quarantine.py": 1,
-    "fleet/rolling.py": 1, "router/accesslog.py": 2, "router/server.py": 1, "shim/role.py": 2, "supervisor/crash.py": 1,
+    "fleet/rolling.py": 1, "router/builtin.py": 1, "router/exchange.py": 1, "shim/role.py": 2, "supervisor/crash.py": 1,
     "supervisor/evidence.py": 1,
 }  # fmt: skip
 """Readings of the wall clock, by file: each is written down or shown, and decides nothing in a process that runs on."""

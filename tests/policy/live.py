@@ -21,7 +21,7 @@ from tests.e2e.texts import SERVED, Scalar, make_model, sim, vllm_profile
 
 from gpuserved.api.routing import CacheMetrics
 from gpuserved.engines.vllm.like import VLLM_METRICS
-from gpuserved.router.figures import parse
+from gpuserved.router.prompts import read_figures
 
 POLICIES = ("round_robin", "least_inflight", "session", "prefix")
 _NAMES = CacheMetrics(
@@ -127,7 +127,7 @@ def counters(box: Box) -> tuple[float, float]:
             link.connect(str(engine))
             link.sendall(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
             page = b"".join(iter(lambda: link.recv(1 << 16), b""))
-        found = parse(page, _NAMES)
+        found = read_figures(page, _NAMES)
         hits += found.hits or 0.0
         queries += found.queries or 0.0
     return hits, queries

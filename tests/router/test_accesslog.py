@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 from tests.router.bench import Bench, true
 from tests.router.scripted import Seen, Upstream, send_chunk, send_stream_head
 
-from gpuserved.router.accesslog import AccessLog
-from gpuserved.router.exchange import Exchange
+from gpuserved.router.accesslog import AccessLog, Record
 
 CHAT = "/v1/chat/completions"
 
@@ -73,21 +71,17 @@ async def test_what_waits_is_written_when_the_router_stops(bench: Bench) -> None
     assert len(_lines(path)) == 5
 
 
-def _over(n: int) -> Exchange:
-    return cast(
-        "Exchange",
-        SimpleNamespace(
-            started=1.0, sent_at=1.5, first_byte_at=2.0, request_id=b"%d" % n, status=200, sent_bytes=5, replays=0,
-            client=SimpleNamespace(peer="::1"), head=SimpleNamespace(method="POST", path="/"), model_name="m",
-            replica_id="a-0", was_cut=False, context=SimpleNamespace(client_of=lambda _head, peer: peer),
-        ),
+def _over(n: int) -> Record:
+    return Record(
+        time=1.0, request_id=str(n), peer="::1", method="POST", path="/", model="m", replica="a-0", status=200,
+        bytes=5, queue_s=0.5, ttft_s=1.0, duration_s=2.0, replays=0, cut=False, key=None,
     )  # fmt: skip
 
 
 def test_the_cap_is_kept_and_no_line_is_cut(tmp_path: Path) -> None:
     log = AccessLog(tmp_path / "access.log", max_bytes=5000, keep=2)
     for n in range(200):
-        log.add(_over(n), 3.0, None)
+        log.add(_over(n))
         log.flush()
     log.close()
     files = sorted(tmp_path.iterdir())
@@ -101,7 +95,7 @@ def test_a_log_that_cannot_be_written_costs_nothing_and_is_made_up_for(tmp_path:
     (tmp_path / "file").write_text("in the way")
     log = AccessLog(tmp_path / "file" / "access.log")
     for n in range(1000):
-        log.add(_over(n), 3.0, None)
+        log.add(_over(n))
     (tmp_path / "file").unlink()
     log.close()
     assert len(_lines(tmp_path / "file" / "access.log")) == 1000

@@ -14,7 +14,7 @@ from tests.router.bench import Bench, Client, true
 
 from gpuserved.api.routing import Tls
 from gpuserved.router.http.head import parse_request
-from gpuserved.router.proxies import TrustedProxies
+from gpuserved.router.tenants import TrustedProxies
 
 CHAT = "/v1/chat/completions"
 

@@ -11,7 +11,7 @@ from tests.router.bench import Bench, true
 from tests.router.scripted import Seen, Upstream, send_chunk, send_json, send_stream_head
 
 from gpuserved.api.routing import ApiKey
-from gpuserved.router.usage import UsageTap
+from gpuserved.router.response import UsageTap
 
 CHAT = "/v1/chat/completions"
 SECRET = "gs-never-in-a-log"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gpuserved.core import routes
 from gpuserved.core.routes import Kind, Sse
-from gpuserved.router import envelope
+from gpuserved.router import params
 from gpuserved.router.http import fields
 from gpuserved.router.http.errors import HttpError
 from gpuserved.router.http.framing import ChunkedDecoder, FramingError
@@ -226,15 +226,15 @@ def test_death_notices_are_json_both_ways() -> None:
 )  # fmt: skip
 def test_bodies_without_a_model_are_400(body: bytes, word: str) -> None:
     with pytest.raises(HttpError) as caught:
-        envelope.read_json(body)
+        params.read_json(body)
     assert caught.value.status == 400
     assert word in caught.value.message
 
 
 def test_model_is_rewritten_and_nothing_else() -> None:
     body = b'{"messages": [{"content": "\\u00e9  x", "n": 1.0}], "model": "a", "temperature": 1e-1}'
-    seen = envelope.read_json(body)
-    changed = envelope.with_model(body, seen, "b")
+    seen = params.read_json(body)
+    changed = params.with_model(body, seen, "b")
     assert changed == b'{"messages":[{"content": "\\u00e9  x", "n": 1.0}],"model":"b","temperature":1e-1}'
 
 
@@ -243,11 +243,11 @@ def test_multipart_model_is_found_and_rewritten() -> None:
         b'--B\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nbytes\r\n'
         b'--B\r\nContent-Disposition: form-data; name="model"\r\n\r\nwhisper\r\n--B--\r\n'
     )
-    seen = envelope.read_multipart(form, b'multipart/form-data; boundary="B"')
+    seen = params.read_multipart(form, b'multipart/form-data; boundary="B"')
     assert seen.model == "whisper"
-    assert envelope.with_model(form, seen, "other") == form.replace(b"whisper", b"other")
+    assert params.with_model(form, seen, "other") == form.replace(b"whisper", b"other")
     with pytest.raises(HttpError):
-        envelope.read_multipart(form.replace(b'"model"', b'"mode"'), b"multipart/form-data; boundary=B")
+        params.read_multipart(form.replace(b'"model"', b'"mode"'), b"multipart/form-data; boundary=B")
 
 
 def test_allow_list() -> None:

@@ -20,8 +20,8 @@ from tests.router.scripted import Seen, Upstream, send_json
 
 from gpuserved.api.routing import CacheMetrics, ModelRoute
 from gpuserved.core.policy.prefix_key import PrefixKey
-from gpuserved.router.figures import CacheFigures, parse
 from gpuserved.router.peers import MAP_BYTES, Peers, Ring
+from gpuserved.router.prompts import CacheFigures, read_figures
 
 NAMES = CacheMetrics(path="/metrics", hits="c:hits_total", queries="c:queries_total", config="c:info")
 CHAT = "/v1/chat/completions"
@@ -183,11 +183,11 @@ c:info_more{num_gpu_blocks="9"} 1.0
     ],
 )
 def test_figures_are_read_as_engines_write_them(labels: bytes, tokens: float | None) -> None:
-    assert parse(PAGE % labels, NAMES) == CacheFigures(42.0, 100.0, tokens)
+    assert read_figures(PAGE % labels, NAMES) == CacheFigures(42.0, 100.0, tokens)
 
 
 def test_a_page_without_them_says_nothing() -> None:
-    assert parse(b"other 1\n", NAMES) == CacheFigures()
+    assert read_figures(b"other 1\n", NAMES) == CacheFigures()
 
 
 def key(n: int, blocks: int) -> PrefixKey:

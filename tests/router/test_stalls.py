@@ -11,9 +11,9 @@ from tests.policy.cost import worst
 
 from gpuserved.core.json_top import NotJson, spans
 from gpuserved.core.policy.prefix_key import prefix_key
-from gpuserved.router.envelope import read_json
 from gpuserved.router.http.body import MEMORY_MAX_BYTES
 from gpuserved.router.http.errors import HttpError
+from gpuserved.router.params import read_json
 
 STALL_MAX_S = 0.05
 WANTED = frozenset([b'"model"', b'"user"'])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from gpuserved.router.attempt import Attempt
-from gpuserved.router.protocol_upstream import Upstream
+from gpuserved.router.upstream_connection import Upstream
 
 
 class Gone(asyncio.Transport):

@@ -11,13 +11,14 @@ import msgspec
 
 from gpuserved.core.upstream import Check, UpstreamRow, observe
 from gpuserved.route.address import Address
-from gpuserved.route.ask import Answer, get
+from gpuserved.router.fetch import Fetched, fetch
 
 PROBE_S = 2.0
 MODELS_EVERY_S = 30.0
 """LoRA adapters come and go while a server runs."""
 TIMEOUT_S = 3.0
 MODELS_PATH = "/v1/models"
+MODELS_MAX_BYTES = 1024 * 1024
 
 log = logging.getLogger(__name__)
 
@@ -60,13 +61,13 @@ class Watch:
 
     async def _look(self) -> None:
         before = self.row, self.models
-        answer = await get(self.where.address, self.health_path, TIMEOUT_S)
+        answer = await fetch(self.where.address, self.health_path, TIMEOUT_S)
         if answer.status == 404 and self.health_path != MODELS_PATH:
             # Not every OpenAI-compatible server has vLLM's /health.
             log.info("%s: no %s; %s is its health check", self.where.id, self.health_path, MODELS_PATH)
             self.health_path = MODELS_PATH
-            answer = await get(self.where.address, MODELS_PATH, TIMEOUT_S)
-        self.row = observe(before[0], answer.check)
+            answer = await fetch(self.where.address, MODELS_PATH, TIMEOUT_S)
+        self.row = observe(before[0], _check(answer))
         now = asyncio.get_running_loop().time()
         came = self.row.up and not before[0].up
         if self.row.up and (came or not self.models or now - self._models_at >= MODELS_EVERY_S):
@@ -79,7 +80,7 @@ class Watch:
         if (self.row, self.models) != before:
             self._on_change()
 
-    def _report(self, answer: Answer) -> None:
+    def _report(self, answer: Fetched) -> None:
         if self.row.up:
             log.info("%s: up, serves %s", self.where.id, ", ".join(self.models) or "no model it names")
             return
@@ -88,10 +89,10 @@ class Watch:
             Check.FAILING: f"{self.health_path} answers {answer.status}",
             Check.SILENT: f"no answer within {TIMEOUT_S:g} s",
         }
-        log.warning("%s: down: %s", self.where.id, why.get(answer.check, ""))
+        log.warning("%s: down: %s", self.where.id, why.get(_check(answer), ""))
 
     async def _read_models(self) -> None:
-        answer = await get(self.where.address, MODELS_PATH, TIMEOUT_S)
+        answer = await fetch(self.where.address, MODELS_PATH, TIMEOUT_S, body_max_bytes=MODELS_MAX_BYTES)
         names = _names(answer.body) if answer.status == 200 else None
         if names:
             self.models = names
@@ -100,6 +101,12 @@ class Watch:
             self._complained = True
             what = f"answers {answer.status}" if answer.status not in {200, None} else "names no model"
             log.warning("%s: %s %s; --model NAME serves it without", self.where.id, MODELS_PATH, what)
+
+
+def _check(answer: Fetched) -> Check:
+    if answer.status is None:
+        return Check.REFUSED if answer.refused else Check.SILENT
+    return Check.OK if answer.status == 200 else Check.FAILING
 
 
 def _names(body: bytes) -> tuple[str, ...] | None:

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
-
-if TYPE_CHECKING:
-    from gpuserved.router.exchange import Exchange
 
 MAX_BYTES = 64 * 1024 * 1024
 KEEP = 4
@@ -24,8 +19,8 @@ _WAITING_MAX = 65536
 log = logging.getLogger(__name__)
 
 
-class Record(msgspec.Struct, gc=False):
-    """One line. Times in seconds; None: it did not come to that."""
+class Record(msgspec.Struct, frozen=True, gc=False):
+    """What is left of a request that is over: one line. Times in seconds; None: it did not come to that."""
 
     time: float
     """When the request was whole, Unix."""
@@ -65,23 +60,11 @@ class AccessLog:
         self._encoder = msgspec.json.Encoder()
         self._fd: int | None = None
         self._size = 0
-        self._unix = time.time() - time.monotonic()
         self._complained = False
 
-    def add(self, exchange: Exchange, now: float, key: str | None) -> None:
-        """A request is over.
-
-        :param now: loop time, which is monotonic.
-        """
-        began, sent, first = exchange.started, exchange.sent_at, exchange.first_byte_at
-        self._waiting.append(
-            Record(
-                round(began + self._unix, 3), exchange.request_id.decode(), exchange.context.client_of(exchange.head, exchange.client.peer), exchange.head.method,
-                exchange.head.path, exchange.model_name, exchange.replica_id, exchange.status, exchange.sent_bytes,
-                round(sent - began, 6) if sent else None, round(first - began, 6) if first else None,
-                round(now - began, 6), exchange.replays, exchange.was_cut, key,
-            )
-        )  # fmt: skip
+    def add(self, record: Record) -> None:
+        """A request is over."""
+        self._waiting.append(record)
         if len(self._waiting) >= _BATCH_LINES and not self._complained:
             self.flush()
 
@@ -125,7 +108,6 @@ class AccessLog:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         self._fd = os.open(self.path, flags, 0o600)
         self._size = os.fstat(self._fd).st_size
-        self._unix = time.time() - time.monotonic()
 
     def _rotate(self) -> None:
         self._close()

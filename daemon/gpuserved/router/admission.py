@@ -1,86 +1,129 @@
-"""What a whole request asks for: its model, its deadline, and the replica that should serve it, if one should."""
+"""Who is let in, and what is asked for: first by the head alone, then by the whole request."""
 
 from __future__ import annotations
 
 import msgspec
 
+from gpuserved.core import routes
 from gpuserved.core.policy.base import UNTIED, Ask
-from gpuserved.core.routes import Kind, Match
-from gpuserved.router import affinity, envelope, large
-from gpuserved.router.context import Context
-from gpuserved.router.envelope import Envelope
+from gpuserved.core.replay import RetryBudget
+from gpuserved.core.routes import LOCAL, Kind, Match
+from gpuserved.router import params
+from gpuserved.router.affinity import Affinity
 from gpuserved.router.http import errors
-from gpuserved.router.http.body import Body
 from gpuserved.router.http.head import RequestHead
+from gpuserved.router.model import Model
+from gpuserved.router.params import LARGE_BYTES, Params
+from gpuserved.router.poison import Poison
+from gpuserved.router.registry import Registry
 from gpuserved.router.replica import Replica
-from gpuserved.router.tables import Model
-
-_LONGEST_DEADLINE_S = 7 * 24 * 3600.0
+from gpuserved.router.request import Request
+from gpuserved.router.tenants import Tenants
 
 
 class Asked(msgspec.Struct, frozen=True):
-    """The outcome. `only`: no other replica than `prefer` can answer."""
+    """The decision. `only`: no other replica than `prefer` can answer."""
 
     model: Model
-    envelope: Envelope | None
+    params: Params | None
     prefer: Replica | None = None
     only: bool = False
     ask: Ask = UNTIED
 
 
-def deadline_of(head: RequestHead, now: float) -> float | None:
-    """Loop time at which the client gives up, from X-Request-Timeout in seconds; None: it did not say."""
-    text = head.get(b"x-request-timeout")
-    try:
-        seconds = float(text) if text else 0.0
-    except ValueError:
-        return None
-    return now + seconds if 0 < seconds < _LONGEST_DEADLINE_S else None
+class Admission:
+    """Decides; changes nothing but what it counts."""
 
+    def __init__(
+        self, registry: Registry, tenants: Tenants, affinity: Affinity, poison: Poison, budget: RetryBudget
+    ) -> None:
+        self._registry = registry
+        self._tenants = tenants
+        self._affinity = affinity
+        self._poison = poison
+        self._budget = budget
 
-def read(context: Context, head: RequestHead, body: Body, found: Match) -> Asked:
-    """Read what is asked for.
+    @property
+    def body_max_bytes(self) -> int:
+        """Longest body."""
+        return self._registry.table.body_max_bytes
 
-    :raises HttpError: 400 or 404.
-    """
-    models = context.fleet.models
-    kind = found.route.kind
-    if kind is Kind.RESPONSE_ID:
-        made = context.responses.find(found.id or "")
-        if made is None or made[0] not in models:
-            raise errors.no_response(found.id or "")
-        return Asked(models[made[0]], None, made[1], only=True)
-    if kind is Kind.UPGRADE:
-        if not head.websocket:
-            raise errors.HttpError(
-                426, "This route is a WebSocket: send an upgrade.", kind="invalid_request_error", code="upgrade_required"
-            )  # fmt: skip
-        seen = envelope.read_query(head.query)
-    elif kind is Kind.MULTIPART:
+    def screen(self, head: RequestHead, now: float) -> Match:
+        """Key, route, length and the key's limits, from the head alone.
+
+        :raises HttpError: 401, 404, 413 or 429.
+        """
+        found = routes.match(head.method, head.path)
+        account = self._tenants.find(head)
+        if not (found is not None and found.route.open) and self._tenants.keyed and account is None:
+            raise errors.unauthorized()
+        if found is None:
+            raise errors.no_route(head.method, head.path)
+        if (head.content_length or 0) > self.body_max_bytes:
+            raise errors.too_large(self.body_max_bytes)
+        if account is not None and found.route.kind not in LOCAL:
+            account.admit(now)
+        return found
+
+    def read(self, request: Request) -> Asked | None:
+        """What a request asks for; None: its body is too large to be read at once, which is for `read_large`.
+
+        :raises HttpError: 400, 404, or 502 for one that has killed too many replicas.
+        """
+        if request.body.size > LARGE_BYTES:
+            return None
+        asked = self._read(request)
+        self._count(request, request.arrived_at)
+        return asked
+
+    async def read_large(self, request: Request) -> Asked:
+        """As `read`, of a body of any size.
+
+        :raises HttpError: as `read`.
+        """
+        if request.match.route.kind is Kind.JSON:
+            asked = self._asked(request, await params.read_large_json(request.body))
+        else:
+            asked = self._read(request)
+        self._count(request, asked.model.loop.time())
+        return asked
+
+    def read_upgrade(self, request: Request) -> Asked:
+        """What a WebSocket is wanted for.
+
+        :raises HttpError: 400, 404 or 426.
+        """
+        if not request.head.websocket:
+            raise errors.no_upgrade()
+        return self._asked(request, params.read_query(request.head.query))
+
+    def _read(self, request: Request) -> Asked:
+        head, body, kind = request.head, request.body, request.match.route.kind
+        if kind is Kind.RESPONSE_ID:
+            return self._by_response(request.match.id or "")
         view = body.view() if body.size else b""
-        seen = envelope.read_multipart(view, head.get(b"content-type") or b"")
-    else:
-        seen = envelope.read_json(body.view() if body.size else b"")
-    return _asked(context, head, body, kind, seen)
+        if kind is Kind.MULTIPART:
+            return self._asked(request, params.read_multipart(view, head.get(b"content-type") or b""))
+        return self._asked(request, params.read_json(view))
 
+    def _by_response(self, response_id: str) -> Asked:
+        made = self._affinity.maker(response_id)
+        model = None if made is None else self._registry.model(made[0])
+        if made is None or model is None:
+            raise errors.no_response(response_id)
+        return Asked(model, None, made[1], only=True)
 
-async def read_large(context: Context, head: RequestHead, body: Body, found: Match) -> Asked:
-    """The same for a body that may be too large to be read at once.
+    def _asked(self, request: Request, seen: Params) -> Asked:
+        model = self._registry.model(seen.model)
+        if model is None:
+            raise errors.no_model(seen.model, sorted(self._registry.models))
+        prefer = None
+        if seen.previous_response_id is not None:
+            made = self._affinity.maker(seen.previous_response_id)
+            prefer = made[1] if made is not None else None
+        return Asked(model, seen, prefer, ask=self._affinity.ask(model, request, seen.session))
 
-    :raises HttpError: 400 or 404.
-    """
-    if found.route.kind is not Kind.JSON:
-        return read(context, head, body, found)
-    return _asked(context, head, body, found.route.kind, await large.read_json(body))
-
-
-def _asked(context: Context, head: RequestHead, body: Body, kind: Kind, seen: Envelope) -> Asked:
-    models = context.fleet.models
-    model = models.get(seen.model)
-    if model is None:
-        raise errors.no_model(seen.model, sorted(models))
-    prefer = None
-    if seen.previous_response_id is not None:
-        made = context.responses.find(seen.previous_response_id)
-        prefer = made[1] if made is not None else None
-    return Asked(model, seen, prefer, ask=affinity.ask(context, model, head, body, kind, seen.session))
+    def _count(self, request: Request, now: float) -> None:
+        """:raises HttpError: 502: it is known to kill replicas."""
+        self._poison.check(request.head.path, request.body, now)
+        self._budget.deposit(now)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from gpuserved.router.http.head import ResponseHead
 from gpuserved.router.http.sse import First, first_event, is_server_error
-from gpuserved.router.protocol_upstream import Upstream
-from gpuserved.router.relay import Relay
+from gpuserved.router.response import Response
+from gpuserved.router.upstream_connection import Upstream
 
 HELD_MAX_BYTES = 256 * 1024
 """More of an uncommitted answer than this is left in the socket."""
@@ -17,7 +17,7 @@ class Attempt:
     """The sink of one upstream connection. Tells its exchange by two calls: what kind of answer this is, and its end."""
 
     __slots__ = (
-        "_held", "_known", "_on_end", "_on_known", "_relay", "ended", "head", "lost", "lost_why", "upstream",
+        "_held", "_known", "_on_end", "_on_known", "_response", "ended", "head", "lost", "lost_why", "upstream",
     )  # fmt: skip
 
     def __init__(self, upstream: Upstream) -> None:
@@ -30,7 +30,7 @@ class Attempt:
         self._known = False
         self._on_known: Callable[[], object] | None = None
         self._on_end: Callable[[], object] | None = None
-        self._relay: Relay | None = None
+        self._response: Response | None = None
         upstream.begin(self)
 
     def when_known(self, call: Callable[[], object]) -> None:
@@ -46,8 +46,8 @@ class Attempt:
 
     def upstream_body(self, data: bytes) -> None:
         """Held, or passed on once committed."""
-        if self._relay is not None:
-            self._relay.body(data)
+        if self._response is not None:
+            self._response.body(data)
             return
         self._held = self._held + data if self._held else data
         if len(self._held) > HELD_MAX_BYTES:
@@ -66,12 +66,6 @@ class Attempt:
         self.lost = True
         self.lost_why = why
         self._now_over()
-
-    def upstream_full(self) -> None:
-        """Never: no tunnel."""
-
-    def upstream_ready(self) -> None:
-        """Never: no tunnel."""
 
     def _now_known(self) -> None:
         self._known = True
@@ -95,19 +89,19 @@ class Attempt:
         return self.head.sse and first_event(self._held) is First.ERROR and is_server_error(self._held)
 
     def commit(
-        self, relay: Relay, on_end: Callable[[], object], *, request_id: bytes, replica: bytes
+        self, response: Response, on_end: Callable[[], object], *, request_id: bytes, replica: bytes
     ) -> None:
         """From here on everything goes to the client as it comes; `on_end` is called when nothing more does."""
         held, self._held = self._held, b""
         if len(held) > HELD_MAX_BYTES:
             self.upstream.resume_reading()
-        self._relay = relay
-        relay.start(held, request_id=request_id, replica=replica)
+        self._response = response
+        response.start(held, request_id=request_id, replica=replica)
         if self.ended or self.lost:
             on_end()
             return
         self._on_end = on_end
-        self.upstream.pass_whole_chunks(relay)
+        self.upstream.pass_whole_chunks(response)
 
     def drop(self) -> None:
         """Nobody wants this answer: an engine still at work stops."""

@@ -26,9 +26,10 @@ class Drain:
     """The terms of the end. They may change while it lasts: `set` is the supervisor's word by the control socket."""
 
     def __init__(self) -> None:
-        self.limit_s = LIMIT_S
+        self.begun = False
+        self._limit_s = LIMIT_S
         """From the beginning of the end."""
-        self.keep_idle = False
+        self._keep_idle = False
         """Leave idle connections open until their next answer has said `Connection: close`, or until they time out as ever. A
         request may be on its way on each of them, and would fail if it were closed now. This is for a router whose successor
         serves already; where the port goes too, idle connections are closed at once.
@@ -36,8 +37,8 @@ class Drain:
 
     def set(self, limit_s: float, keep_idle: bool) -> None:
         """New terms."""
-        self.limit_s = limit_s
-        self.keep_idle = keep_idle
+        self._limit_s = limit_s
+        self._keep_idle = keep_idle
 
     async def wait(self, clients: AbstractSet[Idling], busy: Callable[[], int]) -> None:
         """Until nothing is under way any more, or the limit has passed.
@@ -46,10 +47,11 @@ class Drain:
         """
         loop = asyncio.get_running_loop()
         began = loop.time()
-        while loop.time() < began + self.limit_s:
-            if not self.keep_idle:
+        self.begun = True
+        while loop.time() < began + self._limit_s:
+            if not self._keep_idle:
                 for client in [client for client in clients if client.idle()]:
                     client.close()
-            if not busy() and not (self.keep_idle and clients):
+            if not busy() and not (self._keep_idle and clients):
                 return
             await asyncio.sleep(POLL_S)

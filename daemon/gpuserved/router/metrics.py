@@ -6,9 +6,9 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 
-from gpuserved.router.accounts import Accounts
+from gpuserved.router.registry import Registry
 from gpuserved.router.replica import Replica
-from gpuserved.router.tables import Fleet
+from gpuserved.router.tenants import Account, Tenants
 
 FIRST_BYTE_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _P = "gpuserve_router_"
@@ -37,13 +37,27 @@ class Metrics:
         self.replays: Counter[tuple[str, str]] = Counter()
         self.cuts: Counter[str] = Counter()
         self.first_byte: defaultdict[str, Histogram] = defaultdict(Histogram)
-        self.in_flight = 0
-        self.connections = 0
         self.connections_refused = 0
 
-    def request(self, model: str, code: int) -> None:
+    def ended(self, model: str, code: int) -> None:
         """A request ended. `model` is a served name or empty; 499: its client left first."""
         self.requests[model, code] += 1
+
+    def replayed(self, model: str, cause: str) -> None:
+        """A request is sent again."""
+        self.replays[model, cause] += 1
+
+    def cut(self, model: str) -> None:
+        """An answer that had begun ended early."""
+        self.cuts[model] += 1
+
+    def began(self, model: str, after_s: float) -> None:
+        """An answer began, so long after its request was whole."""
+        self.first_byte[model].observe(after_s)
+
+    def refused_connection(self) -> None:
+        """One over the cap."""
+        self.connections_refused += 1
 
     @property
     def requests_total(self) -> int:
@@ -83,11 +97,11 @@ def _histogram(metrics: Metrics) -> Iterator[str]:
         yield f"{name}_count{{{label}}} {running}"
 
 
-def _keys(accounts: Accounts) -> Iterator[str]:
+def _keys(accounts: Iterable[Account]) -> Iterator[str]:
     """Of each API key, by its name in the keys file."""
-    if not accounts:
-        return
     named = [(f'key="{_label(account.name)}"', account) for account in accounts]
+    if not named:
+        return
     yield from _family(
         "key_requests_total",
         "counter",
@@ -130,11 +144,14 @@ def _of(replica: Replica) -> str:
     return f'{{replica="{_label(replica.id)}",generation="{replica.generation}"}}'
 
 
-def render(metrics: Metrics, fleet: Fleet, accounts: Accounts) -> bytes:
-    """The page `/metrics` answers with."""
-    replicas = list(fleet.replicas())
+def render(metrics: Metrics, registry: Registry, tenants: Tenants, *, connections: int) -> bytes:
+    """The page `/metrics` answers with.
+
+    :param connections: of clients, now.
+    """
+    replicas = list(registry.replicas())
     lines = [
-        *_family("connections", "gauge", "Client connections.", [("", metrics.connections)]),
+        *_family("connections", "gauge", "Client connections.", [("", connections)]),
         *_family(
             "connections_refused_total", "counter", "Connections over the cap.",
             [("", metrics.connections_refused)],
@@ -168,9 +185,9 @@ def render(metrics: Metrics, fleet: Fleet, accounts: Accounts) -> bytes:
         ),
         *_family(
             "queued", "gauge", "Requests that wait for a replica.",
-            [(f'{{model="{_label(m.name)}"}}', len(m.waiters)) for m in fleet.models.values()],
+            [(f'{{model="{_label(m.name)}"}}', m.queued) for m in registry.models.values()],
         ),
-        *_keys(accounts),
+        *_keys(tenants.accounts()),
         *_prompts(replicas),
         *_histogram(metrics),
     ]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from gpuserved.host.deadline import within
-from gpuserved.router.protocol_upstream import Upstream
+from gpuserved.router.upstream_connection import Upstream
 
 CONNECT_TIMEOUT_S = 2.0
 IDLE_MAX_S = 4.0
@@ -72,7 +72,6 @@ class Pool:
             if upstream.closed or now - upstream.idle_since > IDLE_MAX_S:
                 upstream.abort()
                 continue
-            upstream.reused = True
             return upstream
         return None
 
@@ -90,8 +89,7 @@ class Pool:
         if self._closed or not upstream.reusable or len(self._idle) >= IDLE_MAX:
             upstream.abort()
             return
-        upstream.resume_reading()
-        upstream.idle_since = now
+        upstream.park(now)
         self._idle.append(upstream)
 
     def sweep(self, now: float) -> None:

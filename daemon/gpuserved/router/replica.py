@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from enum import Enum
 
 from gpuserved.api.routing import ReplicaRoute, RouteStats
 from gpuserved.core.balance import CALM_S, Rotation, RotationRow, Signal, rotate
@@ -13,9 +14,10 @@ from gpuserved.core.policy.prefill import Prefill, Queued
 from gpuserved.core.policy.prefix_key import PrefixKey
 from gpuserved.core.policy.session import session_key
 from gpuserved.host.deadline import within
-from gpuserved.router.counts import Cell
+from gpuserved.router.counts import Counts
+from gpuserved.router.fetch import fetch
+from gpuserved.router.peers import Peers
 from gpuserved.router.pool import Pool
-from gpuserved.router.probe import Health, check
 from gpuserved.router.shimwatch import ShimWatch
 
 PROOF_S = 2.0
@@ -27,6 +29,25 @@ _ALIVE_TWICE = 2
 log = logging.getLogger(__name__)
 
 
+class Health(Enum):
+    """What a health check says."""
+
+    OK = "ok"
+    FAILING = "failing"
+    """503: the engine behind it is dead (vLLM answers so between the engine's death and its own exit)."""
+    REFUSED = "refused"
+    """Nobody listens."""
+    UNCLEAR = "unclear"
+
+
+async def check(address: str, path: str, timeout_s: float) -> Health:
+    """One GET of a health check; never raises."""
+    answer = await fetch(address, path, timeout_s)
+    if answer.refused:
+        return Health.REFUSED
+    return {200: Health.OK, 503: Health.FAILING}.get(answer.status or 0, Health.UNCLEAR)
+
+
 class Replica:
     """One (id, generation). Shared by every model that lists it."""
 
@@ -34,25 +55,31 @@ class Replica:
         self,
         route: ReplicaRoute,
         *,
+        counts: Counts | None,
+        peers: Peers,
         on_change: Callable[[Replica], None],
         on_failed: Callable[[Replica, str], None],
         is_last: Callable[[Replica], bool],
-        on_sent: Callable[[Replica, PrefixKey, float], None],
     ) -> None:
+        """:param counts: where all routers of this machine count, if there are several.
+        :param peers: hear of each prompt that is sent there.
+        :param on_change: called when it may take requests that it did not take before, or no longer does.
+        :param on_failed: told each failure, and its kind as in the control socket's event.
+        :param is_last: is there a model that nobody else could serve now?
+        """
         self.id = route.id
         self.wire_id = route.id.encode()
         self.generation = route.generation
         self.address = route.address
         self.health_path = route.health_path
-        self.shim_path = route.shim
         self.cache_metrics = route.cache_metrics
         self.admit = route.admit
         self.row = RotationRow()
         self.in_flight = 0
         """Of this router; `load` counts all routers."""
-        self.cell: Cell | None = None
         self.identity = session_key(route.id)
         """The same for every generation: sessions come back to it."""
+        self._cell = None if counts is None else counts.cell(self.identity)
         self.mirror = Mirror()
         """Of this generation: a restart empties the engine's cache."""
         self.prefill = Prefill()
@@ -69,10 +96,10 @@ class Replica:
         self._on_change = on_change
         self._on_failed = on_failed
         self._is_last = is_last
-        self._on_sent = on_sent
+        self._peers = peers
         self._proof: asyncio.Task[bool] | None = None
         self._died = asyncio.Event()
-        self.shim = ShimWatch(route.shim, self._shim_says_dead) if route.shim else None
+        self._shim = ShimWatch(route.shim, self._shim_says_dead) if route.shim else None
 
     @property
     def rotation(self) -> Rotation:
@@ -87,19 +114,20 @@ class Replica:
     @property
     def load(self) -> int:
         """Requests in flight there, of all routers of this machine."""
-        return self.in_flight if self.cell is None else self.in_flight + self.cell.others()
+        return self.in_flight if self._cell is None else self.in_flight + self._cell.others()
 
     def took(self) -> None:
         """One more in flight."""
+        self.requests_total += 1
         self.in_flight += 1
-        if self.cell is not None:
-            self.cell.add(1)
+        if self._cell is not None:
+            self._cell.add(1)
 
     def gave_back(self) -> None:
         """One fewer."""
         self.in_flight -= 1
-        if self.cell is not None:
-            self.cell.add(-1)
+        if self._cell is not None:
+            self._cell.add(-1)
 
     def set_admit(self, admit: bool) -> None:
         """The supervisor admits it, or no longer does."""
@@ -138,7 +166,7 @@ class Replica:
 
     def sent(self, key: PrefixKey, now: float) -> Queued:
         """A prompt goes there: the mirror, its queue and the other routers know."""
-        self._on_sent(self, key, now)
+        self._peers.tell(self.identity, self.generation, key, now)
         return self.prefill.sent(self.mirror.sent(key), now)
 
     def answered(self) -> None:
@@ -202,7 +230,7 @@ class Replica:
             return
         if now - self._ejected_at < self.row.ejection_s:
             return
-        if self.shim is not None and not self.shim.connected:
+        if self._shim is not None and not self._shim.connected:
             return
         if await check(self.address, self.health_path, 1.0) is Health.OK and not self.dead:
             self.signal(Signal.PROBE_OK)
@@ -218,5 +246,5 @@ class Replica:
         """Gone from the table: no new request; those in flight go on."""
         self.admit = False
         self.pool.close()
-        if self.shim is not None:
-            self.shim.close()
+        if self._shim is not None:
+            self._shim.close()

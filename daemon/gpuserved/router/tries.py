@@ -1,143 +1,185 @@
-"""What of a request must wait: the queue, a new connection, proof of a death, the next try."""
+"""The tries of one request, each on one replica, until one of them has an answer for the client."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from gpuserved.core.balance import Signal
 from gpuserved.core.replay import DEATHS_MAX, Decision, Failure, decide
 from gpuserved.host.deadline import within
-from gpuserved.router import admission, dispatch, killers, large
+from gpuserved.router import params
+from gpuserved.router.admission import Asked
 from gpuserved.router.attempt import Attempt
+from gpuserved.router.context import Context
 from gpuserved.router.http import errors
 from gpuserved.router.http.body import SLICE_BYTES, Body
-from gpuserved.router.http.errors import HttpError
-from gpuserved.router.large import LARGE_BYTES
+from gpuserved.router.http.head import upstream_request
+from gpuserved.router.model import Lease, Model
+from gpuserved.router.params import LARGE_BYTES
 from gpuserved.router.pool import ConnectFailed
-
-if TYPE_CHECKING:
-    from gpuserved.router.admission import Asked
-    from gpuserved.router.exchange import Exchange
-    from gpuserved.router.replica import Replica
+from gpuserved.router.replica import Replica
+from gpuserved.router.request import Request
 
 STALE_S = 1.0
 """A reused connection that ends sooner than this after a request, without a byte, was being closed already."""
-_UNREACHABLE_PAUSE_S = 0.1
+SUSPECT_HOLD_S = 1.0
+"""A suspect of a second crash whose answer has begun keeps the next one waiting for so long, or until it is whole: a short
+stream is not cut by the culprit.
+"""
+UNREACHABLE_PAUSE_S = 0.1
+"""Between two tries where the only replica is merely unreachable and stays in rotation."""
 
 log = logging.getLogger(__name__)
 
 
 class Tries:
-    """The tries of one exchange. `run` ends when an answer is committed to or refused; it raises only cancellation."""
+    """Holds at most one lease and one attempt, and gives back what it holds when it is closed. Most requests need one try, and no
+    task: `at_once`. What must wait is in `run`: the queue, a new connection, proof of a death, the next try.
+    """
 
-    def __init__(self, exchange: Exchange) -> None:
-        self._x = exchange
-        self._loop = exchange.loop
-        self._context = exchange.context
+    __slots__ = (
+        "_attempt", "_avoid", "_context", "_deaths", "_lease", "_loop", "_request", "_serial", "_suspect_of", "_unreachable_since",
+        "replays", "replica_id", "sent_at",
+    )  # fmt: skip
+
+    def __init__(self, context: Context, request: Request, loop: asyncio.AbstractEventLoop) -> None:
+        self._context = context
+        self._request = request
+        self._loop = loop
+        self._lease: Lease | None = None
+        self._attempt: Attempt | None = None
         self._avoid: frozenset[Replica] = frozenset()
         self._deaths = 0
         self._serial = False
+        self._suspect_of: Model | None = None
+        """The model of whose suspects of a second crash it is the one that may run."""
         self._unreachable_since: float | None = None
+        self.sent_at = 0.0
+        """Loop time; 0: not yet."""
+        self.replica_id: str | None = None
+        """Who was asked last."""
+        self.replays = 0
 
-    async def run(self) -> None:
-        """Try until the client has an answer. A try that was begun without us is taken up where it stands."""
-        try:
-            if self._x.asked is None:
-                self._x.asked = await self._read_large()
-            await self._serve(self._x.asked)
-        except HttpError as error:
-            self._x.fail(error)
-        except Exception as error:
-            self._x.broken(error)
+    def at_once(self, asked: Asked, known: Callable[[], object]) -> bool:
+        """Send it where a replica takes it now and a connection stands ready. False: something must be waited for, in `run`.
 
-    async def _read_large(self) -> Asked:
-        x = self._x
-        asked = await admission.read_large(self._context, x.head, x.body, x.found)
-        killers.check(self._context, x.head.path, x.body, self._loop.time())
-        self._context.budget.deposit(self._loop.time())
-        return asked
+        :param known: called, at once or later, when this try has an answer or will never have one.
+        """
+        request = self._request
+        if asked.prefer is not None or request.deadline is not None or request.body.size > SLICE_BYTES:
+            return False
+        self._lease = lease = asked.model.lease_at_once(asked.ask)
+        if lease is None:
+            return False
+        upstream = lease.replica.pool.idle(request.arrived_at)
+        if upstream is None:
+            return False
+        head, body = self._request_for(asked, lease)
+        self._attempt = attempt = Attempt(upstream)
+        self.sent_at = request.arrived_at
+        self.replica_id = lease.replica.id
+        upstream.write(head + body.view() if body.size else head)
+        if body is not request.body:
+            body.close()
+        attempt.when_known(known)
+        return True
 
-    async def _serve(self, asked: Asked) -> None:
-        x = self._x
+    @property
+    def answered(self) -> bool:
+        """The present try has an answer for the client."""
+        attempt = self._attempt
+        return attempt is not None and not attempt.lost and not attempt.blames_server()
+
+    def settle(self) -> tuple[Lease, Attempt]:
+        """What has an answer for the client, and is the caller's to give back from now on."""
+        lease, attempt = self._lease, self._attempt
+        assert lease is not None
+        assert attempt is not None
+        self._lease = self._attempt = None
+        if self._suspect_of is not None:
+            self._loop.call_later(SUSPECT_HOLD_S, self._release_suspects)
+        return lease, attempt
+
+    def close(self) -> None:
+        """No more tries: give everything back."""
+        self._release_suspects()
+        self._drop_attempt()
+        self._release_lease()
+
+    async def run(self, asked: Asked) -> None:
+        """Try until there is an answer to `settle` for. A try that was begun at once is taken up where it stands.
+
+        :raises HttpError: there will be none.
+        """
         again = False
         while True:
-            if self._serial and not x.holds_suspects:
-                await self._take_suspects(asked)
-            if x.lease is None:
-                x.lease = await self._lease(asked, again=again)
-            try:
-                done = await self._once(asked, x.lease)
-            except BaseException:
-                x.release_lease()
-                raise
-            if done:
+            if self._serial and self._suspect_of is None:
+                await self._wait_as_suspect(asked.model)
+            if self._lease is None:
+                self._lease = await self._take_lease(asked, again=again)
+            if await self._once(asked, self._lease):
                 return
-            x.release_lease()
+            self._release_lease()
             again = True
 
-    async def _lease(self, asked: Asked, *, again: bool) -> dispatch.Lease:
+    async def _take_lease(self, asked: Asked, *, again: bool) -> Lease:
+        request = self._request
         if asked.prefer is not None and (asked.only or not again):
-            lease = dispatch.lease_of(asked.model, asked.prefer, asked.ask, only=asked.only)
+            lease = asked.model.lease_on(asked.prefer, asked.ask, only=asked.only)
             if lease is not None:
                 return lease
         if asked.only:
-            raise errors.no_response(self._x.found.id or "")
-        return await dispatch.acquire(
-            asked.model, ask=asked.ask, avoid=self._avoid, deadline=self._x.deadline, again=again,
-            tenant=self._context.tenant_of(self._x.head, self._x.client.peer),
-        )  # fmt: skip
+            raise errors.no_response(request.match.id or "")
+        return await asked.model.lease(
+            ask=asked.ask, avoid=self._avoid, deadline=request.deadline, again=again, tenant=request.tenant
+        )
 
-    async def _once(self, asked: Asked, lease: dispatch.Lease) -> bool:
-        """One try. True: the client has its answer, or will have it without us. False: try again.
+    async def _once(self, asked: Asked, lease: Lease) -> bool:
+        """One try. True: there is an answer for the client. False: try again.
 
         :raises HttpError: it is over, and nothing was sent yet.
         """
-        x = self._x
-        failure = await self._first(lease)
-        attempt = x.attempt
+        failure = await self._first(asked, lease)
         if failure is None:
-            x.commit()
             return True
         decision = self._judge(failure, asked, lease.replica)
         if decision.replay:
-            if attempt is not None:
-                attempt.drop()
-                x.attempt = None
-            await self._before_next(failure, asked)
+            self._drop_attempt()
+            await self._before_next(failure, asked.model)
             return False
         if failure is Failure.SERVER_ERROR:
-            x.commit()
             return True
-        killers.remember(self._context, x.head.path, x.body, self._deaths, self._loop.time())
+        request = self._request
+        self._context.poison.remember(request.head.path, request.body, self._deaths, self._loop.time())
         if self._deaths >= DEATHS_MAX:
             raise errors.blocked(self._deaths)
         raise errors.replica_failed(decision.why)
 
     def _judge(self, failure: Failure, asked: Asked, replica: Replica) -> Decision:
-        x = self._x
+        request = self._request
         self._avoid |= {replica}
         now = self._loop.time()
         decision = decide(
-            failure, begun=False, body_bytes=x.body.size, deaths=self._deaths,
-            stored=asked.envelope is not None and asked.envelope.stored and x.found.route.stores,
-            other_ready=dispatch.other_ready(asked.model, self._avoid),
-            time_left_s=float("inf") if x.deadline is None else x.deadline - now,
+            failure, begun=False, body_bytes=request.body.size, deaths=self._deaths,
+            stored=asked.params is not None and asked.params.stored and request.match.route.stores,
+            other_ready=asked.model.other_ready(self._avoid),
+            time_left_s=float("inf") if request.deadline is None else request.deadline - now,
         )  # fmt: skip
         if decision.replay and decision.draws and not self._context.budget.withdraw(now):
             decision = Decision(False, why="the retry budget is spent")
         self._serial = decision.serial
         if decision.replay:
-            self._context.metrics.replays[asked.model.name, failure.value] += 1
-            x.replays += 1
+            self._context.metrics.replayed(asked.model.name, failure.value)
+            self.replays += 1
         log.warning(
-            "request %s: %s on %s: %s", x.request_id.decode(), failure.value, replica.id,
+            "request %s: %s on %s: %s", request.id.decode(), failure.value, replica.id,
             "sent again" if decision.replay else decision.why,
         )  # fmt: skip
         return decision
 
-    async def _before_next(self, failure: Failure, asked: Asked) -> None:
+    async def _before_next(self, failure: Failure, model: Model) -> None:
         """A replica that is merely unreachable stays in rotation when it is the last: do not spin on it."""
         if failure is not Failure.CONNECT:
             self._unreachable_since = None
@@ -145,15 +187,17 @@ class Tries:
         now = self._loop.time()
         if self._unreachable_since is None:
             self._unreachable_since = now
-        if now - self._unreachable_since > asked.model.queue_timeout_s:
-            raise errors.none_ready(asked.model.name)
-        if not dispatch.other_ready(asked.model, self._avoid):
-            await asyncio.sleep(_UNREACHABLE_PAUSE_S)
+        if now - self._unreachable_since > model.queue_timeout_s:
+            raise errors.none_ready(model.name)
+        if not model.other_ready(self._avoid):
+            await asyncio.sleep(UNREACHABLE_PAUSE_S)
 
-    async def _first(self, lease: dispatch.Lease) -> Failure | None:
+    # One try.
+
+    async def _first(self, asked: Asked, lease: Lease) -> Failure | None:
         """Send it and wait until it is known what kind of answer comes; None: one for the client."""
-        x, replica = self._x, lease.replica
-        attempt = x.attempt
+        replica = lease.replica
+        attempt = self._attempt
         fresh = False
         while True:
             if attempt is None:
@@ -162,10 +206,10 @@ class Tries:
                 except ConnectFailed as error:
                     replica.failed(Signal.DEAD if error.proof else Signal.UNREACHABLE, "connect")
                     return self._sent_failure(dead=error.proof) if fresh else Failure.CONNECT
-                attempt = x.attempt = Attempt(upstream)
-                x.sent_at = self._loop.time()
-                x.replica_id = replica.id
-                await self._send_and_wait(lease, attempt)
+                attempt = self._attempt = Attempt(upstream)
+                self.sent_at = self._loop.time()
+                self.replica_id = replica.id
+                await self._send_and_wait(asked, lease, attempt)
             if fresh or not self._was_stale(attempt):
                 return await self._verdict(attempt, replica)
             fresh, attempt = True, None
@@ -173,7 +217,7 @@ class Tries:
     def _was_stale(self, attempt: Attempt) -> bool:
         upstream = attempt.upstream
         ended_unread = upstream.reused and attempt.lost and not upstream.read_any
-        return ended_unread and self._loop.time() - self._x.sent_at < STALE_S
+        return ended_unread and self._loop.time() - self.sent_at < STALE_S
 
     def _sent_failure(self, *, dead: bool) -> Failure:
         if dead:
@@ -194,23 +238,22 @@ class Tries:
         replica.failed(Signal.SERVER_ERROR, "5xx")
         return Failure.SERVER_ERROR
 
-    async def _send_and_wait(self, lease: dispatch.Lease, attempt: Attempt) -> None:
-        head, body = await self._request(lease)
+    async def _send_and_wait(self, asked: Asked, lease: Lease, attempt: Attempt) -> None:
+        request = self._request
+        name = _renamed(asked, lease)
+        if name is None or request.body.size <= LARGE_BYTES or asked.params is None:
+            head, body = self._request_for(asked, lease)
+        else:
+            body = await params.large_with_model(request.body, asked.params, name)
+            head = self._head_for(body)
         known = self._loop.create_future()
         attempt.when_known(lambda: None if known.done() else known.set_result(None))
         try:
             await self._send(attempt, head, body, known)
             await self._wait(known)
         finally:
-            if body is not self._x.body:
+            if body is not request.body:
                 body.close()
-
-    async def _request(self, lease: dispatch.Lease) -> tuple[bytes, Body]:
-        x, name = self._x, self._x.renamed(lease)
-        if name is None or x.body.size <= LARGE_BYTES or x.asked is None or x.asked.envelope is None:
-            return x.request_for(lease)
-        body = await large.with_model(x.body, x.asked.envelope, name)
-        return x.head_for(body), body
 
     async def _send(self, attempt: Attempt, head: bytes, body: Body, known: asyncio.Future[None]) -> None:
         """Write the request; a large one stops where the answer comes first."""
@@ -222,13 +265,11 @@ class Tries:
             await asyncio.wait({sending, known}, timeout=self._left(), return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
                 await sending
-            else:
-                attempt.upstream.spent = True
         finally:
             sending.cancel()
 
     async def _wait(self, known: asyncio.Future[None]) -> None:
-        if self._x.deadline is None:
+        if self._request.deadline is None:
             await known
             return
         await asyncio.wait({known}, timeout=self._left())
@@ -237,13 +278,53 @@ class Tries:
 
     def _left(self) -> float | None:
         """Seconds until the client gives up, if it said when."""
-        return None if self._x.deadline is None else max(0.0, self._x.deadline - self._loop.time())
+        deadline = self._request.deadline
+        return None if deadline is None else max(0.0, deadline - self._loop.time())
 
-    async def _take_suspects(self, asked: Asked) -> None:
+    def _request_for(self, asked: Asked, lease: Lease) -> tuple[bytes, Body]:
+        """The bytes for one replica: the client's own, but for the model's name where the engine has another."""
+        body, name = self._request.body, _renamed(asked, lease)
+        if name is not None and asked.params is not None:
+            body = Body()
+            body.append(params.with_model(self._request.body.view(), asked.params, name))
+        return self._head_for(body), body
+
+    def _head_for(self, body: Body) -> bytes:
+        """The head of the request that a replica gets with this body."""
+        request = self._request
+        return upstream_request(
+            request.head, target=request.head.target, request_id=request.id, peer=request.forwarded_for,
+            content_length=None if request.head.method == "GET" and not body.size else body.size,
+        )  # fmt: skip
+
+    # What is held.
+
+    def _drop_attempt(self) -> None:
+        attempt, self._attempt = self._attempt, None
+        if attempt is not None:
+            attempt.drop()
+
+    def _release_lease(self) -> None:
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.release()
+
+    async def _wait_as_suspect(self, model: Model) -> None:
         """Wait until no other suspect of a second crash runs."""
-        suspects = asked.model.suspects
         try:
-            await within(suspects.acquire(), self._left(), lambda _: suspects.release())
+            await within(model.suspects.acquire(), self._left(), lambda _: model.suspects.release())
         except (asyncio.TimeoutError, TimeoutError):
             raise errors.deadline() from None
-        self._x.holds_suspects = True
+        self._suspect_of = model
+
+    def _release_suspects(self) -> None:
+        """The next suspect may run."""
+        model, self._suspect_of = self._suspect_of, None
+        if model is not None:
+            model.suspects.release()
+
+
+def _renamed(asked: Asked, lease: Lease) -> str | None:
+    """What this replica calls the model, where that is not what the client does."""
+    name, seen = lease.upstream_model, asked.params
+    return name if seen is not None and name != seen.model else None

@@ -6,72 +6,87 @@ import asyncio
 import logging
 
 from gpuserved.core.balance import Signal
-from gpuserved.router import admission, dispatch, envelope
+from gpuserved.router import params
+from gpuserved.router.admission import Asked
+from gpuserved.router.client_connection import ClientConnection
 from gpuserved.router.context import Context
 from gpuserved.router.http import errors
 from gpuserved.router.http.body import Body
 from gpuserved.router.http.errors import HttpError
-from gpuserved.router.http.head import RequestHead, ResponseHead, client_response, upstream_request
+from gpuserved.router.http.head import ResponseHead, client_response, upstream_request
+from gpuserved.router.model import Lease
 from gpuserved.router.pool import ConnectFailed
-from gpuserved.router.protocol_client import ClientConnection
-from gpuserved.router.protocol_upstream import Upstream
 from gpuserved.router.replica import Replica
+from gpuserved.router.request import Request
+from gpuserved.router.tries import UNREACHABLE_PAUSE_S
+from gpuserved.router.upstream_connection import Upstream
 
 UPGRADE_S = 30.0
-_UNREACHABLE_PAUSE_S = 0.1
 
 log = logging.getLogger(__name__)
 
 
 class Tunnel:
-    """One upgraded connection; the sink of its upstream and the tunnel of its client."""
+    """One upgraded connection, from its request to its end; the sink of its upstream and the tunnel of its client."""
 
-    def __init__(
-        self, context: Context, client: ClientConnection, head: RequestHead, asked: admission.Asked
-    ) -> None:
-        self.context = context
-        self.client = client
-        self.head = head
-        self.asked = asked
-        self.loop = asyncio.get_running_loop()
-        self.deadline = admission.deadline_of(head, self.loop.time())
-        self.request_id = context.request_ids.mint(head)
+    def __init__(self, context: Context, client: ClientConnection, request: Request) -> None:
+        self._context = context
+        self._client = client
+        self._request = request
+        self._loop = client.loop
+        self._status = 499
+        self._asked: Asked | None = None
         self._upstream: Upstream | None = None
         self._replica_id = b""
-        self._answered: asyncio.Future[int | None] = self.loop.create_future()
-        self._finished: asyncio.Future[None] = self.loop.create_future()
+        self._open = False
+        """101 has been passed on."""
+        self._answered: asyncio.Future[int | None] = self._loop.create_future()
+        self._finished: asyncio.Future[None] = self._loop.create_future()
+        self._task: asyncio.Task[None] | None = None
 
-    async def run(self) -> None:
-        """Serve it; never raises but for cancellation."""
-        status = 499
-        self.context.metrics.in_flight += 1
+    def start(self) -> None:
+        """Serve it in a task of its own."""
+        self._context.in_flight.begin(self._request.id, self)
+        self._task = self._loop.create_task(self._run())
+        self._task.add_done_callback(self._over)
+
+    def cancel(self) -> None:
+        """Its client left."""
+        if self._task is not None:
+            self._task.cancel()
+
+    def give_up(self) -> None:
+        self.cancel()
+
+    async def _run(self) -> None:
         try:
-            status = await self._serve()
+            self._asked = self._context.admission.read_upgrade(self._request)
+            self._status = await self._serve(self._asked)
         except HttpError as error:
-            status = error.status
-            self.client.refuse(error, self.request_id)
+            self._status = error.status
+            self._client.refuse(error, self._request.id)
         except Exception:
-            log.exception("tunnel %s failed in the router", self.request_id.decode())
-            status = 500
-            self.client.refuse(errors.internal(), self.request_id)
-        finally:
-            if self._upstream is not None:
-                self._upstream.detach()
-                self._upstream.abort()
-            self.context.request_ids.forget(self.request_id)
-            self.context.metrics.in_flight -= 1
-            self.context.metrics.request(self.asked.model.name, status)
+            log.exception("tunnel %s failed in the router", self._request.id.decode())
+            self._status = 500
+            self._client.refuse(errors.internal(), self._request.id)
 
-    async def _serve(self) -> int:
+    def _over(self, _task: asyncio.Task[None]) -> None:
+        """Give everything back."""
+        if self._upstream is not None:
+            self._upstream.detach()
+            self._upstream.abort()
+        self._context.in_flight.end(self._request.id)
+        self._context.metrics.ended("" if self._asked is None else self._asked.model.name, self._status)
+
+    async def _serve(self, asked: Asked) -> int:
+        request, model = self._request, asked.model
         avoid = frozenset[Replica]()
         again = False
-        since = self.loop.time()
+        since = self._loop.time()
         while True:
-            model = self.asked.model
-            lease = await dispatch.acquire(
-                model, ask=self.asked.ask, avoid=avoid, deadline=self.deadline, again=again,
-                tenant=self.context.tenant_of(self.head, self.client.peer),
-            )  # fmt: skip
+            lease = await model.lease(
+                ask=asked.ask, avoid=avoid, deadline=request.deadline, again=again, tenant=request.tenant
+            )
             try:
                 if await self._connect(lease):
                     return await self._through(lease)
@@ -79,36 +94,40 @@ class Tunnel:
                 lease.release()
             avoid |= {lease.replica}
             again = True
-            if self.loop.time() - since > model.queue_timeout_s:
+            if self._loop.time() - since > model.queue_timeout_s:
                 raise errors.none_ready(model.name)
-            if not dispatch.other_ready(model, avoid):
-                await asyncio.sleep(_UNREACHABLE_PAUSE_S)
+            if not model.other_ready(avoid):
+                await asyncio.sleep(UNREACHABLE_PAUSE_S)
 
-    async def _connect(self, lease: dispatch.Lease) -> bool:
+    async def _connect(self, lease: Lease) -> bool:
         """False: nothing was sent, another replica may do."""
         try:
-            self._upstream = await lease.replica.pool.take(self.loop.time(), fresh=True)
+            self._upstream = await lease.replica.pool.take(self._loop.time(), fresh=True)
         except ConnectFailed as error:
             lease.replica.failed(Signal.DEAD if error.proof else Signal.UNREACHABLE, "connect")
             return False
         return True
 
-    async def _through(self, lease: dispatch.Lease) -> int:
+    async def _through(self, lease: Lease) -> int:
         """From the upgrade to the end of the tunnel; the status the client got.
 
         :raises HttpError: the replica did not upgrade.
         """
-        upstream = self._upstream
+        upstream, request = self._upstream, self._request
         assert upstream is not None
-        self._replica_id = lease.replica.id.encode()
-        target = self.head.target
+        self._replica_id = lease.replica.wire_id
+        target = request.head.target
         if lease.upstream_model is not None:
-            query = envelope.query_with_model(self.head.query, lease.upstream_model)
-            target = f"{self.head.path}?{query}".encode()
-        upstream.begin(self, upgrade=True)
+            query = params.query_with_model(request.head.query, lease.upstream_model)
+            target = f"{request.head.path}?{query}".encode()
+        upstream.begin(self, upgrade=self)
         head = upstream_request(
-            self.head, target=target, content_length=None, request_id=self.request_id, peer=self.context.forwarded_for(self.head, self.client.quoted_peer, self.client.peer)
-        )  # fmt: skip
+            request.head,
+            target=target,
+            content_length=None,
+            request_id=request.id,
+            peer=request.forwarded_for,
+        )
         await upstream.send(head, Body())
         await asyncio.wait({self._answered}, timeout=UPGRADE_S)
         status = self._answered.result() if self._answered.done() else None
@@ -116,68 +135,56 @@ class Tunnel:
             lease.replica.closed_early()
             raise errors.replica_failed("it did not upgrade the connection")
         if status != 101:
-            raise HttpError(
-                status if status in errors.REASONS and status >= 400 else 502,
-                f"The replica refused to upgrade the connection (status {status}).",
-                kind="invalid_request_error", code="upgrade_refused",
-            )  # fmt: skip
+            raise errors.upgrade_refused(status)
         lease.replica.answered()
         await self._finished
-        self.client.close()
+        self._client.close()
         return 101
 
     # The replica's side.
 
     def upstream_head(self, head: ResponseHead) -> None:
-        """Upgraded, or refused."""
         if head.status == 101:
             framing = b"connection: upgrade\r\nupgrade: websocket\r\n"
-            self.client.write(
+            self._open = True
+            self._client.write(
                 client_response(
-                    head, framing=framing, request_id=self.request_id, replica=self._replica_id, close=False
+                    head, framing=framing, request_id=self._request.id, replica=self._replica_id, close=False
                 )
             )
-            self.client.start_tunnel(self)
+            self._client.start_tunnel(self)
         if not self._answered.done():
             self._answered.set_result(head.status)
 
     def upstream_body(self, data: bytes) -> None:
-        """To the client."""
-        if self.client.tunnel is self:
-            self.client.write(data)
+        if self._open:
+            self._client.write(data)
 
     def upstream_end(self) -> None:
-        """The replica ended."""
         self.upstream_lost(None)
 
     def upstream_lost(self, why: str | None) -> None:  # noqa: ARG002 - Sink's signature
-        """The replica is gone: the tunnel ends."""
         if not self._answered.done():
             self._answered.set_result(None)
         if not self._finished.done():
             self._finished.set_result(None)
 
     def upstream_full(self) -> None:
-        """The replica takes no more for now."""
-        self.client.pause_reading()
+        self._client.pause_reading()
 
     def upstream_ready(self) -> None:
-        """The replica takes more."""
-        self.client.resume_reading()
+        self._client.resume_reading()
 
     # The client's side.
 
     def client_data(self, data: bytes) -> None:
-        """To the replica."""
         if self._upstream is not None:
             self._upstream.write(data)
 
     def client_full(self) -> None:
-        """The client reads too slowly."""
         if self._upstream is not None:
             self._upstream.pause_reading()
 
     def client_ready(self) -> None:
-        """The client takes more."""
         if self._upstream is not None:
             self._upstream.resume_reading()

@@ -149,6 +149,29 @@ def removed(model: str) -> HttpError:
     )  # fmt: skip
 
 
+def bad_expectation() -> HttpError:
+    """417."""
+    return HttpError(
+        417, "Only `Expect: 100-continue` is known.", kind="invalid_request_error", code="expectation_failed"
+    )
+
+
+def no_upgrade() -> HttpError:
+    """426."""
+    return HttpError(
+        426, "This route is a WebSocket: send an upgrade.", kind="invalid_request_error", code="upgrade_required"
+    )  # fmt: skip
+
+
+def upgrade_refused(status: int) -> HttpError:
+    """The replica's own refusal, as far as it is one we know."""
+    return HttpError(
+        status if status in REASONS and status >= 400 else 502,
+        f"The replica refused to upgrade the connection (status {status}).",
+        kind="invalid_request_error", code="upgrade_refused",
+    )  # fmt: skip
+
+
 def overloaded() -> HttpError:
     """503 at the connection cap."""
     return HttpError(

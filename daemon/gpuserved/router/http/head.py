@@ -146,9 +146,7 @@ def _expects_continue(values: list[bytes] | None) -> bool:
     if values is None:
         return False
     if [value.lower() for value in values] != [b"100-continue"]:
-        raise errors.HttpError(
-            417, "Only `Expect: 100-continue` is known.", kind="invalid_request_error", code="expectation_failed"
-        )  # fmt: skip
+        raise errors.bad_expectation()
     return True
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import mmap
+import asyncio
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,9 @@ from urllib.parse import parse_qsl, urlencode
 
 import msgspec
 
+from gpuserved.core.json_top import Buffer, NotJson, spans
 from gpuserved.router.http import errors
+from gpuserved.router.http.body import MEMORY_MAX_BYTES, SLICE_BYTES, Body
 
 MULTIPART_LOOK_BYTES = 64 * 1024
 _BOUNDARY = re.compile(
@@ -20,9 +22,12 @@ _NAME = re.compile(
     rb"(?i)^content-disposition:[^\r\n]*;\s*name=(?:\"model\"|model(?=[;\r\n]|$))", re.MULTILINE
 )
 
-Buffer = bytes | mmap.mmap
+LARGE_BYTES = MEMORY_MAX_BYTES
+"""Up to here a whole parse takes 5 ms at worst, and the body is in memory."""
+_NAME_MAX_BYTES = 4096
 SESSION_NAMES = ("session_id", "prompt_cache_key", "user")
 """Fields of a body that name a session, the narrower one first."""
+_WANTED = ("model", "background", "store", "previous_response_id", *SESSION_NAMES)
 
 
 class _Fields(msgspec.Struct):
@@ -38,7 +43,7 @@ _DECODER = msgspec.json.Decoder(_Fields)
 _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-class Envelope(msgspec.Struct, frozen=True, gc=False):
+class Params(msgspec.Struct, frozen=True, gc=False):
     """What the router knows of a request's content."""
 
     model: str
@@ -59,7 +64,7 @@ def _named(model: Any) -> str:
     return model
 
 
-def read_json(body: Buffer) -> Envelope:
+def read_json(body: Buffer) -> Params:
     """The envelope of a JSON body.
 
     :raises HttpError: 400: not JSON, not an object, or no model.
@@ -72,20 +77,20 @@ def read_json(body: Buffer) -> Envelope:
         raise errors.bad_request(f"The body is not valid JSON: {error}.", "invalid_json") from None
     except RecursionError:
         raise errors.bad_request("The body's JSON is nested too deeply.", "invalid_json") from None
-    return Envelope(
+    return Params(
         model=_named(fields.model),
         stored=fields.store is True or fields.background is True,
         previous_response_id=_text(fields.previous_response_id),
     )
 
 
-def make_envelope(fields: Mapping[str, Any], span: tuple[int, int] | None) -> Envelope:
+def _params_of(fields: Mapping[str, Any], span: tuple[int, int] | None) -> Params:
     """The envelope of a large JSON body, from its fields; a wrong type is the engine's to refuse.
 
     :raises HttpError: 400: no model.
     """
     names = [name for key in SESSION_NAMES if (name := _text(fields[key]))]
-    return Envelope(
+    return Params(
         model=_named(fields["model"]), stored=fields["store"] is True or fields["background"] is True,
         previous_response_id=_text(fields["previous_response_id"]), span=span, quoted=True,
         session=names[0] if names else None,
@@ -96,7 +101,7 @@ def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def read_multipart(body: Buffer, content_type: bytes) -> Envelope:
+def read_multipart(body: Buffer, content_type: bytes) -> Params:
     """The envelope of a form; `model` must lie in its first 64 KiB.
 
     :raises HttpError: 400.
@@ -116,25 +121,25 @@ def read_multipart(body: Buffer, content_type: bytes) -> Envelope:
         if at > 0 and _NAME.search(look[start:head_end]):
             value = look[head_end + 4 : at]
             text = value.decode("utf-8", "replace").strip()
-            return Envelope(model=_named(text), span=(head_end + 2, at - 2))
+            return Params(model=_named(text), span=(head_end + 2, at - 2))
     raise errors.bad_request(
         "`model` must be a field in the first 64 KiB of the form; put it before the file.", "model_required"
     )
 
 
-def read_query(query: str) -> Envelope:
+def read_query(query: str) -> Params:
     """The envelope of an upgrade request.
 
     :raises HttpError: 400.
     """
     values = [value for name, value in parse_qsl(query, max_num_fields=100) if name == "model"]
-    return Envelope(model=_named(values[0] if values else None))
+    return Params(model=_named(values[0] if values else None))
 
 
-def with_model(body: Buffer, envelope: Envelope, model: str) -> bytes:
+def with_model(body: Buffer, params: Params, model: str) -> bytes:
     """The same body for an engine that knows the model by another name; everything else stays as it is."""
-    if envelope.span is not None:
-        start, end = envelope.span
+    if params.span is not None:
+        start, end = params.span
         return b"".join((body[:start], model.encode(), body[end:]))
     fields = _OBJECT.decode(body)
     fields["model"] = msgspec.Raw(msgspec.json.encode(model))
@@ -145,3 +150,54 @@ def query_with_model(query: str, model: str) -> str:
     """The same query with another model."""
     pairs = parse_qsl(query, keep_blank_values=True, max_num_fields=100)
     return urlencode([(name, model if name == "model" else value) for name, value in pairs])
+
+
+async def read_large_json(body: Body) -> Params:
+    """As `read_json`, of a body of any size. What lies below the top level is not looked at.
+
+    :raises HttpError: 400: not JSON, not an object, or no model.
+    """
+    data = body.view()
+    steps = spans(data, frozenset(f'"{name}"'.encode() for name in _WANTED))
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            found: dict[bytes, tuple[int, int]] = done.value
+            break
+        except NotJson as error:
+            raise errors.bad_request(f"The body is not valid JSON: {error}.", "invalid_json") from None
+        await asyncio.sleep(0)
+    fields = {name: _value(data, found.get(f'"{name}"'.encode())) for name in _WANTED}
+    return _params_of(fields, span=found.get(b'"model"'))
+
+
+def _value(data: Buffer, span: tuple[int, int] | None) -> Any:
+    """None: not there, or longer than any name."""
+    if span is None or span[1] - span[0] > _NAME_MAX_BYTES:
+        return None
+    try:
+        return msgspec.json.decode(data[span[0] : span[1]])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+async def large_with_model(body: Body, seen: Params, name: str) -> Body:
+    """The same body for an engine that knows the model by another name."""
+    assert seen.span is not None
+    start, end = seen.span
+    fresh = Body()
+    try:
+        await _copy(fresh, body.view(), 0, start)
+        fresh.append(msgspec.json.encode(name) if seen.quoted else name.encode())
+        await _copy(fresh, body.view(), end, body.size)
+    except BaseException:
+        fresh.close()
+        raise
+    return fresh
+
+
+async def _copy(fresh: Body, data: Buffer, start: int, end: int) -> None:
+    for at in range(start, end, SLICE_BYTES):
+        fresh.append(data[at : min(at + SLICE_BYTES, end)])
+        await asyncio.sleep(0)

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import socket
 import ssl
 from collections.abc import Callable
 
+from gpuserved.api.routing import Tls
 from gpuserved.router.counts import Counts
 from gpuserved.router.http.request_reader import HEADER_S
 
@@ -22,6 +24,11 @@ YIELDS_MAX = 5
 """10 ms in all: on a busy machine a router that was woken may not run sooner."""
 _SLACK = 8
 """An eighth more than the least is no reason to wait: 1.125 times the least is within 1.3 times the mean."""
+
+_RESERVED = 128
+"""For the control socket, the shims, health checks and logs."""
+_PER_REQUEST = 2
+"""Beside the client's own: the replica's, and a spooled body's."""
 
 log = logging.getLogger(__name__)
 
@@ -123,3 +130,56 @@ async def listen(
     return await asyncio.get_running_loop().create_server(
         factory, sock=sock, backlog=4096, ssl=tls, ssl_handshake_timeout=_handshake_s(tls)
     )
+
+
+def server_context(tls: Tls) -> ssl.SSLContext:
+    """TLS 1.2 and newer, HTTP/1.1.
+
+    :raises OSError: the files cannot be read; :raises ssl.SSLError: they are no certificate and its key.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    context.load_cert_chain(tls.cert, tls.key)
+    return context
+
+
+class Certificates:
+    """The port's present certificate. What cannot be loaded changes nothing."""
+
+    def __init__(self) -> None:
+        self.context: ssl.SSLContext | None = None
+
+    def take(self, tls: Tls | None) -> bool:
+        """Use these files, as they are now. True: the port changes between plain and TLS, and must be opened anew; a renewed
+        certificate is used for new connections as it is.
+        """
+        before = self.context is not None
+        if tls is None:
+            self.context = None
+            return before
+        try:
+            fresh = server_context(tls)
+            if self.context is not None:
+                self.context.load_cert_chain(tls.cert, tls.key)
+            else:
+                self.context = fresh
+        except (OSError, ssl.SSLError) as error:
+            log.error("the certificate %s is not used: %s", tls.cert, error)  # noqa: TRY400 - the reason says it all
+        return (self.context is not None) != before
+
+
+def enough(limit: int, *, connections: int, requests: int) -> bool:
+    """Are there descriptors for so many clients and requests?"""
+    return connections + _PER_REQUEST * requests <= limit - _RESERVED
+
+
+def raise_limit() -> int:
+    """All file descriptors we may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (OSError, ValueError):
+            return soft
+    return hard

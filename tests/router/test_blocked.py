@@ -1,10 +1,41 @@
 from __future__ import annotations
 
-from gpuserved.core.blocked import BLOCKED_S, REMEMBERED_MAX, Blocked
+from gpuserved.router.http.body import Body
+from gpuserved.router.http.errors import HttpError
+from gpuserved.router.poison import BLOCKED_S, REMEMBERED_MAX, Poison
+
+
+class Memory:
+    """A request is known by its body."""
+
+    def __init__(self) -> None:
+        self._poison = Poison()
+
+    def __bool__(self) -> bool:
+        return bool(self._poison)
+
+    def add(self, text: bytes, deaths: int, now: float) -> None:
+        self._poison.remember("/", _body(text), deaths, now)
+
+    def deaths(self, text: bytes, now: float) -> int:
+        return self._poison.deaths("/", _body(text), now)
+
+    def blocks(self, text: bytes, now: float) -> bool:
+        try:
+            self._poison.check("/", _body(text), now)
+        except HttpError as error:
+            return (error.status, error.final) == (502, True)
+        return False
+
+
+def _body(text: bytes) -> Body:
+    body = Body()
+    body.append(text)
+    return body
 
 
 def test_three_deaths_block_a_request_for_ten_minutes_whoever_sends_it() -> None:
-    blocked = Blocked()
+    blocked = Memory()
     assert not blocked
     blocked.add(b"killer", 3, 100.0)
     blocked.add(b"neighbour", 1, 100.0)
@@ -16,7 +47,7 @@ def test_three_deaths_block_a_request_for_ten_minutes_whoever_sends_it() -> None
 
 
 def test_a_request_that_may_not_be_sent_twice_is_counted_over_the_client_s_own_tries() -> None:
-    blocked = Blocked()
+    blocked = Memory()
     for deaths in range(1, 4):
         assert not blocked.blocks(b"large", float(deaths))
         blocked.add(b"large", 1, float(deaths))
@@ -24,7 +55,7 @@ def test_a_request_that_may_not_be_sent_twice_is_counted_over_the_client_s_own_t
 
 
 def test_memory_is_bounded_and_the_oldest_are_forgotten() -> None:
-    blocked = Blocked()
+    blocked = Memory()
     for number in range(REMEMBERED_MAX + 10):
         blocked.add(number.to_bytes(4, "big"), 3, 0.0)
     assert not blocked.blocks((9).to_bytes(4, "big"), 0.0)
@@ -32,7 +63,7 @@ def test_memory_is_bounded_and_the_oldest_are_forgotten() -> None:
 
 
 def test_deaths_add_up_within_ten_minutes_of_the_last_and_are_then_forgotten() -> None:
-    blocked = Blocked()
+    blocked = Memory()
     blocked.add(b"r", 1, 0.0)
     blocked.add(b"r", 1, 600.0)
     assert blocked.deaths(b"r", 1200.0) == 2
@@ -42,7 +73,7 @@ def test_deaths_add_up_within_ten_minutes_of_the_last_and_are_then_forgotten() -
 
 
 def test_the_one_that_is_forgotten_is_the_one_not_heard_of_for_longest() -> None:
-    blocked = Blocked()
+    blocked = Memory()
     for number in range(REMEMBERED_MAX):
         blocked.add(number.to_bytes(4, "big"), 1, 0.0)
     blocked.add((0).to_bytes(4, "big"), 1, 1.0)

@@ -28,8 +28,8 @@ _READING, _BUSY, _TUNNEL, _LINGER, _CLOSED = range(5)
 log = logging.getLogger(__name__)
 
 
-class FlowControlled(Protocol):
-    """Who writes to the client is told when to wait."""
+class Work(Protocol):
+    """What serves a client's request and writes to the client, and so is told when to wait."""
 
     def client_full(self) -> None:
         """The client reads too slowly."""
@@ -37,19 +37,15 @@ class FlowControlled(Protocol):
     def client_ready(self) -> None:
         """The client takes more."""
 
+    def cancel(self) -> object:
+        """The client is gone."""
 
-class Tunnelled(FlowControlled, Protocol):
+
+class Tunnelled(Protocol):
     """Who takes a client's bytes after 101."""
 
     def client_data(self, data: bytes) -> None:
         """Bytes of the tunnel."""
-
-
-class Work(Protocol):
-    """What runs for a client."""
-
-    def cancel(self) -> object:
-        """The client is gone."""
 
 
 class Front(Screen, Protocol):
@@ -82,15 +78,14 @@ class ClientConnection(asyncio.Protocol):
         self._keep = True
         self._reading_paused = False
         self._transport: asyncio.Transport | None = None
-        self.work: Work | None = None
-        self.flow: FlowControlled | None = None
-        self.tunnel: Tunnelled | None = None
+        self._work: Work | None = None
+        self._tunnel: Tunnelled | None = None
         self.peer = "unknown"
         self.quoted_peer = b"unknown"
         """For X-Forwarded-For: an IPv6 zone may hold anything."""
         self.deadline = self.loop.time() + IDLE_S
         """Loop time at which `expire` is due; 0: never."""
-        self.began = False
+        self._began = False
         """A byte of the present answer was written."""
 
     # The transport's side.
@@ -110,15 +105,15 @@ class ClientConnection(asyncio.Protocol):
         self._phase = _CLOSED
         self._front.closed(self)
         self._reader.clear()
-        work, self.work, self.flow, self.tunnel = self.work, None, None, None
+        work, self._work, self._tunnel = self._work, None, None
         if work is not None:
             work.cancel()
 
     def data_received(self, data: bytes) -> None:
         """Bytes of the client. An error of ours costs this connection alone."""
         try:
-            if self._phase == _TUNNEL and self.tunnel is not None:
-                self.tunnel.client_data(data)
+            if self._phase == _TUNNEL and self._tunnel is not None:
+                self._tunnel.client_data(data)
             elif self._phase < _TUNNEL:
                 whole = self._reader.at_once(data) if self._phase == _READING else None
                 if whole is not None:
@@ -138,15 +133,15 @@ class ClientConnection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The client reads too slowly."""
         self.deadline = self.loop.time() + WRITE_STALL_S
-        if self.flow is not None:
-            self.flow.client_full()
+        if self._work is not None:
+            self._work.client_full()
 
     def resume_writing(self) -> None:
         """The client takes more."""
         if self._phase in {_BUSY, _TUNNEL}:
             self.deadline = 0.0
-        if self.flow is not None:
-            self.flow.client_ready()
+        if self._work is not None:
+            self._work.client_ready()
 
     def expire(self) -> None:
         """The deadline has passed."""
@@ -174,7 +169,7 @@ class ClientConnection(asyncio.Protocol):
     def _hand_over(self, whole: Whole) -> None:
         self._phase = _BUSY
         self.deadline = 0.0
-        self.began = False
+        self._began = False
         self._keep = whole.head.keep_alive
         if whole.match is not None:
             self._front.begin(self, whole.head, whole.body, whole.match)
@@ -190,6 +185,10 @@ class ClientConnection(asyncio.Protocol):
             self.resume_reading()
             self.data_received(b"")
 
+    def served_by(self, work: Work) -> None:
+        """The present request is served by `work`."""
+        self._work = work
+
     # Writing answers.
 
     def _write(self, data: bytes) -> None:
@@ -198,7 +197,7 @@ class ClientConnection(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """Bytes of the present answer."""
-        self.began = True
+        self._began = True
         self._write(data)
 
     def writer(self) -> Callable[[bytes], object]:
@@ -213,7 +212,7 @@ class ClientConnection(asyncio.Protocol):
 
     def refuse(self, error: HttpError, request_id: bytes | None = None) -> None:
         """The present request ends with this error; where its answer has begun, with an abort."""
-        if self.began:
+        if self._began:
             self.abort()
             return
         headers = [(b"content-type", b"application/json"), *error.headers()]
@@ -223,8 +222,7 @@ class ClientConnection(asyncio.Protocol):
 
     def finished(self, *, keep_alive: bool) -> None:
         """The present answer is whole: on to the next request, or the end."""
-        self.flow = None
-        self.work = None
+        self._work = None
         if self._phase != _BUSY:
             return
         if not keep_alive:
@@ -239,8 +237,7 @@ class ClientConnection(asyncio.Protocol):
     def start_tunnel(self, tunnel: Tunnelled) -> None:
         """After 101: bytes go to `tunnel`."""
         self._phase = _TUNNEL
-        self.tunnel = tunnel
-        self.flow = tunnel
+        self._tunnel = tunnel
         ahead = self._reader.take_rest()
         if ahead:
             tunnel.client_data(ahead)
