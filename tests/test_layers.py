@@ -49,7 +49,6 @@ MACHINE = re.compile(r"/wo" r"rk/|/tmp/d" r"ev\b|pypi\.o" r"rg|pythonhosted" r"\
 CIRCLES_LEFT = {
     "gpuserved.app",
     # -
-    "gpuserved.cli",
     # -
     "gpuserved.fleet",
 }

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gpuserved.cli.moment import moment_at
+from gpuserved.cli.events import moment_at
 
 NOW = 1_795_560_000.0  # 2026-11-24 22:40:00 UTC
 

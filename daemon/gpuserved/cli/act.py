@@ -1,4 +1,4 @@
-"""start, stop, restart, drain, undrain, scale, quarantine, release, reload."""
+"""start, stop, restart, drain, undrain, scale, quarantine, release: what an operator does to replicas and GPUs."""
 
 from __future__ import annotations
 
@@ -6,37 +6,57 @@ import argparse
 import time
 
 from gpuserved.api.gpus import GpusRequest, GpusResult
-from gpuserved.api.types import ActionResult, ApplyResult, ReplicasRequest, ScaleRequest
-from gpuserved.cli.rollout import wait_rolled
+from gpuserved.api.types import ActionResult, ReplicasRequest, ScaleRequest
+from gpuserved.cli.parser import VerbParser, add_no_wait, count
 from gpuserved.cli.session import client_of, print_json, warn
 from gpuserved.host.logtail import clean
 
 
-def act(options: argparse.Namespace) -> int:
-    """One verb on some replicas."""
+def add_arguments(parser: VerbParser) -> None:
+    """Of the verb that was typed."""
+    verb = parser.verb
+    if verb == "scale":
+        parser.examples("scale llama-8b 4")
+        parser.add_argument("profile", metavar="PROFILE")
+        parser.add_argument("count", type=count, metavar="N")
+    elif verb in {"quarantine", "release"}:
+        parser.add_argument(
+            "gpus", nargs="+", metavar="GPU", help="its index or UUID, as gpuserve gpus shows it"
+        )
+        if verb == "release":
+            parser.examples("release 3")
+            return
+        parser.examples(
+            "quarantine 3", 'quarantine 3 --reason "fan is loud, ticket 812"', "quarantine GPU-8f2c --json"
+        )
+        parser.add_argument("--reason", metavar="TEXT", help="why, for whoever looks next")
+    else:
+        parser.examples(f"{verb} llama-8b-0", f"{verb} llama-8b")
+        parser.add_argument(
+            "replicas", nargs="+", metavar="REPLICA", help="PROFILE-N, or PROFILE for all of its replicas"
+        )
+        if verb == "restart":
+            add_no_wait(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """One of these verbs; 1 where a replica's state does not know it."""
     client = client_of(options)
+    if options.verb == "scale":
+        request = ScaleRequest(profile=options.profile, replicas=options.count)
+        return _show(client.scale(request), as_json=options.json)
+    if options.verb == "quarantine":
+        asked = GpusRequest(gpus=options.gpus, reason=options.reason)
+        return _show_gpus(client.quarantine(asked), as_json=options.json)
+    if options.verb == "release":
+        return _show_gpus(client.release(GpusRequest(gpus=options.gpus)), as_json=options.json)
     since = time.time()
-    done = _shown(client.act(options.verb, ReplicasRequest(replicas=options.replicas)), as_json=options.json)
+    done = _show(client.act(options.verb, ReplicasRequest(replicas=options.replicas)), as_json=options.json)
     if options.verb == "restart" and not options.no_wait:
+        from gpuserved.cli.waiting import wait_rolled
+
         wait_rolled(client, frozenset(options.replicas), since)
     return done
-
-
-def scale(options: argparse.Namespace) -> int:
-    """`gpuserve scale`."""
-    request = ScaleRequest(profile=options.profile, replicas=options.count)
-    return _shown(client_of(options).scale(request), as_json=options.json)
-
-
-def quarantine(options: argparse.Namespace) -> int:
-    """`gpuserve quarantine`."""
-    request = GpusRequest(gpus=options.gpus, reason=options.reason)
-    return _show_gpus(client_of(options).quarantine(request), as_json=options.json)
-
-
-def release(options: argparse.Namespace) -> int:
-    """`gpuserve release`."""
-    return _show_gpus(client_of(options).release(GpusRequest(gpus=options.gpus)), as_json=options.json)
 
 
 def _show_gpus(result: GpusResult, *, as_json: bool) -> int:
@@ -52,29 +72,7 @@ def _show_gpus(result: GpusResult, *, as_json: bool) -> int:
     return 0
 
 
-def reload(options: argparse.Namespace) -> int:
-    """`gpuserve reload`."""
-    result = client_of(options).reload()
-    print_changes(result, as_json=options.json)
-    return 0
-
-
-def print_changes(result: ApplyResult, *, as_json: bool, would: bool = False) -> None:
-    """What `apply` and its like did."""
-    if as_json:
-        print_json(result)
-        return
-    for warning in result.warnings:
-        warn(f"warning: {clean(warning.message)}")
-    changes = [change for change in result.changes if change.action != "keep"]
-    for change in changes:
-        why = f"  ({clean(change.why)})" if change.why else ""
-        print(f"{'would ' if would else ''}{change.action} {clean(change.replica)}{why}")
-    if not changes:
-        print("nothing to change")
-
-
-def _shown(result: ActionResult, *, as_json: bool) -> int:
+def _show(result: ActionResult, *, as_json: bool) -> int:
     if as_json:
         print_json(result)
     else:

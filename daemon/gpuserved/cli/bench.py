@@ -21,6 +21,7 @@ from gpuserved.bench.plan import Lengths, Shape, plan
 from gpuserved.bench.run import Progress, Run, Target
 from gpuserved.bench.vllm import Where, command_line, find_vllm
 from gpuserved.cli.chat import choose_model
+from gpuserved.cli.parser import VerbParser, count, seconds
 from gpuserved.cli.session import client_of, print_json, warn
 
 _LENGTHS = re.compile(r"(\d+)(?:-(\d+))?")
@@ -37,7 +38,58 @@ class Service:
     """None: a URL of the user's own."""
 
 
-def bench(options: argparse.Namespace) -> int:
+def add_arguments(parser: VerbParser) -> None:
+    """Its arguments."""
+    parser.examples(
+        "bench --rate 8 --seconds 60 --prompt-tokens 512 --output-tokens 64-256",
+        "bench --compare --rate 20 --requests 400 --goodput ttft:500 tpot:50",
+        "bench --shared-prefix 2000 --prefixes 8 --prompt-tokens 2200 --json",
+        "bench --url http://10.0.0.5:8000 --rate 2",
+        "bench --vllm --rate 8 --requests 200",
+    )
+    where = parser.add_argument_group("where")
+    where.add_argument("--url", metavar="URL", help="another server than the daemon's router")
+    where.add_argument("--model", "-m", metavar="M", help="served name or profile (the first one)")
+    where.add_argument(
+        "--direct", action="store_true", help="past the router, straight at the replicas in turn"
+    )
+    where.add_argument(
+        "--compare", action="store_true", help="the same load through the router, then past it"
+    )
+    where.add_argument(
+        "--vllm", action="store_true", help="run vLLM's own `vllm bench serve` with this load against the URL"
+    )
+    load = parser.add_argument_group("load")
+    load.add_argument("--rate", type=float, default=4.0, metavar="R", help="requests per second (4)")
+    load.add_argument("--arrivals", choices=["poisson", "fixed"], default="poisson", help="(poisson)")
+    load.add_argument("--requests", type=count, default=100, metavar="N", help="how many (100)")
+    load.add_argument("--seconds", type=seconds, metavar="S", help="instead of --requests: for how long")
+    load.add_argument(
+        "--prompt-tokens", default="128", metavar="N[-N]", help="words of a prompt, about a token each (128)"
+    )
+    load.add_argument("--output-tokens", default="64", metavar="N[-N]", help="length of an answer (64)")
+    load.add_argument(
+        "--shared-prefix", type=count, default=0, metavar="N", help="first words that prompts share (0)"
+    )
+    load.add_argument("--prefixes", type=count, default=1, metavar="N", help="different shared prefixes (1)")
+    load.add_argument("--no-stream", action="store_true", help="whole answers")
+    load.add_argument("--seed", type=int, default=1, metavar="N", help="the same seed is the same load (1)")
+    limits = parser.add_argument_group("limits")
+    limits.add_argument(
+        "--goodput",
+        nargs="+",
+        default=[],
+        metavar="WHAT:MS",
+        help="ttft, tpot, e2e: what a good answer keeps",
+    )
+    limits.add_argument("--timeout", type=seconds, default=600.0, metavar="S", help="longest answer (600)")
+    limits.add_argument(
+        "--max-in-flight", type=count, default=4096, metavar="N",
+        help="more are not sent and count as failed (4096)",
+    )  # fmt: skip
+
+
+def run(options: argparse.Namespace) -> int:
     """`gpuserve bench`: 0 where every request was answered, else 1."""
     shape = _shape(options)
     goal = _goal(options.goodput)

@@ -23,6 +23,7 @@ from gpuserved.api.errors import (
     Unavailable,
 )
 from gpuserved.api.types import Status
+from gpuserved.cli.parser import VerbParser, count
 from gpuserved.cli.session import client_of, print_json
 from gpuserved.config.daemon import is_loopback
 from gpuserved.host.logtail import clean
@@ -33,7 +34,22 @@ _SILENCE_MAX_S = 900.0
 _ERROR_MAX_BYTES = 64 * 1024
 
 
-def chat(options: argparse.Namespace) -> int:
+def add_arguments(parser: VerbParser) -> None:
+    """Its arguments."""
+    parser.examples(
+        'chat "My order is late."',
+        'chat --model llama-8b --max-tokens 50 "Hello"',
+        "cat letter.txt | gpuserve chat -",
+    )
+    parser.add_argument("text", nargs="+", metavar="TEXT", help="the message; - reads it from standard input")
+    parser.add_argument(
+        "--model", "-m", default="default", metavar="M", help="served name or profile (the first one)"
+    )
+    parser.add_argument("--max-tokens", type=count, default=200, metavar="N", help="longest answer (200)")
+    parser.add_argument("--temperature", type=float, default=0.7, metavar="T", help="0.7")
+
+
+def run(options: argparse.Namespace) -> int:
     """`gpuserve chat`."""
     text = " ".join(options.text)
     if text == "-":

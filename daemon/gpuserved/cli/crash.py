@@ -9,12 +9,19 @@ import time
 from gpuserved.api.client import ControlClient
 from gpuserved.api.crash import CrashCard
 from gpuserved.api.errors import NotFound
+from gpuserved.cli.parser import VerbParser
 from gpuserved.cli.session import client_of, print_json, warn, width
 from gpuserved.cli.text import age, gib, number, unit, wrapped
 from gpuserved.host.logtail import clean
 
 
-def crash(options: argparse.Namespace) -> int:
+def add_arguments(parser: VerbParser) -> None:
+    """Its arguments."""
+    parser.examples("crash llama-8b-0", "crash llama-8b-0 --json")
+    parser.add_argument("replica", metavar="REPLICA")
+
+
+def run(options: argparse.Namespace) -> int:
     """`gpuserve crash`."""
     card = client_of(options).crash(options.replica)
     if options.json:
@@ -24,7 +31,7 @@ def crash(options: argparse.Namespace) -> int:
     return 0
 
 
-def head_of_crash(client: ControlClient, replica: str) -> None:
+def print_head(client: ControlClient, replica: str) -> None:
     """Above the log of the start before: why it ended. One that was stopped on purpose has no card."""
     try:
         card = client.crash(replica, previous=True)
@@ -44,7 +51,7 @@ def card_lines(card: CrashCard, columns: int) -> list[str]:
         lines += wrapped(f"helps    {card.lever}", columns, "         ")
     f = card.figures
     lines.append(
-        f"engine   running {_figure(f.running)}  waiting {_figure(f.waiting)}  KV cache {unit(f.kv_cache_pct, '%')}"
+        f"engine   running {number(f.running)}  waiting {number(f.waiting)}  KV cache {unit(f.kv_cache_pct, '%')}"
     )
     for gpu in card.gpus:
         used = f"{gib(gpu.memory_used_bytes)}/{gib(gpu.memory_total_bytes)} GiB"
@@ -69,7 +76,3 @@ def _exit(card: CrashCard) -> str:
     else:
         said = "exit status unknown" if card.exit_code is None else f"exit code {card.exit_code}"
     return said + (", the kernel killed for memory in that moment" if card.oom_killed else "")
-
-
-def _figure(value: float | None) -> str:
-    return number(value)

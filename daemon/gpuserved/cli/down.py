@@ -1,4 +1,4 @@
-"""down."""
+"""down: drain, stop everything and the daemon."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import time
 
 from gpuserved.api.client import ControlClient
 from gpuserved.api.errors import GpuserveError, TimedOut, Unavailable
+from gpuserved.cli.parser import VerbParser, seconds
 from gpuserved.cli.session import client_of, on_terminal, warn
 
 _POLL_S = 0.1
@@ -18,7 +19,23 @@ _EXIT_WAIT_S = 15.0
 """From the control socket's end to the process's."""
 
 
-def down(options: argparse.Namespace) -> int:
+def add_arguments(parser: VerbParser) -> None:
+    """Its arguments."""
+    parser.examples("down --yes")
+    parser.add_argument("--yes", "-y", action="store_true", help="do not ask")
+    parser.add_argument("--no-drain", action="store_true", help="do not wait for requests in flight")
+    parser.add_argument(
+        "--keep-profiles", action="store_true", help="the next daemon starts what runs now (else: nothing)"
+    )
+    parser.add_argument(
+        "--unless-restarting",
+        metavar="UNIT",
+        help="for a unit's ExecStop: do nothing where systemd restarts UNIT",
+    )
+    parser.add_argument("--wait", type=seconds, default=3600.0, metavar="S", help="how long to wait (3600)")
+
+
+def run(options: argparse.Namespace) -> int:
     """`gpuserve down`: returns once everything is gone."""
     if options.unless_restarting and not is_stopping(options.unless_restarting):
         warn(f"{options.unless_restarting} is not being stopped for good: replicas go on")

@@ -8,14 +8,46 @@ from collections.abc import Iterable
 
 from gpuserved.api.errors import Unavailable
 from gpuserved.api.types import FleetEvent, ReplicaView
+from gpuserved.cli.parser import VerbParser, count
 from gpuserved.cli.session import client_of, print_json, warn
 from gpuserved.host.logtail import clean
 
 SHOWN = 50
 """Without -n and --since."""
 
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
-def events(options: argparse.Namespace) -> int:
+
+def moment(text: str) -> float:
+    """Unix seconds of a time as operators type it; the type of --since."""
+    return moment_at(text, time.time())
+
+
+moment.__name__ = "time"  # argparse shows the name
+
+
+def add_arguments(parser: VerbParser) -> None:
+    """Its arguments."""
+    parser.examples(
+        "events", "events -n 200", "events --since 2h", "events --since 21:50 --json", "events -f"
+    )
+    parser.add_argument(
+        "--follow",
+        "-f",
+        action="store_true",
+        help="the state of every replica, then each change until interrupted",
+    )
+    parser.add_argument(
+        "--newest", "-n", type=count, metavar="N",
+        help="at most N of the past, the newest ones (50; with --since all, with -f none)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--since", type=moment, metavar="TIME",
+        help="not before TIME: 10m, 2h, 1d (ago), 21:50, or 2026-11-24T21:50",
+    )  # fmt: skip
+
+
+def run(options: argparse.Namespace) -> int:
     """`gpuserve events`."""
     client = client_of(options)
     asked = options.newest is not None or options.since is not None
@@ -65,3 +97,28 @@ def _state(replica: ReplicaView, previous: str | None = None) -> str:
     came = f"{previous} -> " if previous and previous != replica.state else ""
     why = f"  {clean(replica.reason)}" if replica.reason else ""
     return f"{clean(replica.id)}  {came}{replica.state}{why}"
+
+
+def moment_at(text: str, now: float) -> float:
+    """Unix seconds of `10m` (ago), `21:50` (the last time it was), `2026-11-24 21:50`, or Unix seconds.
+
+    :param now: Unix seconds.
+    :raises argparse.ArgumentTypeError: it is none of these.
+    """
+    import re
+    from datetime import datetime
+
+    ago = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
+    if ago:
+        return now - float(ago[1]) * _UNITS_S[ago[2]]
+    if re.fullmatch(r"\d{9,10}(?:\.\d+)?", text):
+        return float(text)
+    clock = re.fullmatch(r"\d\d:\d\d(?::\d\d)?", text)
+    today = datetime.fromtimestamp(now)
+    try:
+        found = datetime.fromisoformat(f"{today.date()}T{text}" if clock else text).timestamp()
+    except (ValueError, OverflowError, OSError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no time: 10m, 2h, 1d (ago), 21:50, or 2026-11-24T21:50"
+        ) from None
+    return found - 86_400 if clock and found > now else found

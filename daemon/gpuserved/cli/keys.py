@@ -12,12 +12,26 @@ from pathlib import Path
 from gpuserved.api.errors import Invalid, NotFound, Unavailable
 from gpuserved.api.roots import Roots, from_environment
 from gpuserved.api.routing import ApiKey, KeyStats
+from gpuserved.cli.parser import VerbParser, count
 from gpuserved.cli.session import client_of, print_json, warn
 from gpuserved.config.api_keys import LIMITS, NAME, read_keys
 from gpuserved.config.daemon import DaemonConfig, find_config, load_daemon_config
 
 _PREFIX = "gs-"
 _RANDOM_BYTES = 32
+
+
+def add_arguments(parser: VerbParser) -> None:
+    """Its arguments."""
+    parser.examples("keys", "keys add alice --rpm 60 --tpd 1000000", "keys remove alice && gpuserve reload")
+    parser.add_argument("action", nargs="?", choices=("list", "add", "remove"), default="list", help="list")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="whose key: letters, digits and . _ @ -")
+    parser.add_argument("--rpm", type=count, metavar="N", help="requests a minute")
+    parser.add_argument(
+        "--tpm", type=count, metavar="N", help="tokens a minute, prompt and completion together"
+    )
+    parser.add_argument("--tpd", type=count, metavar="N", help="tokens a day")
+    parser.add_argument("--keys-file", metavar="FILE", help="another file than the daemon's")
 
 
 def keys_path(config: DaemonConfig, roots: Roots) -> Path:
@@ -76,7 +90,7 @@ def remove_key(path: Path, name: str) -> None:
         ) from None
 
 
-def keys(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """`gpuserve keys`."""
     roots = from_environment(os.environ, uid=os.getuid())
     path = (

@@ -15,8 +15,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code: 0 done, 1 failed, 2 usage or configuration, 3 no daemon, 4 refused, 5 timed out."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["sim-engine"]:  # its flags are its own, --help included
-        return _sim_engine(arguments[1:])
-    from gpuserved.cli.parser import build, load
+        from gpuserved.cli.sim_engine import become
+
+        become(arguments[1:])
+    from gpuserved.cli.parser import build
 
     parser = build()
     options = parser.parse_args(arguments)
@@ -24,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     try:
-        return load(options.run)(options)
+        return int(options.run(options))
     except GpuserveError as error:
         _report(error, as_json=getattr(options, "json", False))
         return error.exit_code
@@ -46,12 +48,6 @@ def _report(error: GpuserveError, *, as_json: bool) -> None:
     print(f"gpuserve: {clean(error.message)}", file=sys.stderr)
     if error.hint:
         print(f"  {clean(error.hint)}", file=sys.stderr)
-
-
-def _sim_engine(arguments: list[str]) -> int:
-    sys.stdout.flush()
-    argv = [sys.executable, "-m", "gpuserved.engines.sim", *arguments]
-    os.execv(argv[0], argv)  # noqa: S606 - there is no shell, and that is right
 
 
 if __name__ == "__main__":

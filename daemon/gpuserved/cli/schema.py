@@ -12,12 +12,23 @@ from typing import Any
 
 from gpuserved.api.errors import Invalid
 from gpuserved.api.roots import from_environment
+from gpuserved.cli.parser import VerbParser
 from gpuserved.cli.session import warn
 from gpuserved.config.schema import profile_schema, with_flags
 from gpuserved.core.profile import EngineName
 
 
-def schema(options: argparse.Namespace) -> int:
+def add_arguments(parser: VerbParser) -> None:
+    """Its arguments."""
+    parser.examples(
+        "schema -o profiles/profile.schema.json", "schema --vllm", "schema --python /opt/vllm/bin/python"
+    )
+    parser.add_argument("--output", "-o", metavar="FILE", help="write it there (standard output)")
+    parser.add_argument("--vllm", action="store_true", help="with the flags of the vLLM in PATH")
+    parser.add_argument("--python", metavar="PYTHON", help="the same for the vLLM of this environment")
+
+
+def run(options: argparse.Namespace) -> int:
     """`gpuserve schema`."""
     found = profile_schema()
     if options.vllm or options.python:

@@ -19,6 +19,7 @@ from gpuserved.cli.apply import read_targets, request_of
 from gpuserved.cli.background import start_daemon
 from gpuserved.cli.down import wait_gone
 from gpuserved.cli.keys import generate_key, keys_path
+from gpuserved.cli.parser import TARGET, VerbParser, add_engine, port, seconds
 from gpuserved.cli.session import client_of, notice, print_json, warn
 from gpuserved.config.daemon import find_config, load_daemon_config, parse_listen
 from gpuserved.config.target import Target
@@ -38,7 +39,29 @@ class Daemon:
     """True where this `up` has started it."""
 
 
-def up(options: argparse.Namespace) -> int:
+def add_arguments(parser: VerbParser) -> None:
+    """Its arguments."""
+    parser.examples(
+        "up profiles/demo.toml", "up meta-llama/Llama-3.1-8B-Instruct --listen 0.0.0.0:8000 --generate-key"
+    )
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=TARGET)
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--listen", metavar="HOST:PORT", help="where a new daemon's router listens (127.0.0.1:8000)"
+    )
+    where.add_argument("--port", type=port, metavar="PORT", help="the same, on this machine only")
+    add_engine(parser)
+    parser.add_argument(
+        "--wait", type=seconds, default=1800.0, metavar="S",
+        help="how long to wait for ready (1800); 0: do not wait",
+    )  # fmt: skip
+    parser.add_argument("--config", metavar="FILE", help="gpuserved.toml of a new daemon")
+    parser.add_argument("--keys-file", metavar="FILE", help="API keys of a new daemon, hashed")
+    parser.add_argument("--generate-key", action="store_true", help="make an API key and print it once")
+    parser.add_argument("--insecure", action="store_true", help="serve other machines without API keys")
+
+
+def run(options: argparse.Namespace) -> int:
     """`gpuserve up`."""
     targets = read_targets(options.targets, options.engine)
     if options.port is not None:
@@ -54,8 +77,7 @@ def up(options: argparse.Namespace) -> int:
     if options.wait == 0 or not targets:
         warn(f"applied; gpuserve status shows the progress at {daemon.status.endpoint}")
         return 0
-    from gpuserved.cli.progress import wait_ready
-    from gpuserved.cli.rollout import wait_rolled
+    from gpuserved.cli.waiting import wait_ready, wait_rolled
 
     profiles = frozenset(target.name for target, _ in targets)
     try:

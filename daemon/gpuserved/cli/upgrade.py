@@ -15,8 +15,9 @@ from gpuserved.api.errors import Internal, NotFound, Refused, TimedOut, Unavaila
 from gpuserved.api.processes import RouterProcess
 from gpuserved.api.types import Status
 from gpuserved.api.upgrade import UpgradeRequest
+from gpuserved.cli.parser import VerbParser, seconds
 from gpuserved.cli.session import client_of, print_json, warn
-from gpuserved.cli.versions import Part, part_lines, parts_of
+from gpuserved.cli.version import Part, part_lines, parts_of
 from gpuserved.host.logtail import clean
 
 _POLL_S = 0.1
@@ -36,7 +37,23 @@ class RolledBack(Internal):
     """The new version did not come up, and the old one goes on."""
 
 
-def upgrade(options: argparse.Namespace) -> int:
+def add_arguments(parser: VerbParser) -> None:
+    """Its arguments."""
+    parser.examples("upgrade --dry-run", "upgrade", "upgrade --force --json")
+    parser.add_argument(
+        "--dry-run", action="store_true",
+        help="only show which process runs which version, and what would be replaced",
+    )  # fmt: skip
+    parser.add_argument(
+        "--force", action="store_true", help="replace daemon and routers although they are of this version"
+    )
+    parser.add_argument(
+        "--wait", type=seconds, default=180.0, metavar="S",
+        help="how long to wait for daemon and routers (180); the old routers' last requests are not waited for",
+    )  # fmt: skip
+
+
+def run(options: argparse.Namespace) -> int:
     """`gpuserve upgrade`."""
     client = client_of(options)
     before = client.status()

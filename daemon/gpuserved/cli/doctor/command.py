@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from gpuserved.api.roots import find_socket, from_environment
 from gpuserved.cli.doctor import daemon, engine, gpu, machine, models, service
 from gpuserved.cli.doctor.base import FAIL, OK, WARN, Check, Finding, Host, run_all
+from gpuserved.cli.parser import VerbParser
 from gpuserved.cli.session import print_json, width
 from gpuserved.cli.text import wrapped
 from gpuserved.host.logtail import clean
@@ -33,7 +34,12 @@ CHECKS: tuple[tuple[str, Check], ...] = (
 _COLOURS = {OK: "32", WARN: "33", FAIL: "31"}
 
 
-def doctor(options: argparse.Namespace) -> int:
+def add_arguments(parser: VerbParser) -> None:
+    """None of its own."""
+    parser.examples("doctor", "doctor --json")
+
+
+def run(options: argparse.Namespace) -> int:
     """`gpuserve doctor`: 0, or 1 where something fails."""
     host = Host(
         os.environ, from_environment(os.environ, uid=os.getuid()), find_socket(os.environ, options.socket)

@@ -1,4 +1,4 @@
-"""Waiting until replicas are ready, and showing how far they are."""
+"""Waiting until replicas are ready and rolling changes over, and showing how far they are."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from gpuserved.api.client import ControlClient
 from gpuserved.api.errors import GpuserveError, Internal, NotFound, TimedOut, Unavailable
-from gpuserved.api.types import ReplicaView
+from gpuserved.api.types import ReplicaView, RolloutView, Status
 from gpuserved.cli.session import warn
-from gpuserved.cli.text import age, last_state
+from gpuserved.cli.text import age, last_state, rollout_line
 from gpuserved.host.logtail import clean
 
 if TYPE_CHECKING:
@@ -21,12 +21,16 @@ if TYPE_CHECKING:
 _POLL_S = 0.25
 _LOG_LINES = 20
 _GONE_LIMIT_S = 30.0
-"""A daemon may restart while its replicas load; longer away than this it is gone."""
+"""A daemon may restart while its replicas load, or in the middle of a change, and goes on with it; longer away than this it is gone."""
 _SETTLED = frozenset({"READY", "STOPPED", "DRAINING"})
 
 
 class ReplicaFailed(Internal):
     """A replica that was waited for has failed."""
+
+
+class RolledBack(Internal):
+    """A rolling change that was waited for was turned back or stopped."""
 
 
 @dataclass
@@ -92,7 +96,7 @@ def wait_ready(client: ControlClient, profiles: frozenset[str], limit_s: float) 
     with Live(console=Console(stderr=True), auto_refresh=False) as live:
 
         def show(replicas: Sequence[ReplicaView], elapsed_s: float) -> None:
-            live.update(progress_table(replicas, elapsed_s), refresh=True)
+            live.update(_progress_table(replicas, elapsed_s), refresh=True)
 
         return Waiting(client, profiles, show).until_ready(limit_s)
 
@@ -113,7 +117,7 @@ class Lines:
                 self._write(f"[{age(elapsed_s):>5}] {line}")
 
 
-def progress_table(replicas: Sequence[ReplicaView], elapsed_s: float) -> Table:
+def _progress_table(replicas: Sequence[ReplicaView], elapsed_s: float) -> Table:
     """Replica, state, phase, elapsed."""
     from rich.table import Table
     from rich.text import Text
@@ -137,3 +141,94 @@ def progress_table(replicas: Sequence[ReplicaView], elapsed_s: float) -> Table:
 def _what(replica: ReplicaView) -> str:
     said = replica.phase if replica.state == "STARTING" and replica.phase else replica.reason
     return f"  {clean(said)}" if said and replica.state != "READY" else ""
+
+
+Show = Callable[[Status, Sequence[RolloutView]], None]
+
+
+def wait_rolled(
+    client: ControlClient, profiles: frozenset[str], since: float, limit_s: float | None = None
+) -> None:
+    """Wait until no rolling change of these profiles is under way. Interrupted, the change goes on in the daemon.
+
+    :param since: Unix seconds; the outcome of a change that began and ended before is none of this wait's business.
+    :raises RolledBack: one was turned back or stopped; says why.
+    :raises TimedOut: after `limit_s`; the change goes on.
+    """
+    until = None if limit_s is None else time.monotonic() + limit_s
+    if not any(one.profile in profiles for one in client.status().rollouts):
+        return
+    if not sys.stderr.isatty():
+        _wait(client, profiles, since, until, RolloutLines())
+        return
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.text import Text
+
+    begun = time.monotonic()
+    with Live(console=Console(stderr=True), auto_refresh=False) as live:
+
+        def show(status: Status, rolls: Sequence[RolloutView]) -> None:
+            mine = [one for one in status.replicas if one.profile in profiles]
+            lines = [Text(clean(rollout_line(roll))) for roll in rolls]
+            live.update(Group(*lines, _progress_table(mine, time.monotonic() - begun)), refresh=True)
+
+        _wait(client, profiles, since, until, show)
+
+
+def _wait(
+    client: ControlClient, profiles: frozenset[str], since: float, until: float | None, show: Show
+) -> None:
+    followed: set[tuple[str, float]] = set()
+    seen_at = time.monotonic()
+    while True:
+        try:
+            status = client.status()
+            seen_at = time.monotonic()
+        except (Unavailable, TimedOut):
+            if time.monotonic() - seen_at > _GONE_LIMIT_S:
+                raise
+            time.sleep(_POLL_S)
+            continue
+        rolls = [one for one in status.rollouts if one.profile in profiles]
+        followed |= {(one.profile, one.began_at) for one in rolls if one.outcome is None}
+        mine = [one for one in rolls if (one.profile, one.began_at) in followed or one.began_at >= since]
+        show(status, mine)
+        if all(one.outcome is not None for one in mine):
+            failed = [one for one in mine if one.outcome != "done"]
+            if failed:
+                raise RolledBack(
+                    "; ".join(rollout_line(one) for one in failed),
+                    "the start that failed: gpuserve crash REPLICA, and its log: gpuserve logs REPLICA --previous",
+                )
+            return
+        if until is not None and time.monotonic() > until:
+            said = "; ".join(rollout_line(one) for one in mine if one.outcome is None)
+            raise TimedOut(f"still under way: {said}", "it goes on: gpuserve status shows it")
+        time.sleep(_POLL_S)
+
+
+class RolloutLines:
+    """One line whenever a change takes a step or a replica of it changes its state."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, str] = {}
+
+    def __call__(self, status: Status, rolls: Sequence[RolloutView]) -> None:
+        """Write what is new."""
+        for roll in rolls:
+            self._say(roll.profile, rollout_line(roll))
+            current = next((one for one in status.replicas if one.id == roll.current), None)
+            if current is not None:
+                self._say(current.id, _replica_line(current))
+
+    def _say(self, about: str, line: str) -> None:
+        if self._last.get(about) != line:
+            self._last[about] = line
+            warn(clean(line))
+
+
+def _replica_line(replica: ReplicaView) -> str:
+    what = replica.phase if replica.state == "STARTING" and replica.phase else replica.reason
+    flying = f", {replica.in_flight} in flight" if replica.state == "DRAINING" and replica.in_flight else ""
+    return f"  {replica.id}  {replica.state}{flying}" + (f"  {what}" if what else "")

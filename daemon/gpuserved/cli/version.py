@@ -1,17 +1,45 @@
-"""Which process runs which release: for upgrade, version and status."""
+"""version, and which process runs which release: upgrade and status show it too."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
 import msgspec
 
+import gpuserved
+from gpuserved.api.errors import GpuserveError
 from gpuserved.api.types import Status
+from gpuserved.cli.parser import VerbParser
+from gpuserved.cli.session import client_of, print_json
 from gpuserved.cli.text import UNKNOWN, table
 from gpuserved.host.logtail import clean
 
 OLDER = "older"
 """Shown for a process from before it said so."""
+
+
+def add_arguments(parser: VerbParser) -> None:
+    """None of its own."""
+    parser.examples("version")
+
+
+def run(options: argparse.Namespace) -> int:
+    """`gpuserve version`: works without a daemon."""
+    client, daemon, parts, mixed = client_of(options), None, [], None
+    try:
+        daemon = client.version().version
+        status = client.status()
+        parts, mixed = parts_of(status, gpuserved.__version__), differing(status)
+    except GpuserveError:
+        pass  # no daemon, or one that answers the first question alone
+    if options.json:
+        print_json({"version": gpuserved.__version__, "daemon": daemon, "processes": parts})
+        return 0
+    print(f"gpuserve {gpuserved.__version__}, daemon {daemon or 'not running'}")
+    if mixed is not None or daemon not in {None, gpuserved.__version__}:
+        print("\n".join(part_lines(parts)))
+    return 0
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import http.client
 import json
 import os
@@ -61,23 +60,27 @@ class Compared(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def compare(
-    options: argparse.Namespace, values: Mapping[str, Any], base: Path, served_name: str
+    url: str, python: str | None, values: Mapping[str, Any], base: Path, served_name: str
 ) -> list[Compared]:
     """Compare every conversation.
 
+    :param url: the running engine's, or its router's.
+    :param python: interpreter of LlamaFactory's environment.
+    :param values: of the imported file.
+    :param base: the folder that LlamaFactory was started in.
     :raises GpuserveError: one of the two sides does not answer.
     """
-    if options.llamafactory_python is None:
+    if python is None:
         raise Invalid(
             "--check-template needs LlamaFactory's own prompts",
             "--llamafactory-python names the interpreter of the environment that LlamaFactory is installed in",
         )
     ours = {key: values[key] for key in _ARGUMENTS if values.get(key) is not None}
-    theirs = _render(options.llamafactory_python, ours, base)
+    theirs = _render(python, ours, base)
     found = []
     for (name, messages), expected in zip(CONVERSATIONS, theirs, strict=True):
-        got = _tokenize(options.check_template, served_name, messages)
-        found.append(_compared(options.check_template, served_name, name, expected, got))
+        got = _tokenize(url, served_name, messages)
+        found.append(_compared(url, served_name, name, expected, got))
     return found
 
 
@@ -160,19 +163,3 @@ def _post(url: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         )
     found: dict[str, Any] = json.loads(raw)
     return found
-
-
-def lines_of(found: list[Compared]) -> list[str]:
-    """For people."""
-    lines = []
-    for one in found:
-        if one.same:
-            lines.append(f"same prompt ({one.engine_tokens} tokens): {one.name}")
-            continue
-        theirs, ours = (
-            json.dumps(text, ensure_ascii=False) for text in (one.llamafactory_text, one.engine_text)
-        )
-        lines.append(f"other prompt from token {one.first_difference}: {one.name}")
-        lines.append(f"  LlamaFactory ({one.llamafactory_tokens} tokens): {theirs}")
-        lines.append(f"  engine       ({one.engine_tokens} tokens): {ours}")
-    return lines

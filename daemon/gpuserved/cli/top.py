@@ -1,14 +1,51 @@
-"""The load of models and replicas as text: `gpuserve top`."""
+"""top: the load of models and replicas."""
 
 from __future__ import annotations
 
+import argparse
+
 from gpuserved.api.types import LoadView, ModelView, ReplicaView, Status
+from gpuserved.cli.parser import VerbParser
+from gpuserved.cli.status import show
 from gpuserved.cli.text import cut, number, table, unit
 from gpuserved.host.logtail import clean
 
 _MODEL = ["MODEL", "READY", "QUEUE", "FLY", "RUN", "WAIT"]
 _REPLICA = ["REPLICA", "STATE", "FLY", "RUN", "WAIT", "KV"]
 _LOAD = ["TOK/S", "TTFT50", "TTFT95", "ITL95", "HIT", "PRE/M"]
+
+
+def add_arguments(parser: VerbParser) -> None:
+    """Its arguments."""
+    parser.examples("top", "top --once", "top --once --json")
+    parser.add_argument("--once", action="store_true", help="show it once instead of every second")
+
+
+def run(options: argparse.Namespace) -> int:
+    """`gpuserve top`."""
+    return show(options, top_lines, load_of, again=not options.once)
+
+
+def load_of(status: Status) -> dict[str, object]:
+    """What `top --json` prints: the figures of load alone."""
+    return {
+        "router": status.router,
+        "load": status.load,
+        "models": status.models,
+        "replicas": [
+            {
+                "id": replica.id,
+                "model": replica.model,
+                "state": replica.state,
+                "in_flight": replica.in_flight,
+                "running": replica.running,
+                "waiting": replica.waiting,
+                "kv_cache_pct": replica.kv_cache_pct,
+                "load": replica.load,
+            }
+            for replica in status.replicas
+        ],
+    }
 
 
 def top_lines(status: Status, columns: int) -> list[str]:
