@@ -34,7 +34,7 @@ from gpuserved.api.types import (
 from gpuserved.api.upgrade import UpgradeAccepted, UpgradeRequest
 from gpuserved.control.routes import Limits
 from gpuserved.control.server import ControlServer
-from gpuserved.fleet.bus import Bus, Subscription
+from gpuserved.fleet.events import Bus, Subscription
 
 PATIENCE_S = 60.0
 

@@ -104,9 +104,9 @@ def test_a_version_that_does_not_come_up_is_rolled_back(served: Box) -> None:
     bad.install_over(
         "7.1.0",
         {
-            "fleet/take_up.py": (
-                "    saved, problem =",
-                "    raise MemoryError('no room')\n    saved, problem =",
+            "fleet/recovery.py": (
+                "        saved, problem =",
+                "        raise MemoryError('no room')\n        saved, problem =",
             )
         },
     )

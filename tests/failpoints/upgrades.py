@@ -16,7 +16,10 @@ from gpuserved.api.upgrade import UpgradeRequest
 
 _FAULTS = {
     "upgrade-spoilt": {
-        "fleet/take_up.py": ("    saved, problem =", "    raise MemoryError\n    saved, problem =")
+        "fleet/recovery.py": (
+            "        saved, problem =",
+            "        raise MemoryError\n        saved, problem =",
+        )
     },
     "upgrade-routers": {
         "router/main.py": ("    wanted = _arguments(", "    sys.exit(9)\n    wanted = _arguments(")

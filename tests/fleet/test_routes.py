@@ -11,7 +11,7 @@ from gpuserved.api.errors import Invalid
 from gpuserved.config.profile import load_profile
 from gpuserved.core.profile import Profile
 from gpuserved.engines.base import Engine
-from gpuserved.fleet.apply import _one_engine_config_per_name
+from gpuserved.fleet.arranger import one_model_per_name
 from gpuserved.fleet.views import model_routes
 from gpuserved.planning.arrange import Wanted
 
@@ -51,6 +51,6 @@ def test_a_name_means_one_model() -> None:
         "a", PLAIN.replace('"m"', '"x"') + '[vllm]\nenable_lora = true\nlora_modules = ["m=/a"]\n'
     )
     with pytest.raises(Invalid) as caught:
-        _one_engine_config_per_name({"a": adapter, "b": wanted("b", PLAIN)})
+        one_model_per_name({"a": adapter, "b": wanted("b", PLAIN)})
     assert "both serve 'm', with different models" in caught.value.message
-    _one_engine_config_per_name({"b": wanted("b", PLAIN), "c": wanted("c", PLAIN)})
+    one_model_per_name({"b": wanted("b", PLAIN), "c": wanted("c", PLAIN)})

@@ -22,7 +22,7 @@ from gpuserved.api.plan import Plan
 from gpuserved.api.types import ActionResult, ApplyResult, RouterView, Status
 from gpuserved.api.upgrade import UpgradeAccepted
 from gpuserved.control.server import ControlServer
-from gpuserved.fleet.bus import Bus, Subscription
+from gpuserved.fleet.events import Bus, Subscription
 
 LINE = "(EngineCore pid=4711) INFO 11-24 02:02:42 [loggers.py:271] Engine 000: Avg prompt throughput: {0:.1f} tokens/s, Avg generation throughput: 2811.0 tokens/s, Running: 64 reqs, Waiting: 14 reqs, GPU KV cache usage: 97.1%\n"
 

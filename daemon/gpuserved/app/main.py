@@ -15,7 +15,6 @@ from gpuserved.api.roots import Roots, from_environment, make_private
 from gpuserved.config.daemon import DaemonConfig, load_daemon_config
 from gpuserved.host import failpoint
 
-BACKGROUND_ORPHAN_TTL_S = 1800.0
 LOG_MAX_BYTES = 16 * 1024 * 1024
 LOG_KEEP = 3
 
@@ -88,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
         for folder in (roots.run, roots.state, roots.log, roots.cache):
             make_private(folder)
         config, path = configuration(args, roots)
-        from gpuserved.app.life import check, live  # after the arguments: --help needs no event loop
+        from gpuserved.app.daemon import check, live  # after the arguments: --help needs no event loop
 
         if args.check:
             check(roots)

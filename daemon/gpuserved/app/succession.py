@@ -21,11 +21,10 @@ from gpuserved.api.client import ControlClient
 from gpuserved.api.errors import GpuserveError, Invalid, Refused
 from gpuserved.api.roots import Roots
 from gpuserved.api.upgrade import UpgradeRequest
-from gpuserved.cli.background import START_LIMIT_S, written_since
 from gpuserved.host import systemd
-from gpuserved.host.deadline import within
+from gpuserved.host.deadline import DAEMON_START_LIMIT_S, within
 from gpuserved.host.failpoint import reach
-from gpuserved.host.logtail import clean
+from gpuserved.host.logtail import clean, written_since
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +148,7 @@ def watch(predecessor_fd: int, on_death: Callable[[], object]) -> None:
 
 
 def _wait(process: subprocess.Popen[bytes], client: ControlClient, service: systemd.Service) -> str | None:
-    deadline = time.monotonic() + START_LIMIT_S
+    deadline = time.monotonic() + DAEMON_START_LIMIT_S
     while True:
         ended = process.poll()
         if ended is not None:
@@ -160,7 +159,7 @@ def _wait(process: subprocess.Popen[bytes], client: ControlClient, service: syst
         except GpuserveError:
             pass
         if time.monotonic() > deadline:
-            return f"it did not answer within {START_LIMIT_S:g} s"
+            return f"it did not answer within {DAEMON_START_LIMIT_S:g} s"
         systemd.notify(service.address, "WATCHDOG=1")
         time.sleep(_POLL_S)
 

@@ -13,13 +13,10 @@ from pathlib import Path
 from gpuserved.api.client import ControlClient
 from gpuserved.api.errors import CLASSES, GpuserveError, Internal, TimedOut, Unavailable
 from gpuserved.api.roots import Roots, make_private
-from gpuserved.host.logtail import clean
+from gpuserved.host.deadline import DAEMON_START_LIMIT_S
+from gpuserved.host.logtail import written_since
 
-START_LIMIT_S = 60.0
-"""From the first import to the control socket; a second on a quiet host, most of it imports."""
 _POLL_S = 0.05
-_SHOWN_LINES = 15
-_SHOWN_MAX_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ def start_daemon(roots: Roots, flags: Sequence[str]) -> Started:
     finally:
         os.close(fd)
     client = ControlClient(roots.control_socket)
-    deadline = time.monotonic() + START_LIMIT_S
+    deadline = time.monotonic() + DAEMON_START_LIMIT_S
     while True:
         ended = process.poll()
         if _answers(client):
@@ -59,7 +56,8 @@ def start_daemon(roots: Roots, flags: Sequence[str]) -> Started:
             raise _failure(ended, path, begun_at)
         if time.monotonic() > deadline:
             raise TimedOut(
-                f"the daemon (PID {process.pid}) does not answer after {START_LIMIT_S:g} s", f"see {path}"
+                f"the daemon (PID {process.pid}) does not answer after {DAEMON_START_LIMIT_S:g} s",
+                f"see {path}",
             )
         time.sleep(_POLL_S)
 
@@ -90,15 +88,3 @@ def _failure(code: int, path: Path, begun_at: int) -> GpuserveError:
     said = "".join(f"\n  {line}" for line in lines)
     how = f"exit code {code}" if code >= 0 else f"killed by signal {-code}"
     return kind(f"the daemon did not start ({how}){':' if said else ''}{said}", f"its log: {path}")
-
-
-def written_since(path: Path, begun_at: int) -> list[str]:
-    """The last lines of a log since it had `begun_at` bytes, for a terminal."""
-    try:
-        with open(path, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(begun_at, size - _SHOWN_MAX_BYTES))
-            text = file.read().decode(errors="replace")
-    except OSError:
-        return []
-    return [clean(line) for line in text.splitlines() if line.strip()][-_SHOWN_LINES:]

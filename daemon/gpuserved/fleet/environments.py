@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
 
 from gpuserved.engines.installed import Installed
-
-if TYPE_CHECKING:
-    from gpuserved.fleet.fleet import Fleet
+from gpuserved.engines.registry import Engines
+from gpuserved.fleet.events import Bus
+from gpuserved.fleet.state import FleetState
+from gpuserved.host.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -20,19 +20,19 @@ EVERY_S = 5.0
 class Environments:
     """Compares what replicas were started from with what is installed. Belongs to one fleet's loop."""
 
-    def __init__(self, fleet: Fleet) -> None:
-        self._fleet = fleet
-        self._task: asyncio.Task[None] | None = None
+    def __init__(self, state: FleetState, engines: Engines, bus: Bus) -> None:
+        self._state = state
+        self._engines = engines
+        self._bus = bus
+        self._tasks = Tasks(log)
 
     def begin(self) -> None:
         """Look from now on."""
-        self._task = asyncio.ensure_future(self._run())
+        self._tasks.start(self._run(), "the look at environments")
 
     async def close(self) -> None:
         """Look no more."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._tasks.close()
 
     async def _run(self) -> None:
         while True:
@@ -43,18 +43,22 @@ class Environments:
             await asyncio.sleep(EVERY_S)
 
     async def _look(self) -> None:
-        for name, owner in list(self._fleet.owners.items()):
-            before, profile, generation = owner.installed, owner.assignment.profile, owner.r.generation
+        for name, controller in list(self._state.replicas.items()):
+            before, profile, generation = (
+                controller.installed,
+                controller.assignment.profile,
+                controller.r.generation,
+            )
             if before is None:
                 continue
-            now = await asyncio.to_thread(self._fleet.engine(profile).installed, profile)
-            if owner.r.generation != generation or owner.installed is None:
+            now = await asyncio.to_thread(self._engines.get(profile).installed, profile)
+            if controller.r.generation != generation or controller.installed is None:
                 continue  # started anew meanwhile
             said = difference(before, now)
-            if said is not None and owner.outdated is None:
-                self._fleet.bus.publish("notice", message=f"{name} {said}", severity="warning")
+            if said is not None and controller.outdated is None:
+                self._bus.publish("notice", message=f"{name} {said}", severity="warning")
                 log.warning("%s %s", name, said)
-            owner.environment_changed(said)
+            controller.environment_changed(said)
 
 
 def difference(before: Installed, now: Installed | None) -> str | None:

@@ -6,18 +6,15 @@ import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import Any
 
 import msgspec
 
 from gpuserved.api.types import GpuView
 from gpuserved.core.gpufault import CURES, Verdict
 from gpuserved.core.placement import SIM_PREFIX, Gpu
-from gpuserved.core.state import State
 from gpuserved.host import statefile
-
-if TYPE_CHECKING:
-    from gpuserved.replica.controller import ReplicaController
 
 log = logging.getLogger(__name__)
 
@@ -67,11 +64,24 @@ class Quarantine:
     def __init__(self, path: Path | None) -> None:
         """:param path: None: nothing is written."""
         self._path = path
-        self.of: dict[str, Record] = {}
+        self._of: dict[str, Record] = {}
+        self._accepted: dict[str, set[str]] = {}
+        self._problem: str | None = None
+
+    @property
+    def of(self) -> Mapping[str, Record]:
         """By UUID."""
-        self.accepted: dict[str, set[str]] = {}
-        self.problem: str | None = None
+        return MappingProxyType(self._of)
+
+    @property
+    def accepted(self) -> Mapping[str, Collection[str]]:
+        """By UUID: lasting conditions that a release has accepted."""
+        return MappingProxyType(self._accepted)
+
+    @property
+    def problem(self) -> str | None:
         """What is wrong with the file; None: all well."""
+        return self._problem
 
     def load(self, *, touch: bool = True) -> None:
         """Read the file. Of a damaged one the copy before it is taken, and `problem` says so.
@@ -81,31 +91,31 @@ class Quarantine:
         if self._path is None:
             return
         found = statefile.load(self._path, version=SCHEMA, touch=touch)
-        self.problem = found.problem
+        self._problem = found.problem
         try:
             saved = msgspec.convert(found.data or {}, QuarantineFile)
         except msgspec.ValidationError as error:
-            self.problem = f"{self._path} makes no sense ({error}); no GPU is set aside"
+            self._problem = f"{self._path} makes no sense ({error}); no GPU is set aside"
             return
-        self.of = {record.uuid: record for record in saved.gpus}
-        self.accepted = {uuid: set(names) for uuid, names in saved.accepted.items()}
+        self._of = {record.uuid: record for record in saved.gpus}
+        self._accepted = {uuid: set(names) for uuid, names in saved.accepted.items()}
 
     def __contains__(self, uuid: object) -> bool:
-        return uuid in self.of
+        return uuid in self._of
 
     def blocked(self) -> dict[str, str]:
         """As the planner takes it: UUID -> why nothing may be placed there."""
-        return {uuid: f"quarantined: {record.reason}" for uuid, record in self.of.items()}
+        return {uuid: f"quarantined: {record.reason}" for uuid, record in self._of.items()}
 
     def among(self, uuids: Collection[str]) -> list[Record]:
         """Those of these GPUs that are set aside."""
-        return [self.of[uuid] for uuid in uuids if uuid in self.of]
+        return [self._of[uuid] for uuid in uuids if uuid in self._of]
 
     def set_aside(self, gpu: GpuView, kind: str, reason: str, pids: Sequence[tuple[int, int]] = ()) -> None:
         """Set a GPU aside, or say anew why it is."""
-        before = self.of.get(gpu.uuid)
+        before = self._of.get(gpu.uuid)
         since = before.since if before is not None else time.time()
-        self.of[gpu.uuid] = Record(
+        self._of[gpu.uuid] = Record(
             uuid=gpu.uuid,
             index=gpu.index,
             name=gpu.name,
@@ -122,35 +132,29 @@ class Quarantine:
 
         :param accepting: lasting conditions that it has, and is used in spite of.
         """
-        self.of.pop(uuid, None)
+        self._of.pop(uuid, None)
         if accepting:
-            self.accepted[uuid] = set(accepting)
+            self._accepted[uuid] = set(accepting)
         else:
-            self.accepted.pop(uuid, None)
+            self._accepted.pop(uuid, None)
         log.warning("GPU %s is released", uuid)
         self._save()
 
     def still_accepted(self, uuid: str, lasting: Collection[str]) -> set[str]:
         """What a release has accepted and still lasts. What is over counts anew when it comes back."""
-        known = self.accepted.get(uuid, set())
+        known = self._accepted.get(uuid, set())
         if known - set(lasting):
-            self.accepted[uuid] = known & set(lasting)
+            self._accepted[uuid] = known & set(lasting)
             self._save()
-        return self.accepted.get(uuid, set())
-
-    def waits(self, owner: ReplicaController) -> bool:
-        """True where a replica cannot be started before one of its GPUs is released."""
-        next_there = (owner.next_assignment or owner.assignment).gpu_uuids
-        down = owner.process is None and owner.r.state in {State.FAILED, State.BACKOFF, State.STARTING}
-        return down and any(uuid in self.of for uuid in next_there)
+        return self._accepted.get(uuid, set())
 
     def shown(self, views: Sequence[GpuView]) -> list[GpuView]:
         """The GPUs as `status` shows them: a lost one stays LOST, whatever else is known of it. One that the driver no longer shows
         is lost, too.
         """
         present = {view.uuid for view in views}
-        gone = [record for record in self.of.values() if record.uuid not in present and views]
-        return [_shown(view, self.of.get(view.uuid)) for view in views] + [
+        gone = [record for record in self._of.values() if record.uuid not in present and views]
+        return [_shown(view, self._of.get(view.uuid)) for view in views] + [
             GpuView(
                 index=record.index, uuid=record.uuid, name=record.name, state="LOST", reason=record.explain(),
                 quarantined_since=record.since,
@@ -168,7 +172,7 @@ class Quarantine:
         present = {gpu.uuid for gpu in inventory}
         kinds = {uuid.startswith(SIM_PREFIX) for uuid in present}
         index = max((gpu.index for gpu in inventory), default=-1) + 1
-        for uuid in sorted(set(held) - present - set(self.of)):
+        for uuid in sorted(set(held) - present - set(self._of)):
             if uuid.startswith(SIM_PREFIX) not in kinds:
                 continue
             gone = GpuView(index=index, uuid=uuid, name="unknown GPU")
@@ -184,7 +188,7 @@ class Quarantine:
         total = max((gpu.memory_total_bytes or 0 for gpu in inventory), default=0) or None
         return list(inventory) + [
             Gpu(record.index, record.uuid, record.name, total, blocked=f"quarantined: {record.reason}")
-            for record in self.of.values()
+            for record in self._of.values()
             if record.uuid not in present and present
         ]
 
@@ -192,15 +196,15 @@ class Quarantine:
         if self._path is None:
             return
         content = QuarantineFile(
-            gpus=sorted(self.of.values(), key=lambda record: record.index),
-            accepted={uuid: sorted(names) for uuid, names in self.accepted.items()},
+            gpus=sorted(self._of.values(), key=lambda record: record.index),
+            accepted={uuid: sorted(names) for uuid, names in self._accepted.items()},
         )
         data: dict[str, Any] = msgspec.to_builtins(content)
         try:
             statefile.save(self._path, data, version=SCHEMA)
-            self.problem = None
+            self._problem = None
         except OSError as error:
-            self.problem = f"quarantine of GPUs not saved: {error.strerror}"
+            self._problem = f"quarantine of GPUs not saved: {error.strerror}"
             log.error("%s: %s", self._path, error)  # noqa: TRY400 - the reason is in the error
 
 

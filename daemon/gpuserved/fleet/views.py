@@ -1,4 +1,4 @@
-"""What `status` shows, made from memory."""
+"""The wire's values of replicas, models and routers, made of snapshots."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gpuserved.core.load import Growth, merged, quantile
 from gpuserved.core.profile import Profile
 from gpuserved.core.state import State
 from gpuserved.engines.base import Engine, cache_metrics
-from gpuserved.replica.controller import ReplicaController
+from gpuserved.replica.snapshot import ReplicaSnapshot
 from gpuserved.routers.link import RouterLink
 from gpuserved.routers.routers import Routers
 
@@ -20,27 +20,27 @@ SEVERITIES = {State.FAILED: "error", State.UNHEALTHY: "error", State.BACKOFF: "w
 
 
 def replica_view(
-    owner: ReplicaController, stats: RouterStats | None, since: float | None = None, *, leaving: bool = False
+    replica: ReplicaSnapshot, stats: RouterStats | None, since: float | None = None, *, leaving: bool = False
 ) -> ReplicaView:
     """One replica now.
 
     :param since: Unix seconds of its last change of state.
     :param leaving: the desired state has no place for it.
     """
-    r, process, figures = owner.r, owner.process, owner.snapshot.figures
-    route = _route(stats, owner)
+    r, process, figures = replica.r, replica.process, replica.figures
+    route = _route(stats, replica)
     return ReplicaView(
-        id=owner.id,
-        profile=owner.assignment.profile.name,
-        model=owner.assignment.profile.served_name,
-        engine=owner.assignment.profile.engine.value,
+        id=replica.id,
+        profile=replica.assignment.profile.name,
+        model=replica.assignment.profile.served_name,
+        engine=replica.assignment.profile.engine.value,
         state=r.state.value,
-        rotation=_rotation(owner, route, stats),
+        rotation=_rotation(replica, route, stats),
         reason=r.reason or None,
         pid=process.pid if process else None,
         shim_pid=process.shim_pid if process else None,
         generation=r.generation,
-        gpus=list(owner.assignment.gpu_indexes),
+        gpus=list(replica.assignment.gpu_indexes),
         in_flight=route.in_flight if route else (0 if stats is not None else None),
         running=_whole(figures.running),
         waiting=_whole(figures.waiting),
@@ -48,10 +48,10 @@ def replica_view(
         restarts=r.history.restarts,
         started_at=process.started_at if process else None,
         shim_version=process.shim_version if process else None,
-        phase=owner.snapshot.phase if r.state is State.STARTING else None,
+        phase=replica.phase if r.state is State.STARTING else None,
         state_since=since,
-        load=load_view(owner.snapshot.load),
-        outdated=owner.outdated,
+        load=load_view(replica.load),
+        outdated=replica.outdated,
         leaving=leaving,
     )
 
@@ -73,30 +73,30 @@ def load_view(growth: Growth) -> LoadView | None:
     )
 
 
-def total_load(owners: Iterable[ReplicaController]) -> LoadView | None:
+def total_load(replicas: Iterable[ReplicaSnapshot]) -> LoadView | None:
     """Several replicas as one."""
-    return load_view(merged(owner.snapshot.load for owner in owners))
+    return load_view(merged(replica.load for replica in replicas))
 
 
-def model_views(owners: Iterable[ReplicaController], stats: RouterStats | None) -> list[ModelView]:
+def model_views(replicas: Iterable[ReplicaSnapshot], stats: RouterStats | None) -> list[ModelView]:
     """Each served name with its replicas together, in the order of their names."""
-    by_name: dict[str, list[ReplicaController]] = {}
-    for owner in owners:
-        by_name.setdefault(owner.assignment.profile.served_name, []).append(owner)
+    by_name: dict[str, list[ReplicaSnapshot]] = {}
+    for replica in replicas:
+        by_name.setdefault(replica.assignment.profile.served_name, []).append(replica)
     return [_model_view(name, by_name[name], stats) for name in sorted(by_name)]
 
 
-def _model_view(name: str, owners: list[ReplicaController], stats: RouterStats | None) -> ModelView:
-    routes = [route for route in (_route(stats, owner) for owner in owners) if route is not None]
+def _model_view(name: str, replicas: list[ReplicaSnapshot], stats: RouterStats | None) -> ModelView:
+    routes = [route for route in (_route(stats, replica) for replica in replicas) if route is not None]
     return ModelView(
         name=name,
-        replicas=len(owners),
-        ready=sum(owner.r.state is State.READY for owner in owners),
+        replicas=len(replicas),
+        ready=sum(replica.r.state is State.READY for replica in replicas),
         queued=None if stats is None else stats.queued_by_model.get(name, 0),
         in_flight=None if stats is None else sum(route.in_flight for route in routes),
-        running=_whole(_total(owner.snapshot.figures.running for owner in owners)),
-        waiting=_whole(_total(owner.snapshot.figures.waiting for owner in owners)),
-        load=total_load(owners),
+        running=_whole(_total(replica.figures.running for replica in replicas)),
+        waiting=_whole(_total(replica.figures.waiting for replica in replicas)),
+        load=total_load(replicas),
     )
 
 
@@ -115,17 +115,19 @@ def order(replica: str) -> tuple[str, int]:
     return profile, int(number) if number.isdigit() else 0
 
 
-def _route(stats: RouterStats | None, owner: ReplicaController) -> RouteStats | None:
+def _route(stats: RouterStats | None, replica: ReplicaSnapshot) -> RouteStats | None:
     if stats is None:
         return None
     same = (
-        route for route in stats.replicas if route.id == owner.id and route.generation == owner.r.generation
+        route
+        for route in stats.replicas
+        if route.id == replica.id and route.generation == replica.r.generation
     )
     return next(same, None)
 
 
-def _rotation(owner: ReplicaController, route: RouteStats | None, stats: RouterStats | None) -> str | None:
-    if not owner.admit:
+def _rotation(replica: ReplicaSnapshot, route: RouteStats | None, stats: RouterStats | None) -> str | None:
+    if not replica.admit:
         return "out"
     if route is not None:
         return route.rotation
@@ -164,17 +166,17 @@ def _process(link: RouterLink) -> RouterProcess:
 
 
 def model_routes(
-    owners: Iterable[ReplicaController], engine: Callable[[Profile], Engine]
+    replicas: Iterable[ReplicaSnapshot], engine: Callable[[Profile], Engine]
 ) -> list[ModelRoute]:
     """The routing table's models: every name of every profile, also of one none of whose replicas is ready."""
     profiles: dict[str, Profile] = {}
-    replicas: dict[str, list[ReplicaRoute]] = {}
-    for owner in owners:
-        profile = owner.assignment.profile
+    routes: dict[str, list[ReplicaRoute]] = {}
+    for replica in replicas:
+        profile = replica.assignment.profile
         profiles.setdefault(profile.name, profile)
-        route = replica_route(owner, engine)
+        route = replica_route(replica, engine)
         if route is not None:
-            replicas.setdefault(profile.name, []).append(route)
+            routes.setdefault(profile.name, []).append(route)
     return [
         ModelRoute(
             name=served,
@@ -184,25 +186,25 @@ def model_routes(
             queue_timeout_s=profile.limits.queue_timeout_s,
             session_header=profile.routing.session_header,
             load_factor=profile.routing.load_factor,
-            replicas=replicas.get(name, []),
+            replicas=routes.get(name, []),
         )
         for name, profile in profiles.items()
         for served in profile.model_names
     ]
 
 
-def replica_route(owner: ReplicaController, engine: Callable[[Profile], Engine]) -> ReplicaRoute | None:
+def replica_route(replica: ReplicaSnapshot, engine: Callable[[Profile], Engine]) -> ReplicaRoute | None:
     """None: nothing runs there that could be reached."""
-    if owner.process is None or owner.address is None or owner.r.state not in ROUTED:
+    if replica.process is None or replica.address is None or replica.r.state not in ROUTED:
         return None
-    profile = owner.assignment.profile
+    profile = replica.assignment.profile
     adapter = engine(profile)
     return ReplicaRoute(
-        id=owner.id,
-        generation=owner.r.generation,
-        address=owner.address,
-        admit=owner.admit,
-        shim=owner.process.shim_socket,
+        id=replica.id,
+        generation=replica.r.generation,
+        address=replica.address,
+        admit=replica.admit,
+        shim=replica.process.shim_socket,
         upstream_model=adapter.upstream_model(profile),
         health_path=adapter.health_path(profile),
         weight=profile.routing.weight,

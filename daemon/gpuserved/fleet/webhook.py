@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
 
 from gpuserved.api.crash import CrashCard
+from gpuserved.host.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -23,15 +25,17 @@ WAITING_MAX = 32
 class Webhook:
     """Posts cards one after the other."""
 
-    def __init__(self, pauses_s: tuple[float, ...] = PAUSES_S) -> None:
-        self.url: str | None = None
+    def __init__(self, url: Callable[[], str | None], pauses_s: tuple[float, ...] = PAUSES_S) -> None:
+        """:param url: where cards go now; None: nowhere."""
+        self._url = url
         self._pauses_s = pauses_s
         self._waiting: asyncio.Queue[CrashCard] = asyncio.Queue(WAITING_MAX)
+        self._tasks = Tasks(log)
         self._task: asyncio.Task[None] | None = None
 
     def post(self, card: CrashCard) -> None:
         """Send this card as soon as may be. Never blocks."""
-        if self.url is None:
+        if self._url() is None:
             return
         try:
             self._waiting.put_nowait(card)
@@ -39,7 +43,7 @@ class Webhook:
             log.warning("webhook: too many cards wait; the one of %s is left out", card.replica)
             return
         if self._task is None or self._task.done():
-            self._task = asyncio.ensure_future(self._run())
+            self._task = self._tasks.start(self._run(), "posting crash cards")
 
     async def _run(self) -> None:
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
@@ -52,7 +56,7 @@ class Webhook:
         said = "no URL"
         for pause_s in (0.0, *self._pauses_s):
             await asyncio.sleep(pause_s)
-            url = self.url
+            url = self._url()
             if url is None:
                 return
             try:
@@ -66,11 +70,9 @@ class Webhook:
                         break  # the same again would be refused again
             except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
                 said = type(error).__name__
-        host = urlsplit(self.url or "").hostname
+        host = urlsplit(self._url() or "").hostname
         log.warning("webhook at %s did not take the card of %s: %s", host, card.replica, said)
 
     async def close(self) -> None:
         """Stop sending; what waits is in the files."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._tasks.close()

@@ -8,6 +8,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+DAEMON_START_LIMIT_S = 60.0
+"""A daemon's, from its first import to the control socket; a second on a quiet host, most of it imports."""
+
 
 async def within(
     work: Awaitable[T], timeout_s: float | None, unwanted: Callable[[T], object] | None = None

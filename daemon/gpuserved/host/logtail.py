@@ -7,6 +7,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+WRITTEN_LINES = 15
+WRITTEN_MAX_BYTES = 64 * 1024
+"""Of a log that is shown where a daemon did not start."""
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -47,6 +50,18 @@ def last_lines(path: Path, count: int, *, max_bytes: int = 262_144) -> list[str]
         ]
         found = [*lines, *found]
     return found[-count:] if found != [""] else []
+
+
+def written_since(path: Path, begun_at: int) -> list[str]:
+    """The last lines of a log since it had `begun_at` bytes, for a terminal."""
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(begun_at, size - WRITTEN_MAX_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    return [clean(line) for line in text.splitlines() if line.strip()][-WRITTEN_LINES:]
 
 
 @dataclass

@@ -58,8 +58,7 @@ class RouterLink:
         """It is told to take no more connections, and to end after its last one."""
         self.listener: socket.socket | None = None
         self.pids: list[int] = []
-        self.fast = False
-        """Poll ten times a second: somebody drains."""
+        self._fast = False
         self._roots = roots
         self._access_log = access_log
         self._shared = shared
@@ -156,6 +155,10 @@ class RouterLink:
             f"it was killed by signal {how.signal}" if how.signal else f"it ended with exit code {how.code}"
         )
 
+    def poll_fast(self, fast: bool) -> None:
+        """Ask for figures ten times a second, or once: somebody drains, or nobody does."""
+        self._fast = fast
+
     async def look(self) -> None:
         """Ask for figures now, and wait for them for a moment."""
         if self.stats is None:
@@ -235,7 +238,7 @@ class RouterLink:
             self._answered = asyncio.Event()
             self._on_stats()
             with contextlib.suppress(asyncio.TimeoutError):
-                await within(self._wake.wait(), FAST_POLL_S if self.fast else POLL_S)
+                await within(self._wake.wait(), FAST_POLL_S if self._fast else POLL_S)
 
     async def drain(self, limit_s: float, on_gone: Callable[[RouterLink], None]) -> None:
         """Another takes its place: it takes no more connections, and ends with its shim after the last of its own, or at the limit.

@@ -46,9 +46,10 @@ class Routers:
         *,
         access_log: Path | None = None,
         count: int = 1,
+        drain_s: Callable[[], float] = lambda: DRAIN_S,
     ) -> None:
-        self.drain_s = DRAIN_S
-        """The longest a router that was replaced goes on with what it has."""
+        """:param drain_s: the longest a router that is replaced now goes on with what it has."""
+        self._drain_s = drain_s
         self.trouble: str | None = None
         """Why the routers could not be replaced; None: they could."""
         self._roots = roots
@@ -90,16 +91,11 @@ class Routers:
         """All figures together; None while a router does not answer."""
         return self._of.stats
 
-    @property
-    def fast(self) -> bool:
-        """Poll ten times a second: somebody drains."""
-        return self._fast
-
-    @fast.setter
-    def fast(self, fast: bool) -> None:
+    def poll_fast(self, fast: bool) -> None:
+        """Have figures ten times a second, or once: somebody drains, or nobody does."""
         self._fast = fast
         for link in self.links:
-            link.fast = fast
+            link.poll_fast(fast)
 
     def table_on_disk(self) -> RoutingTable | None:
         """What the last supervisor wrote."""
@@ -187,7 +183,7 @@ class Routers:
                 for link in self._of.fresh:
                     await link.start(_copy(self.listener))
                     reach("router.fresh")
-                    link.fast = True
+                    link.poll_fast(True)
                     link.tell(self._table)
                     link.begin()
                 await self._until_serving(self._of.fresh)
@@ -203,7 +199,7 @@ class Routers:
                 )
                 raise Internal(self.trouble) from None
             before = self._of.promote()
-            self.fast = self._fast
+            self.poll_fast(self._fast)
             log.info("routers %s take the place of %s", self.pids, [pid for b in before for pid in b.pids])
             await self._retire(before)
 
@@ -221,7 +217,7 @@ class Routers:
 
     async def _retire(self, links: list[RouterLink]) -> None:
         """Let these end; the control sockets' names lead to those that serve."""
-        await asyncio.gather(*(link.drain(self.drain_s, self._gone) for link in links))
+        await asyncio.gather(*(link.drain(self._drain_s(), self._gone) for link in links))
         for link in self._of.present:
             with contextlib.suppress(OSError):
                 link.place.take_name()

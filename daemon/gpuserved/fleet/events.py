@@ -1,17 +1,24 @@
-"""Events to many readers. A slow reader delays nobody: it loses telemetry first, and is given a new snapshot after that."""
+"""What happens, told and kept: events to many readers, on disk for the next daemon, and each replica's changes of state.
+
+A slow reader delays nobody: it loses telemetry first, and is given a new snapshot after that.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
+from pathlib import Path
 from types import TracebackType
 from typing import final
 
+import msgspec
 from msgspec import structs
 
 from gpuserved.api.crash import CrashCard
+from gpuserved.api.inspect import Transition
 from gpuserved.api.types import FleetEvent, ReplicaView, Status
+from gpuserved.host.journal import Journal, read_lines
 
 QUEUE_MAX = 256
 """Events kept for one reader: some minutes of a calm fleet, and a bounded few hundred KiB for a reader that is stuck."""
@@ -19,6 +26,82 @@ RECENT_MAX = 1_000
 """Events that are kept for who attaches later: changes of state and notices, never telemetry. 1.2 MB."""
 CARDS_MAX = 32
 """Of them with their crash card: those with the tracebacks of ten processes take 70 KB each, and every one is on disk."""
+FILE_NAME = "events.jsonl"
+FILE_MAX_BYTES = 1024 * 1024
+"""Some 1,800 events of 600 bytes; with the file before it at least as many as the bus holds."""
+TRANSITIONS_MAX = 50
+"""Kept of one replica: a crash loop of the default budget is some twenty."""
+REPLICAS_MAX = 256
+"""Replicas whose changes are kept, those that are gone included: the ones that changed last. At most 15 KB each."""
+
+
+class EventJournal:
+    """The events that are kept on disk, over restarts of the daemon."""
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / FILE_NAME
+        self._past = read_events(path)
+        self._file = Journal(path, max_bytes=FILE_MAX_BYTES)
+
+    @property
+    def past(self) -> Iterable[FleetEvent]:
+        """What earlier daemons have left, oldest first."""
+        return self._past
+
+    def append(self, event: FleetEvent) -> None:
+        """Keep an event. Never blocks. Figures of that moment and crash cards, which have files of their own, are left out: a line
+        stays short.
+        """
+        replica = None if event.replica is None else structs.replace(event.replica, load=None)
+        self._file.append(msgspec.json.encode(structs.replace(event, replica=replica, crash=None)))
+
+    def close(self) -> None:
+        """Write what waits."""
+        self._file.close()
+
+
+def read_events(path: Path) -> list[FleetEvent]:
+    """The newest `RECENT_MAX` events that are kept, oldest first. A line that cannot be read is passed over."""
+    decoder = msgspec.json.Decoder(FleetEvent)
+    found: deque[FleetEvent] = deque(maxlen=RECENT_MAX)
+    for line in read_lines(path):
+        try:
+            found.append(decoder.decode(line))
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            continue
+    return list(found)
+
+
+class Transitions:
+    """The changes of each replica's state that are known."""
+
+    def __init__(self, past: Iterable[FleetEvent] = ()) -> None:
+        """:param past: events of before, oldest first."""
+        self._of: dict[str, deque[Transition]] = {}
+        for event in past:
+            if event.replica is not None and event.previous_state is not None:
+                view = event.replica
+                change = Transition(
+                    at=event.at, generation=view.generation, previous_state=event.previous_state, state=view.state, reason=view.reason
+                )  # fmt: skip
+                self.add(view.id, change)
+
+    def add(self, replica: str, change: Transition) -> None:
+        """Remember one change of a replica."""
+        changes = self._of.pop(replica, None) or deque(maxlen=TRANSITIONS_MAX)
+        changes.append(change)
+        self._of[replica] = changes  # the last in the order of the last change
+        if len(self._of) > REPLICAS_MAX:
+            del self._of[next(iter(self._of))]
+
+    def of(self, replica: str) -> list[Transition]:
+        """The changes of one replica, oldest first."""
+        return list(self._of.get(replica, ()))
+
+    def since(self, replica: str, state: str) -> float | None:
+        """Unix seconds since when a replica has been in `state`; None: that was not seen to begin."""
+        changes = self._of.get(replica)
+        return changes[-1].at if changes and changes[-1].state == state else None
 
 
 class Bus:
@@ -36,16 +119,19 @@ class Bus:
         clock: Callable[[], float],
         *,
         queue_max: int = QUEUE_MAX,
+        journal: EventJournal | None = None,
     ) -> None:
+        """:param journal: what is worth keeping is kept there, and what it holds comes first in `recent`; None: nothing is kept."""
         self._snapshot = snapshot
         self._generation = generation
         self._clock = clock
         self._queue_max = queue_max
         self._seq = 0
         self._readers: set[Subscription] = set()
-        self._recent: deque[FleetEvent] = deque(maxlen=RECENT_MAX)
-        self.keep: Callable[[FleetEvent], None] = lambda _event: None
-        """Called with every event that is worth keeping; must not block."""
+        self._journal = journal
+        self._recent: deque[FleetEvent] = deque(
+            journal.past if journal is not None else (), maxlen=RECENT_MAX
+        )
 
     @property
     def readers(self) -> int:
@@ -81,7 +167,8 @@ class Bus:
             self._recent.append(event)
             if crash is not None:
                 self._drop_old_cards()
-            self.keep(event)
+            if self._journal is not None:
+                self._journal.append(event)
         for reader in self._readers:
             reader.offer(event)
 
@@ -89,10 +176,6 @@ class Bus:
         with_card = [place for place, event in enumerate(self._recent) if event.crash is not None]
         for place in with_card[:-CARDS_MAX]:
             self._recent[place] = structs.replace(self._recent[place], crash=None)
-
-    def recall(self, events: Iterable[FleetEvent]) -> None:
-        """Events of before this bus, oldest first: they come first in `recent()`, and no reader is told."""
-        self._recent = deque([*events, *self._recent], maxlen=RECENT_MAX)
 
     def recent(self) -> list[FleetEvent]:
         """What has been reported of late, oldest first."""

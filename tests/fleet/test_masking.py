@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from gpuserved.fleet.inspection import masked_text
+from gpuserved.fleet.queries import masked_text
 
 PROFILE = """\
 model = "a/b"

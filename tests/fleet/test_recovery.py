@@ -16,9 +16,11 @@ from gpuserved.core.profile import Profile
 from gpuserved.core.recovery import adopted
 from gpuserved.core.restart import RestartHistory
 from gpuserved.core.state import Goal, State
-from gpuserved.fleet.adopt import match
-from gpuserved.fleet.store import FleetRecord, ReplicaRecord, WantedRecord
-from gpuserved.fleet.take_up import _let_go
+from gpuserved.fleet.arranger import Arranger
+from gpuserved.fleet.persistence import FleetRecord, ReplicaRecord, WantedRecord
+from gpuserved.fleet.recovery import match, removals_that_go_on
+from gpuserved.fleet.settings import CurrentSettings, Settings
+from gpuserved.fleet.state import FleetState
 from gpuserved.host import statefile
 from gpuserved.replica.controller import ReplicaController
 from gpuserved.replica.start_files import FoundStart, StartNote
@@ -109,12 +111,13 @@ def test_what_somebody_has_stopped_stays_so(tmp_path: Path) -> None:
     assert (owner.r.state, owner.r.goal, owner.r.generation, owner.heard) == (State.STOPPED, Goal.STOP, 2, [])
 
 
-def test_what_was_let_go_is_taken_up_where_it_is_known_and_has_no_place() -> None:
-    fleet: Any = SimpleNamespace(hang_timeout_s=None)
+def test_a_removal_goes_on_where_its_profile_is_known_and_it_has_no_place() -> None:
+    none: Any = None
+    arranger = Arranger(FleetState(), CurrentSettings(Settings()), none, none, none, none, none, none)
     good = WantedRecord(name="a", text='model = "org/m"\nserved_name = "m"\n', source="a.toml")
     newer = WantedRecord(name="a", text='model = "org/m"\nwhat_is_this = 1\n', source="a.toml")
     saved = FleetRecord(let_go={"a-0": good, "a-1": good, "a-2": newer})
-    found = _let_go(fleet, saved, placed={"a-0"})
+    found = removals_that_go_on(arranger, saved, placed={"a-0"})
     assert {name: each.profile.served_name for name, each in found.items()} == {"a-1": "m"}
 
 

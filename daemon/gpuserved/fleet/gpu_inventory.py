@@ -1,17 +1,19 @@
-"""GPU telemetry for the fleet: sampled once, however many look."""
+"""The GPUs that the fleet has, and what happens on them: sampled once, however many look."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from gpuserved.api.types import GpuView
 from gpuserved.core.placement import SIM_DEFAULT_GIB, Gpu
 from gpuserved.core.profile import EngineName, Profile
+from gpuserved.fleet.state import FleetState
 from gpuserved.host import gpulock, procfs
 from gpuserved.host.gpulock import GpuLocks
+from gpuserved.host.tasks import Tasks
 from gpuserved.planning.inventory import gpu_of
 from gpuserved.replica.controller import ReplicaController
 from gpuserved.telemetry.attribution import views
@@ -27,23 +29,23 @@ SIM_UTILIZATION = 0.92
 """vLLM's default share of a card."""
 
 
-class Gpus:
+class GpuInventory:
     """The host's GPUs and those that sim profiles add."""
 
-    def __init__(self, provider: GpuProvider) -> None:
+    def __init__(self, provider: GpuProvider, state: FleetState) -> None:
         self._real = Sampler(provider)
+        self._state = state
+        self._tasks = Tasks(log)
         self._sim: SimProvider | None = None
-        self.samples: list[GpuSample] = []
-        """The last round."""
-        self._views: list[GpuView] = []
+        self._samples: tuple[GpuSample, ...] = ()
+        self._views: tuple[GpuView, ...] = ()
         self._ours: dict[str, set[int]] = {}
         """GPU UUID -> processes of our replicas that the samples have shown there and still show."""
-        self._task: asyncio.Task[None] | None = None
 
     @property
-    def reason(self) -> str | None:
-        """Why there is nothing to see."""
-        return self._real.reason
+    def samples(self) -> Sequence[GpuSample]:
+        """The last round."""
+        return self._samples
 
     def locks(self, daemon: str) -> GpuLocks | None:
         """Host-wide leases of real GPUs. Those of a file exist on paper, so nothing on this host can collide over them;
@@ -53,16 +55,17 @@ class Gpus:
         where = gpulock.folder(os.environ) if real else None
         return GpuLocks(where, daemon) if where is not None else None
 
-    async def real_inventory(self, owners: Mapping[str, ReplicaController]) -> list[Gpu]:
+    async def real(self) -> list[Gpu]:
         """The host's own GPUs, with what others than our replicas hold there."""
         infos = await self._real.inventory()
         samples = {each.uuid: each for each in await self._real.sample()} if infos else {}
-        trees = _trees(owners) if infos else {}
+        replicas = self._state.replicas
+        trees = _trees(replicas) if infos else {}
         ours = {
             uuid
-            for owner in owners.values()
-            if owner.process is not None
-            for uuid in owner.assignment.gpu_uuids
+            for controller in replicas.values()
+            if controller.process is not None
+            for uuid in controller.assignment.gpu_uuids
         }
         return [gpu_of(info, samples.get(info.uuid), trees, shared=info.uuid in ours) for info in infos]
 
@@ -73,50 +76,49 @@ class Gpus:
         gib = max((float(str(p.flags.get("gpu_memory_gib", SIM_DEFAULT_GIB))) for p in asking), default=0.0)
         self._sim = SimProvider(count, int(gib * GIB)) if count else None
 
-    def begin(self, owners: Mapping[str, ReplicaController], on_sample: Callable[[], None]) -> None:
+    def begin(self, on_sample: Callable[[], None]) -> None:
         """Sample from now on."""
-        self._task = asyncio.ensure_future(self._run(owners, on_sample))
+        self._tasks.start(self._run(on_sample), "GPU sampling")
 
-    async def _run(self, owners: Mapping[str, ReplicaController], on_sample: Callable[[], None]) -> None:
+    async def _run(self, on_sample: Callable[[], None]) -> None:
         while True:
             try:
-                await self._sample(owners)
+                await self._sample()
                 on_sample()
             except Exception:
                 log.exception("GPUs could not be sampled")
             await asyncio.sleep(SAMPLE_S)
 
-    async def _sample(self, owners: Mapping[str, ReplicaController]) -> None:
+    async def _sample(self) -> None:
         infos = await self._real.inventory()
         samples = await self._real.sample() if infos else []
-        trees = _trees(owners) if infos else {}
+        replicas = self._state.replicas
+        trees = _trees(replicas) if infos else {}
         if self._sim is not None:
-            self._sim.claim(_claims(owners))
+            self._sim.claim(_claims(replicas))
             both = Combined([_Known(infos, samples), self._sim])
             infos, samples = both.inventory(), both.sample()
-            for name, owner in owners.items():
-                if owner.process is not None and owner.process.pid is not None:
-                    trees.setdefault(name, set()).add(owner.process.pid)
-        self.samples = samples
-        self._views = views(infos, samples, trees, describe=procfs.identity)
+            for name, controller in replicas.items():
+                if controller.process is not None and controller.process.pid is not None:
+                    trees.setdefault(name, set()).add(controller.process.pid)
+        self._samples = tuple(samples)
+        self._views = tuple(views(infos, samples, trees, describe=procfs.identity))
         self._remember()
 
     def _remember(self) -> None:
         """Which processes on each GPU are or were ours: one that ends stays ours for as long as its memory does."""
-        told = {sample.uuid for sample in self.samples if sample.processes is not None}
+        told = {sample.uuid for sample in self._samples if sample.processes is not None}
         for gpu in (
             gpu for gpu in self._views if gpu.uuid in told
         ):  # a driver that says nothing has freed nothing
             mine = {owner.pid for owner in gpu.owners if owner.replica is not None}
             self._ours[gpu.uuid] = (self._ours.get(gpu.uuid, set()) & {o.pid for o in gpu.owners}) | mine
 
-    async def left_over(
-        self, uuids: Collection[str], owners: Mapping[str, ReplicaController]
-    ) -> dict[str, list[int]]:
+    async def left_over(self, uuids: Collection[str]) -> dict[str, list[int]]:
         """Which of these GPUs processes of earlier starts of ours still hold, and their PIDs."""
         if not any(self._ours.get(uuid) for uuid in uuids):
             return {}
-        await self._sample(owners)
+        await self._sample()
         found: dict[str, list[int]] = {}
         for gpu in self._views:
             pids = [o.pid for o in gpu.owners if o.replica is None and o.pid in self._ours.get(gpu.uuid, ())]
@@ -124,14 +126,13 @@ class Gpus:
                 found[gpu.uuid] = pids
         return found
 
-    def views(self) -> list[GpuView]:
+    def views(self) -> Sequence[GpuView]:
         """As of the last sample."""
         return self._views
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Stop sampling."""
-        if self._task is not None:
-            self._task.cancel()
+        await self._tasks.close()
         self._real.close()
 
 
@@ -146,27 +147,31 @@ class _Known:
         self._samples = samples
 
     def inventory(self) -> list[GpuInfo]:
-        """See `GpuProvider`."""
         return self._infos
 
     def sample(self) -> list[GpuSample]:
-        """See `GpuProvider`."""
         return self._samples
 
 
-def _trees(owners: Mapping[str, ReplicaController]) -> dict[str, set[int]]:
+def _trees(replicas: Mapping[str, ReplicaController]) -> dict[str, set[int]]:
     table = procfs.processes()
-    roots = {name: owner.process.shim_pid for name, owner in owners.items() if owner.process is not None}
+    roots = {
+        name: controller.process.shim_pid
+        for name, controller in replicas.items()
+        if controller.process is not None
+    }
     return {name: procfs.tree(pid, table) for name, pid in roots.items() if pid is not None}
 
 
-def _claims(owners: Mapping[str, ReplicaController]) -> list[Claim]:
+def _claims(replicas: Mapping[str, ReplicaController]) -> list[Claim]:
     found: list[Claim] = []
-    for owner in owners.values():
-        profile, process = owner.assignment.profile, owner.process
+    for controller in replicas.values():
+        profile, process = controller.assignment.profile, controller.process
         if profile.engine is not EngineName.SIM or process is None or process.pid is None:
             continue
         share = float(str(profile.flags.get("gpu_memory_utilization", SIM_UTILIZATION)))
         gib = float(str(profile.flags.get("gpu_memory_gib", SIM_DEFAULT_GIB)))
-        found += [Claim(uuid, process.pid, int(gib * share * GIB)) for uuid in owner.assignment.gpu_uuids]
+        found += [
+            Claim(uuid, process.pid, int(gib * share * GIB)) for uuid in controller.assignment.gpu_uuids
+        ]
     return found

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 
 from gpuserved.api.types import RouterView, Status, SupervisorView
-from gpuserved.fleet.bus import Bus
+from gpuserved.fleet.events import Bus
 
 STATUS = Status(
     generation=1, version="1", endpoint=None, supervisor=SupervisorView(pid=1, version="1", uptime_s=0.0), router=RouterView(),
