@@ -93,7 +93,6 @@ class Api:
         handler = path
         if path.startswith("/v1/responses/"):
             handler = "/v1/responses/{response_id}" + ("/cancel" if path.endswith("/cancel") else "")
-        reply.on_start = lambda status: self._log_access(request, status)
         try:
             await self._route(request, reply, handler)
         except ApiError as error:
@@ -109,7 +108,7 @@ class Api:
             if reply.status == 0:
                 await reply.json(500, ApiError(500, str(error), "InternalServerError").body())
             else:
-                request.keep_alive = False
+                reply.last()
         finally:
             self._count(request, reply, handler)
 
@@ -118,8 +117,7 @@ class Api:
         if route is None:
             known = [method for method, path in ROUTES if path == handler]
             if known:
-                reply.headers["allow"] = ", ".join(known)
-                await reply.json(405, {"detail": "Method Not Allowed"})
+                await reply.json(405, {"detail": "Method Not Allowed"}, allow=", ".join(known))
             else:
                 await reply.json(404, {"detail": "Not Found"})
             return
@@ -134,14 +132,11 @@ class Api:
         if sabotage.faults.garbage_response:
             await reply.raw(GARBAGE[sabotage.faults.garbage_response])
             return
-        tracked = 1 if self._server.options.load_tracking else 0
-        self._server.load += tracked
-        try:
+        with self._server.generating():
             await route(self._server, request, reply)
-        finally:
-            self._server.load -= tracked
 
-    def _log_access(self, request: Request, status: int) -> None:
+    def log_access(self, request: Request, status: int) -> None:
+        """A line for an answer that begins, where the log of accesses is on."""
         if self._server.options.access_log:
             line = f'"{request.method} {request.target} HTTP/1.1" {status} {HTTPStatus(status).phrase}'
             write(f"INFO:     {request.peer} - {line}\n")

@@ -47,23 +47,15 @@ async def sleep(server: Server, request: Request, reply: Reply) -> None:
     """Pretend to sleep; the gauge says so."""
     query = urllib.parse.parse_qs(request.target.partition("?")[2])
     level = int(query.get("level", ["1"])[0]) if query.get("level", ["1"])[0].isdigit() else 1
-    _set_asleep(server, asleep=True, level=level)
+    server.sleep(level)
     await reply.json(200, {"status": "sleeping", "level": level})
 
 
 async def wake_up(server: Server, request: Request, reply: Reply) -> None:
     """Pretend to wake."""
     del request
-    _set_asleep(server, asleep=False, level=0)
+    server.sleep(None)
     await reply.json(200, {"status": "awake", "tags": None})
-
-
-def _set_asleep(server: Server, *, asleep: bool, level: int) -> None:
-    server.sleeping = asleep
-    values = server.metrics.values
-    values["engine_sleep_state/awake"] = 0.0 if asleep else 1.0
-    values["engine_sleep_state/weights_offloaded"] = 1.0 if asleep and level == 1 else 0.0
-    values["engine_sleep_state/discard_all"] = 1.0 if asleep and level == 2 else 0.0
 
 
 async def is_sleeping(server: Server, request: Request, reply: Reply) -> None:
@@ -75,14 +67,14 @@ async def is_sleeping(server: Server, request: Request, reply: Reply) -> None:
 async def pause(server: Server, request: Request, reply: Reply) -> None:
     """Pretend to pause."""
     del request
-    server.paused = True
+    server.pause(paused=True)
     await reply.json(200, {"status": "paused"})
 
 
 async def resume(server: Server, request: Request, reply: Reply) -> None:
     """Pretend to resume."""
     del request
-    server.paused = False
+    server.pause(paused=False)
     await reply.json(200, {"status": "resumed"})
 
 

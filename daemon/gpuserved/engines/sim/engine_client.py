@@ -61,10 +61,13 @@ class EngineClient:
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
         self.dead = False
-        self.closed = False
-        """We stopped it ourselves: its end is no news."""
+        self._closed = False
         self.prompt_tokens = 0
         self.generation_tokens = 0
+
+    def end_expected(self) -> None:
+        """We stop it ourselves: its end is no news, and nothing more is asked of it."""
+        self._closed = True
 
     @property
     def in_flight(self) -> int:
@@ -84,7 +87,7 @@ class EngineClient:
                     self._take(message)
         except ConnectionError:
             pass  # the same end
-        if self.closed:
+        if self._closed:
             return  # requests still open stay silent, as in vLLM
         self.dead = True
         for request in self._running.values():
@@ -129,7 +132,7 @@ class EngineClient:
         """
         if self.dead:
             raise EngineDead
-        if self.closed:
+        if self._closed:
             raise EngineDead("cannot schedule new futures after shutdown")
         request = _Running(len(prompt), sampling.max_tokens)
         self._running[name] = request

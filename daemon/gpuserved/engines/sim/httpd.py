@@ -41,22 +41,21 @@ class Request:
 class Reply:
     """The way back to one client."""
 
-    def __init__(self, connection: Connection, request: Request, stall_after_bytes: int | None) -> None:
+    def __init__(self, connection: Connection, request: Request, service: Service) -> None:
         self._connection = connection
         self._request = request
-        self._stall_after = stall_after_bytes
+        self._begun = service.begun
+        self._stall_after = service.stall_after_bytes
         self.started_at = time.monotonic()
         self.status = 0
         self.body_bytes = 0
-        self.on_start: Callable[[int], None] = lambda _status: None
-        self.headers: dict[str, str] = {}
 
     def _head(self, status: int, headers: dict[str, str]) -> bytes:
         self.status = status
-        self.on_start(status)
+        self._begun(self._request, status)
         date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime())
         lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", f"date: {date}", "server: uvicorn"]
-        lines += [f"{name}: {value}" for name, value in {**headers, **self.headers, "vary": "Origin"}.items()]
+        lines += [f"{name}: {value}" for name, value in {**headers, "vary": "Origin"}.items()]
         if not self._request.keep_alive:
             lines.append("connection: close")
         return ("\r\n".join(lines) + "\r\n\r\n").encode()
@@ -70,9 +69,12 @@ class Reply:
             headers["content-type"] = content_type
         await self._write(self._head(status, headers), body)
 
-    async def json(self, status: int, content: Any) -> None:
-        """A whole JSON answer."""
-        await self.send(status, dumps(content).encode(), "application/json")
+    async def json(self, status: int, content: Any, **extra: str) -> None:
+        """A whole JSON answer.
+
+        :param extra: further headers.
+        """
+        await self.send(status, dumps(content).encode(), "application/json", **extra)
 
     async def start(self, content_type: str) -> None:
         """The head of a stream."""
@@ -87,9 +89,13 @@ class Reply:
         """The end of a stream."""
         await self._write(b"0\r\n\r\n", b"")
 
-    async def raw(self, data: bytes) -> None:
-        """Bytes as they are; the connection is not used again."""
+    def last(self) -> None:
+        """The connection is not used again."""
         self._request.keep_alive = False
+
+    async def raw(self, data: bytes) -> None:
+        """Bytes as they are, the last ones of this connection."""
+        self.last()
         await self._connection.write(data)
 
     def tunnel(self) -> asyncio.StreamReader:
@@ -122,6 +128,8 @@ class Service:
     """What all connections of a server share."""
 
     handle: Handler
+    begun: Callable[[Request, int], None]
+    """Told of the status of each answer as it begins."""
     stall_after_bytes: int | None = None
     connections: set[Connection] = field(default_factory=set)
     stopping: bool = False
@@ -237,7 +245,7 @@ class Connection(asyncio.Protocol):
     async def _serve(self) -> None:
         while self._queue and self._transport and not self._transport.is_closing():
             request = self._queue.popleft()
-            reply = Reply(self, request, self._service.stall_after_bytes)
+            reply = Reply(self, request, self._service)
             await self._service.handle(request, reply)
             if not request.keep_alive or self._service.stopping:
                 self._transport.close()

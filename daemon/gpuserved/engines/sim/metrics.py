@@ -170,6 +170,11 @@ class Metrics:
         self.durations: dict[tuple[str, str], Histogram] = {}
         self.all_durations = Histogram(HTTP_HIGHR)
 
+    def sleep_state(self, level: int | None) -> None:
+        """:param level: None: awake, 1: weights offloaded, 2: all is gone."""
+        for name, of_level in (("awake", None), ("weights_offloaded", 1), ("discard_all", 2)):
+            self.values[f"engine_sleep_state/{name}"] = float(level == of_level)
+
     def add(self, name: str, amount: float) -> None:
         """Move a counter. `name` may carry `/LABEL VALUE`."""
         self.values[name] = self.values.get(name, 0.0) + amount

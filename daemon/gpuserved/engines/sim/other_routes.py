@@ -183,7 +183,7 @@ async def create_response(server: Server, request: Request, reply: Reply) -> Non
         "total_tokens": len(prompt) + choice.tokens,
     }  # fmt: skip
     if body.get("store", True):
-        server.responses[name] = content
+        server.store_response(name, content)
     await reply.json(200, content)
 
 
@@ -204,15 +204,12 @@ def _response_object(server: Server, name: str, body: dict[str, Any], max_tokens
 async def get_response(server: Server, request: Request, reply: Reply) -> None:
     """A stored response; another replica's is unknown here."""
     name = request.path.rpartition("/")[2]
-    if name not in server.responses:
-        raise ApiError(404, f"Response with id '{name}' not found.", "invalid_request_error", "response_id")
-    await reply.json(200, server.responses[name])
+    await reply.json(200, server.stored_response(name))
 
 
 async def cancel_response(server: Server, request: Request, reply: Reply) -> None:
     """A response that was not made in the background cannot be cancelled."""
     del reply
     name = request.path.split("/")[3]
-    if name not in server.responses:
-        raise ApiError(404, f"Response with id '{name}' not found.", "invalid_request_error", "response_id")
+    server.stored_response(name)
     raise ApiError(400, "Cannot cancel a synchronous response.", "invalid_request_error", "response_id")

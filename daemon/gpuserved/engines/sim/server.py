@@ -48,7 +48,8 @@ class ApiServer:
         sabotage = Sabotage(options.faults, self._client.post_crash)
         generator = Generator(self._client, sabotage)
         self._server = Server(options, self._client, generator, metrics, sabotage, log)
-        self._service = Service(Api(self._server).handle, options.faults.stall_after_bytes)
+        api = Api(self._server)
+        self._service = Service(api.handle, api.log_access, options.faults.stall_after_bytes)
         self._http: asyncio.Server | None = None
         self._done = asyncio.Event()
         self._stopping = False
@@ -184,7 +185,7 @@ class ApiServer:
         )
         log.say("core_client.py:770", f"[shutdown] MPClient: start timeout={limit}s")
         log.say("utils.py:628", "[shutdown] Process manager: send sigterm to process EngineCore")
-        self._client.closed = True
+        self._client.end_expected()
         self._process.terminate()
         patience = limit + 1.0 if limit else _TERM_TO_KILL_S
         deadline = time.monotonic() + patience
