@@ -53,8 +53,6 @@ TRESPASSES_LEFT = {
     # -
     "gpuserved.cli": 2,
     # -
-    "gpuserved.engines": 10,
-    # -
     "gpuserved.importers": 10,
     # -
     "gpuserved.routers": 4,
