@@ -23,6 +23,7 @@ from gpuserved.routers.routers import Routers
 
 pytestmark = pytest.mark.timeout(180)
 LIMIT_S = 60.0
+TABLE = RoutingTable(generation=1)
 FAULTY = {"router/main.py": ("    wanted = _arguments(", "    sys.exit(9)\n    wanted = _arguments(")}
 
 
@@ -32,7 +33,7 @@ async def roots(tmp_path: Path) -> AsyncIterator[Roots]:
     for folder in (made.run, made.state, made.log, made.cache):
         make_private(folder)
     yield made
-    left = Routers(made, lambda: None)  # of a test that failed in the middle
+    left = Routers(made)  # of a test that failed in the middle
     if await left.adopt():
         await left.stop()
 
@@ -40,9 +41,9 @@ async def roots(tmp_path: Path) -> AsyncIterator[Roots]:
 @asynccontextmanager
 async def supervised(roots: Roots, *, begins: bool = False) -> AsyncIterator[Routers]:
     """One supervisor's hold on the routers, until it dies. The first begins them."""
-    held = Routers(roots, lambda: None)
+    held = Routers(roots)
     assert await held.adopt() is not begins
-    held.push(RoutingTable(generation=1))
+    held.push(TABLE)
     if begins:
         await held.start(listen.bind("127.0.0.1:0"))
     held.begin()
@@ -62,15 +63,15 @@ async def until(probe: Callable[[], bool]) -> None:
 
 async def only(held: Routers, generation: int) -> int:
     """Wait until there is this generation and nothing else; the PID of its router."""
-    await until(lambda: [link.place.generation for link in held.links] == [generation])
-    await until(lambda: held.links[0].serves)
-    return held.links[0].pids[0]
+    await until(lambda: [each.generation for each in held.snapshot.processes] == [generation])
+    await until(lambda: held.stats is not None and held.stats.table_generation == TABLE.generation)
+    return held.snapshot.pids[0]
 
 
 async def begin_next(roots: Roots, held: Routers) -> RouterLink:
     """What a replacement does before its supervisor dies: the next generation has a shim, and its router starts."""
     assert held.listener is not None
-    link = RouterLink(roots, RouterPlace(roots.run, 0, 2), lambda: None)
+    link = RouterLink(roots, RouterPlace(roots.run, 0, 2), lambda _link: None)
     await link.start(held.listener.dup())
     await link.detach()
     return link
@@ -98,7 +99,9 @@ async def test_new_routers_that_do_not_come_up_give_way(
     with monkeypatch.context() as patched:
         patched.setattr(routers, "SERVES_WITHIN_S", 2.0)  # for those that never will
         async with supervised(roots) as second:
-            assert second.links[0].place.generation == 2, "the newest is the present one until it fails"
+            assert second.snapshot.processes[0].generation == 2, (
+                "the newest is the present one until it fails"
+            )
             assert await only(second, 1) == before
             assert await asyncio.to_thread(answers, port)
             await until(lambda: not broken.place.folder.exists())

@@ -188,14 +188,15 @@ async def test_a_new_supervisor_takes_the_socket_of_an_old_routers_shim_and_ends
 ) -> None:
     folder = yard.top / "router"
     started = await yard.launch(router_spec(yard, folder, listener), pass_fds=(listener.fileno(),))
-    link = RouterLink(_roots(yard.top), RouterPlace(yard.top, 0), lambda: None)
+    gone: list[RouterLink] = []
+    link = RouterLink(_roots(yard.top), RouterPlace(yard.top, 0), gone.append)
     assert await link.adopt()
-    assert (link.pids, link.shim_pid, link.shim_version) == ([started.pid], started.shim_pid, None)
+    seen = link.process
+    assert (seen.pid, seen.shim_pid, seen.shim_version) == (started.pid, started.shim_pid, None)
     assert link.listener is not None
     assert link.listener.getsockname() == listener.getsockname()
-    gone: list[RouterLink] = []
     link.begin()
-    await link.drain(60, gone.append)
+    await link.drain(60)
     await wait_until(lambda: gone == [link], "router and shim have ended")
     await link.detach()
     await wait_until(lambda: not is_alive(started.shim_pid), "the shim ends")

@@ -91,7 +91,7 @@ async def serve(
     reach("serve.locked")
     settings, life = CurrentSettings(settings_of(config)), Lifecycle(args, service)
     routers = Routers(
-        roots, lambda: None, access_log=config.access_log_in(roots.log), count=config.routers,
+        roots, access_log=config.access_log_in(roots.log), count=config.routers,
         drain_s=lambda: settings.value.router_drain_s,
     )  # fmt: skip
     ttl_s = config.orphan_ttl_s

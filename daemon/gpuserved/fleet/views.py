@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from gpuserved.api.processes import RouterProcess
 from gpuserved.api.routing import ModelRoute, ReplicaRoute, RouterStats, RouteStats
 from gpuserved.api.types import LoadView, ModelView, ReplicaView, RouterView
 from gpuserved.core.load import Growth, merged, quantile
@@ -12,7 +11,6 @@ from gpuserved.core.profile import Profile
 from gpuserved.core.state import State
 from gpuserved.engines.base import Engine, cache_metrics
 from gpuserved.replica.snapshot import ReplicaSnapshot
-from gpuserved.routers.link import RouterLink
 from gpuserved.routers.routers import Routers
 
 ROUTED = frozenset({State.STARTING, State.READY, State.UNHEALTHY, State.DRAINING, State.STOPPING})
@@ -136,32 +134,16 @@ def _rotation(replica: ReplicaSnapshot, route: RouteStats | None, stats: RouterS
 
 def router_view(routers: Routers) -> RouterView:
     """The data plane now."""
-    stats = routers.stats
-    processes = [_process(link) for link in routers.links]
-    if stats is None:
-        return RouterView(pids=routers.pids, processes=processes, trouble=routers.trouble)
+    seen = routers.snapshot
+    stats = seen.stats
     return RouterView(
-        pids=routers.pids,
-        in_flight=stats.in_flight,
-        queued=stats.queued,
-        requests_total=stats.requests_total,
-        keys=stats.keys,
-        processes=processes,
-        trouble=routers.trouble,
-    )
-
-
-def _process(link: RouterLink) -> RouterProcess:
-    return RouterProcess(
-        router=link.place.row,
-        generation=link.place.generation,
-        pid=link.pids[0] if link.pids else None,
-        shim_pid=link.shim_pid,
-        version=link.version,
-        shim_version=link.shim_version,
-        draining=link.draining,
-        in_flight=None if link.stats is None else link.stats.in_flight,
-        connections=None if link.stats is None else link.stats.connections,
+        pids=list(seen.pids),
+        in_flight=None if stats is None else stats.in_flight,
+        queued=None if stats is None else stats.queued,
+        requests_total=None if stats is None else stats.requests_total,
+        keys=[] if stats is None else stats.keys,
+        processes=list(seen.processes),
+        trouble=seen.trouble,
     )
 
 

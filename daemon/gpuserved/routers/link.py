@@ -1,4 +1,4 @@
-"""The supervisor's hold on the data plane: the router shim that keeps the port, and the router's control socket."""
+"""The supervisor's hold on one router: the shim that keeps the port, and the router's control socket."""
 
 from __future__ import annotations
 
@@ -8,22 +8,27 @@ import logging
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 import gpuserved
+from gpuserved.api.processes import RouterProcess
 from gpuserved.api.roots import Roots
 from gpuserved.api.routing import RouterStats, RoutingTable
 from gpuserved.host.deadline import within
 from gpuserved.host.failpoint import reach
 from gpuserved.host.lock import FolderLock, settle
 from gpuserved.host.shimclient import ShimConnection, ShimError
-from gpuserved.routers.control import LINE_MAX_BYTES, ask, say
+from gpuserved.host.tasks import Tasks
 from gpuserved.routers.launch import launch_router
 from gpuserved.routers.place import RouterPlace
 
 log = logging.getLogger(__name__)
 
+ANSWER_S = 5.0
+LINE_MAX_BYTES = 4 * 1024 * 1024
+"""A table of thousands of replicas fits."""
 POLL_S = 1.0
 FAST_POLL_S = 0.1
 RECONNECT_S = 0.1
@@ -32,48 +37,78 @@ LOOK_S = 0.25
 STOP_GRACE_S = 30.0
 KILL_AFTER_S = 5.0
 """A router ends by itself at its limit; its shim waits for so much longer before it kills."""
+_HUNG_UP = (OSError, asyncio.TimeoutError, ValueError, msgspec.MsgspecError)
 
 
 class RouterLink:
-    """Keeps one router running and told. Calls `on_stats` after each answer."""
+    """Keeps one router running and told."""
 
     def __init__(
         self,
         roots: Roots,
         place: RouterPlace,
-        on_stats: Callable[[], None],
+        on_gone: Callable[[RouterLink], None],
         *,
         access_log: Path | None = None,
         shared: bool = False,
     ) -> None:
-        """:param shared: others of its generation take connections from the same socket."""
+        """:param on_gone: called when a router that drains has ended, and its shim with it.
+        :param shared: others of its generation take connections from the same socket.
+        """
         self.place = place
-        self.stats: RouterStats | None = None
-        self.last_stats: RouterStats | None = None
-        """The figures it gave last, also where it does not answer any more."""
-        self.shim_pid: int | None = None
-        self.shim_version: str | None = None
-        """Of the shim's code; None: it is from before that was noted."""
-        self.draining = False
-        """It is told to take no more connections, and to end after its last one."""
-        self.listener: socket.socket | None = None
-        self.pids: list[int] = []
-        self._fast = False
         self._roots = roots
         self._access_log = access_log
         self._shared = shared
-        self._on_stats = on_stats
-        self._on_gone: Callable[[RouterLink], None] = lambda _link: None
+        self._on_gone = on_gone
+        self._stats: RouterStats | None = None
+        self._last_stats: RouterStats | None = None
+        self._pid: int | None = None
+        self._shim_pid: int | None = None
+        self._shim_version: str | None = None
+        self._listener: socket.socket | None = None
+        self._draining = False
+        self._poll_s = POLL_S
         self._table = RoutingTable()
         self._untold = False
         self._wake = asyncio.Event()
         self._answered = asyncio.Event()
         """Of the question that is on its way; each has its own."""
         self._shim: ShimConnection | None = None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks = Tasks(log)
         self._stopping = False
         self._barred: FolderLock | None = None
         """Held from `adopt`, which found nobody, to `start`: a shim that an earlier supervisor started must not come up."""
+
+    @property
+    def stats(self) -> RouterStats | None:
+        """Its figures; None while it does not answer."""
+        return self._stats
+
+    @property
+    def last_stats(self) -> RouterStats | None:
+        """The figures it gave last, also where it does not answer any more."""
+        return self._last_stats
+
+    @property
+    def listener(self) -> socket.socket | None:
+        """The public port."""
+        return self._listener
+
+    @property
+    def process(self) -> RouterProcess:
+        """The router and its shim, as `status` shows them."""
+        stats = self._stats
+        return RouterProcess(
+            router=self.place.row,
+            generation=self.place.generation,
+            pid=self._pid,
+            shim_pid=self._shim_pid,
+            version=self.version,
+            shim_version=self._shim_version,
+            draining=self._draining,
+            in_flight=None if stats is None else stats.in_flight,
+            connections=None if stats is None else stats.connections,
+        )
 
     async def adopt(self) -> bool:
         """Take over a router shim that runs already, with its socket. False: there is none, and none will come up."""
@@ -85,13 +120,13 @@ class RouterLink:
         try:
             self._shim = await ShimConnection.connect(self.place.shim)
             hello = await self._shim.hello("supervisor")
-            self.listener = await self._shim.listen_fd()
+            self._listener = await self._shim.listen_fd()
         except ShimError:
             self._shim = None
             return False
-        self.pids, self.shim_pid = [hello.pid], hello.shim_pid
-        self.shim_version = self.place.version()
-        self.listener.setblocking(False)
+        self._pid, self._shim_pid = hello.pid, hello.shim_pid
+        self._shim_version = self.place.version()
+        self._listener.setblocking(False)
         reach("router.found")
         log.info("adopted the router shim (PID %s, router PID %s)", hello.shim_pid, hello.pid)
         return True
@@ -101,7 +136,7 @@ class RouterLink:
 
         :raises ShimError: it could not be started.
         """
-        self.listener = listener
+        self._listener = listener
         access_log, row = self._access_log, self.place.row
         if access_log is not None and row:  # `access.log` of router 2 is `access-2.log`
             access_log = access_log.with_name(f"{access_log.stem}-{row}{access_log.suffix}")
@@ -113,8 +148,8 @@ class RouterLink:
         reach("router.answered")
         self._shim = await ShimConnection.connect(self.place.shim)
         await self._shim.hello("supervisor")
-        self.pids, self.shim_pid = [started.pid], started.shim_pid
-        self.shim_version = self.place.version()
+        self._pid, self._shim_pid = started.pid, started.shim_pid
+        self._shim_version = self.place.version()
 
     def _unbar(self) -> None:
         if self._barred is not None:
@@ -123,7 +158,12 @@ class RouterLink:
 
     def begin(self) -> None:
         """Keep in touch from now on."""
-        self._tasks = [asyncio.ensure_future(self._keep_shim()), asyncio.ensure_future(self._keep_told())]
+        self._tasks.start(self._keep_shim(), f"keeping the shim of router {self.place.row}")
+        self._tasks.start(self._keep_told(), f"keeping router {self.place.row} told")
+
+    def poll_fast(self, fast: bool) -> None:
+        """Ask for figures ten times a second, or once: somebody drains, or nobody does."""
+        self._poll_s = FAST_POLL_S if fast else POLL_S
 
     def tell(self, table: RoutingTable) -> None:
         """Make `table` this router's table, as soon as it listens."""
@@ -134,12 +174,12 @@ class RouterLink:
     @property
     def version(self) -> str | None:
         """Of the router's code; None: it is from before it said so, or has not answered yet."""
-        return None if self.last_stats is None else self.last_stats.version
+        return None if self._last_stats is None else self._last_stats.version
 
     @property
     def serves(self) -> bool:
         """It answers, and has the table pushed last."""
-        return self.stats is not None and self.stats.table_generation == self._table.generation
+        return self._stats is not None and self._stats.table_generation == self._table.generation
 
     async def ended_early(self) -> str | None:
         """How the router ended since its start, if it did: what its shim says; None: it runs its first life."""
@@ -155,13 +195,9 @@ class RouterLink:
             f"it was killed by signal {how.signal}" if how.signal else f"it ended with exit code {how.code}"
         )
 
-    def poll_fast(self, fast: bool) -> None:
-        """Ask for figures ten times a second, or once: somebody drains, or nobody does."""
-        self._fast = fast
-
     async def look(self) -> None:
         """Ask for figures now, and wait for them for a moment."""
-        if self.stats is None:
+        if self._stats is None:
             return
         self._wake.set()
         with contextlib.suppress(asyncio.TimeoutError):
@@ -169,7 +205,7 @@ class RouterLink:
 
     def in_flight(self, replica: str, generation: int) -> int | None:
         """Requests of one start, as of the table pushed last; None until the router has said so."""
-        stats = self.stats
+        stats = self._stats
         if stats is None or not self.serves:
             return None
         for route in stats.replicas:
@@ -183,18 +219,18 @@ class RouterLink:
                 await asyncio.shield(self._shim.closed)
             if self._stopping:
                 return
-            if self.draining:
-                log.info("router %s (%s) has ended after its last request", self.place.row, self.pids)
+            if self._draining:
+                log.info("router %s (PID %s) has ended after its last request", self.place.row, self._pid)
                 self.place.forget()
                 reach("router.forgotten")
                 self._on_gone(self)
                 return
             log.error("the router shim is gone; starting another on the same socket")
-            self.stats = None
+            self._stats = None
             try:
-                assert self.listener is not None
-                await self.start(self.listener)
-            except (ShimError, OSError):
+                assert self._listener is not None
+                await self.start(self._listener)
+            except Exception:  # whatever it is: nobody else starts it again
                 log.exception("the router could not be started; trying again")
                 self._shim = None
                 await asyncio.sleep(POLL_S)
@@ -206,21 +242,17 @@ class RouterLink:
                     self.place.control_now, limit=LINE_MAX_BYTES
                 )
             except OSError:
-                self.stats = None
+                self._stats = None
                 await asyncio.sleep(RECONNECT_S)
                 continue
             try:
                 await self._converse(reader, writer)
-            except (
-                OSError,
-                asyncio.TimeoutError,
-                ValueError,
-                msgspec.MsgspecError,
-                ConnectionError,
-            ) as error:
+            except _HUNG_UP as error:
                 log.info("the router's control connection ended: %s", error or type(error).__name__)
+            except Exception:  # whatever it is: nobody else tells it
+                log.exception("the router's control connection failed")
             finally:
-                self.stats = None
+                self._stats = None
                 writer.close()
             await asyncio.sleep(RECONNECT_S)
 
@@ -230,27 +262,24 @@ class RouterLink:
             self._wake.clear()
             if self._untold:
                 self._untold = False
-                await ask(reader, writer, {"op": "table", "table": msgspec.to_builtins(self._table)})
-            answer = await ask(reader, writer, {"op": "stats"})
-            self.stats = self.last_stats = msgspec.convert(answer["stats"], RouterStats)
-            self.pids = [self.stats.pid]
+                await _ask(reader, writer, {"op": "table", "table": msgspec.to_builtins(self._table)})
+            answer = await _ask(reader, writer, {"op": "stats"})
+            self._stats = self._last_stats = msgspec.convert(answer["stats"], RouterStats)
+            self._pid = self._stats.pid
             self._answered.set()
             self._answered = asyncio.Event()
-            self._on_stats()
             with contextlib.suppress(asyncio.TimeoutError):
-                await within(self._wake.wait(), FAST_POLL_S if self._fast else POLL_S)
+                await within(self._wake.wait(), self._poll_s)
 
-    async def drain(self, limit_s: float, on_gone: Callable[[RouterLink], None]) -> None:
+    async def drain(self, limit_s: float) -> None:
         """Another takes its place: it takes no more connections, and ends with its shim after the last of its own, or at the limit.
-
-        :param on_gone: called when both have ended. Said again, to a router that drains already, it changes nothing.
+        Said again, to a router that drains already, it changes nothing.
         """
-        self.draining = True
-        self._on_gone = on_gone
+        self._draining = True
         await self._end(limit_s, keep_idle=True)
 
     async def _end(self, limit_s: float, *, keep_idle: bool) -> None:
-        await say(self.place.control_now, {"op": "drain", "limit_s": limit_s, "keep_idle": keep_idle})
+        await _say(self.place.control_now, {"op": "drain", "limit_s": limit_s, "keep_idle": keep_idle})
         reach("router.drained")
         if self._shim is not None and not self._shim.closed.done():
             try:
@@ -275,11 +304,42 @@ class RouterLink:
     async def detach(self) -> None:
         """Hang up; the router goes on."""
         self._stopping = True
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.close()
         if self._shim is not None:
             self._shim.close()
         self._unbar()
-        if self.listener is not None:
-            self.listener.close()
+        if self._listener is not None:
+            self._listener.close()
+
+
+async def _ask(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: dict[str, Any]
+) -> dict[str, Any]:
+    """The answer to one request.
+
+    :raises asyncio.TimeoutError: there is none in time; :raises ConnectionError: the router hung up.
+    :raises ValueError: it refused; :raises MsgspecError: its answer is no object.
+    """
+    writer.write(msgspec.json.encode(request) + b"\n")
+    line = await within(reader.readline(), ANSWER_S)
+    if not line:
+        raise ConnectionError("end of stream")
+    answer: dict[str, Any] = msgspec.json.decode(line)
+    if answer.get("ok") is not True:
+        raise ValueError(f"the router refused {request['op']}: {answer.get('error')}")
+    return answer
+
+
+async def _say(path: Path, request: dict[str, Any]) -> None:
+    """One request on a connection of its own. A router that does not understand goes by what it has."""
+    try:
+        reader, writer = await asyncio.open_unix_connection(path)
+    except OSError as error:
+        log.warning("the router was not told to %s: %s", request["op"], error)
+        return
+    try:
+        await _ask(reader, writer, request)
+    except (OSError, asyncio.TimeoutError, ValueError, msgspec.MsgspecError) as error:
+        log.warning("the router was not told to %s: %s", request["op"], error)
+    finally:
+        writer.close()

@@ -11,18 +11,20 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 import gpuserved
 from gpuserved.api.errors import GpuserveError, Internal
+from gpuserved.api.processes import RouterProcess
 from gpuserved.api.roots import Roots
 from gpuserved.api.routing import RouterStats, RoutingTable
 from gpuserved.host.failpoint import reach
 from gpuserved.host.statefile import write_atomically
+from gpuserved.host.tasks import Tasks
 from gpuserved.routers.generations import Generations
 from gpuserved.routers.link import RouterLink
 from gpuserved.routers.place import RouterPlace, places
@@ -36,45 +38,68 @@ SERVES_WITHIN_S = 30.0
 _POLL_S = 0.05
 
 
+@dataclass(frozen=True, slots=True)
+class RoutersSnapshot:
+    """The data plane at one moment."""
+
+    pids: tuple[int, ...]
+    """Of the router processes that take connections."""
+    stats: RouterStats | None
+    """All figures together; None while a router does not answer."""
+    processes: tuple[RouterProcess, ...]
+    """Those that take connections, then those that come and go."""
+    trouble: str | None
+    """Why the last replacement failed; None: it did not."""
+
+
 class Routers:
     """Router 0 holds the socket for all; the others are started beside it."""
 
     def __init__(
         self,
         roots: Roots,
-        on_stats: Callable[[], None],
         *,
         access_log: Path | None = None,
         count: int = 1,
         drain_s: Callable[[], float] = lambda: DRAIN_S,
     ) -> None:
-        """:param drain_s: the longest a router that is replaced now goes on with what it has."""
-        self._drain_s = drain_s
-        self.trouble: str | None = None
-        """Why the routers could not be replaced; None: they could."""
+        """:param count: routers that run together.
+        :param drain_s: the longest that a router which is replaced goes on with what it has; asked at each replacement.
+        """
         self._roots = roots
-        self._on_stats = on_stats
         self._access_log = access_log
         self._count = count
+        self._drain_s = drain_s
+        self._trouble: str | None = None
         self._table = RoutingTable()
         self._fast = False
         self._of = Generations(self._generation(1))
         self._adopted = False
         self._barred: list[RouterLink] = []
         self._replacing = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(log)
 
     def _generation(self, number: int) -> list[RouterLink]:
         return [self._link(RouterPlace(self._roots.run, row, number)) for row in range(self._count)]
 
     def _link(self, place: RouterPlace) -> RouterLink:
         shared = self._count > 1
-        return RouterLink(self._roots, place, self._on_stats, access_log=self._access_log, shared=shared)
+        return RouterLink(self._roots, place, self._gone, access_log=self._access_log, shared=shared)
 
     @property
-    def links(self) -> list[RouterLink]:
-        """Those that serve, then those that come and go."""
-        return self._of.links
+    def snapshot(self) -> RoutersSnapshot:
+        """All that is known of them now."""
+        return RoutersSnapshot(
+            pids=self._pids,
+            stats=self._of.stats,
+            processes=tuple(link.process for link in self._of.links),
+            trouble=self._trouble,
+        )
+
+    @property
+    def _pids(self) -> tuple[int, ...]:
+        found = (link.process.pid for link in self._of.present)
+        return tuple(pid for pid in found if pid is not None)
 
     @property
     def listener(self) -> socket.socket | None:
@@ -82,19 +107,14 @@ class Routers:
         return self._of.present[0].listener
 
     @property
-    def pids(self) -> list[int]:
-        """Of the router processes that take connections."""
-        return [pid for link in self._of.present for pid in link.pids]
-
-    @property
     def stats(self) -> RouterStats | None:
         """All figures together; None while a router does not answer."""
         return self._of.stats
 
     def poll_fast(self, fast: bool) -> None:
-        """Have figures ten times a second, or once: somebody drains, or nobody does."""
+        """Ask for figures ten times a second, or once: somebody drains, or nobody does."""
         self._fast = fast
-        for link in self.links:
+        for link in self._of.links:
             link.poll_fast(fast)
 
     def table_on_disk(self) -> RoutingTable | None:
@@ -118,18 +138,18 @@ class Routers:
         alive = [link for link in known if await link.adopt()]
         newest = alive[0].place.generation if alive else 1
         there = {link.place: link for link in known}
-        self._of.present = [there.get(made.place, made) for made in self._generation(newest)]
+        present = [there.get(made.place, made) for made in self._generation(newest)]
         # In the places of the others nobody will come up any more, while this supervisor lives.
-        self._barred = [link for link in known if link not in alive and link not in self._of.present]
+        self._barred = [link for link in known if link not in alive and link not in present]
         for link in self._barred:
             link.place.forget()
+        # The others are of an earlier generation, or of a setting that was larger.
+        self._of.found(present, [link for link in alive if link not in present])
         if not alive:
             return False
-        for link in self._of.present:
+        for link in present:
             if link not in alive:
                 await link.start(_copy(alive[0].listener))
-        # Of an earlier generation, or of a setting that was larger.
-        self._of.former = [link for link in alive if link not in self._of.present]
         self._adopted = True
         return True
 
@@ -145,16 +165,16 @@ class Routers:
 
     def begin(self) -> None:
         """Keep in touch from now on, and bring to an end what a supervisor before began."""
-        for link in self.links:
+        for link in self._of.links:
             link.begin()
         if self._adopted:
-            self._spawn(self._settle())
+            self._tasks.start(self._settle(), "settling the routers that were found")
 
     async def _settle(self) -> None:
         """Adopted routers that others have replaced end; those of another version are replaced."""
         try:
             await self._until_serving(self._of.present)
-            await self._retire(list(self._of.former))
+            await self._retire(self._of.former)
             if any(link.version != gpuserved.__version__ for link in self._of.present):
                 await self.replace()
         except GpuserveError as error:
@@ -168,7 +188,7 @@ class Routers:
         broken = self._of.back(self._count)
         if broken:
             these = [link.place.folder.name for link in broken]
-            log.warning("%s do not serve and are ended; routers %s serve again", these, self.pids)
+            log.warning("%s do not serve and are ended; routers %s serve again", these, self._pids)
         await asyncio.gather(*(link.stop() for link in broken))
 
     async def replace(self) -> None:
@@ -177,8 +197,8 @@ class Routers:
         :raises Internal: they do not serve; they are gone then, and the present ones go on as if nothing had been.
         """
         async with self._replacing:
-            self.trouble = None
-            self._of.fresh = self._generation(self._of.newest + 1)
+            self._trouble = None
+            self._of.propose(self._generation(self._of.newest + 1))
             try:
                 for link in self._of.fresh:
                     await link.start(_copy(self.listener))
@@ -189,21 +209,20 @@ class Routers:
                 await self._until_serving(self._of.fresh)
                 reach("router.serving")
             except (GpuserveError, OSError) as error:
-                failed, self._of.fresh = self._of.fresh, []
-                await asyncio.gather(*(link.stop() for link in failed))
+                await asyncio.gather(*(link.stop() for link in self._of.dismiss()))
                 reach("router.failed")
                 why = error.message if isinstance(error, GpuserveError) else str(error)
                 where = self._roots.log / "router.log"
-                self.trouble = (
+                self._trouble = (
                     f"the routers could not be replaced, and those from before go on: {why}; see {where}"
                 )
-                raise Internal(self.trouble) from None
+                raise Internal(self._trouble) from None
             before = self._of.promote()
             self.poll_fast(self._fast)
-            log.info("routers %s take the place of %s", self.pids, [pid for b in before for pid in b.pids])
+            log.info("routers %s take the place of %s", self._pids, [link.process.pid for link in before])
             await self._retire(before)
 
-    async def _until_serving(self, links: list[RouterLink]) -> None:
+    async def _until_serving(self, links: Sequence[RouterLink]) -> None:
         """:raises Internal: one of them does not serve, and why."""
         deadline = time.monotonic() + SERVES_WITHIN_S
         while not all(link.serves for link in links):
@@ -215,9 +234,9 @@ class Routers:
                 raise Internal(f"a router does not answer within {SERVES_WITHIN_S:g} s")
             await asyncio.sleep(_POLL_S)
 
-    async def _retire(self, links: list[RouterLink]) -> None:
+    async def _retire(self, links: Sequence[RouterLink]) -> None:
         """Let these end; the control sockets' names lead to those that serve."""
-        await asyncio.gather(*(link.drain(self._drain_s(), self._gone) for link in links))
+        await asyncio.gather(*(link.drain(self._drain_s()) for link in links))
         for link in self._of.present:
             with contextlib.suppress(OSError):
                 link.place.take_name()
@@ -225,12 +244,7 @@ class Routers:
 
     def _gone(self, link: RouterLink) -> None:
         self._of.gone(link)
-        self._spawn(link.detach())
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start(link.detach(), f"hanging up on {link.place.folder.name}")
 
     def push(self, table: RoutingTable) -> None:
         """Make `table` the routers' table: on disk now, by socket as soon as they listen."""
@@ -239,12 +253,12 @@ class Routers:
             write_atomically(self._roots.run / "routing.json", msgspec.json.encode(table))
         except OSError as error:
             log.error("routing.json could not be written: %s", error)  # noqa: TRY400 - the reason is in the error
-        for link in self.links:
+        for link in self._of.links:
             link.tell(table)
 
     async def look(self) -> None:
         """Have figures of this instant, where the routers answer at once."""
-        await asyncio.gather(*(link.look() for link in self.links))
+        await asyncio.gather(*(link.look() for link in self._of.links))
 
     def in_flight(self, replica: str, generation: int) -> int | None:
         """Requests of one start in all routers, as of the table pushed last; None until each has said so."""
@@ -252,18 +266,14 @@ class Routers:
 
     async def stop(self) -> None:
         """End all routers after their requests, and their shims; the port is free then."""
-        self._forget_tasks()
-        await asyncio.gather(*(link.stop() for link in self.links))
+        await self._tasks.close()
+        await asyncio.gather(*(link.stop() for link in self._of.links))
 
     async def detach(self) -> None:
         """Hang up; the routers go on."""
-        self._forget_tasks()
-        for link in (*self.links, *self._barred):
+        await self._tasks.close()
+        for link in (*self._of.links, *self._barred):
             await link.detach()
-
-    def _forget_tasks(self) -> None:
-        for task in tuple(self._tasks):
-            task.cancel()
 
 
 def _copy(listener: socket.socket | None) -> socket.socket:
