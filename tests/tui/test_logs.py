@@ -38,11 +38,11 @@ def title(app: FleetApp) -> str:
 
 
 async def feed(app: FleetApp, pilot: Pilot[int], daemon: Daemon, until: Until, *batches: LogBatch) -> None:
-    before = app.session.log.received
+    before = app.session.log.lines.received
     for each in batches:
         daemon.log.put(each)
     wanted = before + sum(len(each.lines) for each in batches)
-    await until(pilot, lambda: app.session.log.received == wanted)
+    await until(pilot, lambda: app.session.log.lines.received == wanted)
 
 
 async def test_following_pausing_and_what_is_new(daemon: Daemon, fleet: Status, until: Until) -> None:
@@ -73,7 +73,9 @@ async def test_a_flood_neither_freezes_the_screen_nor_goes_uncounted(
         for key in ("w", "t", "w", "t", "2", "4"):
             await pilot.press(key)
         assert app.state.pane == "logs"
-        await until(pilot, lambda: app.session.log.lines.dropped + app.session.log.received == 60 * 12_500)
+        await until(
+            pilot, lambda: app.session.log.lines.dropped + app.session.log.lines.received == 60 * 12_500
+        )
         await until(pilot, lambda: f"{app.session.log.lines.dropped:,} dropped" in title(app))
         assert len(app.session.log.lines.shown) <= 12_100
         assert "lines not shown: too many at once" in "".join(

@@ -242,6 +242,21 @@ async def test_a_rolling_change_and_the_queue_of_each_model_are_in_sight(
         await until(pilot, lambda: not app.overview.rollout.display)
 
 
+async def test_a_layout_that_comes_after_its_drawing_is_drawn(
+    daemon: Daemon, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine a screen is resized, drawn, and only then laid out; no figures come after that."""
+    app = FleetApp(daemon)
+    async with app.run_test(size=(120, 36)) as pilot:
+        await show(app, pilot, daemon, many(12), until)
+        await until(
+            pilot, lambda: "LOG qwen-0" in str(app.overview.rules[3].visual)
+        )  # nothing else is drawn after it
+        monkeypatch.setattr(app, "call_after_refresh", lambda call, *args: call(*args))
+        await pilot.resize_terminal(80, 20)
+        await until(pilot, lambda: "TTFT95" in app.overview.replicas.text)  # a column of narrow screens
+
+
 @pytest.mark.parametrize("scene", SCENES)
 async def test_any_fleet_fits_any_terminal(daemon: Daemon, until: Until, scene: str) -> None:
     app = FleetApp(daemon)

@@ -133,7 +133,6 @@ class FleetApp(App[int]):
         self.set_keymap({name: ",".join(keys) for name, keys in self.settings.keys.items()})
 
     def compose(self) -> ComposeResult:
-        """Head, screens, alerts, banner, the pane, the prompt, the keys."""
         *above, below = self._lines.values()
         yield from above
         with Container(id="panes"):
@@ -157,7 +156,6 @@ class FleetApp(App[int]):
         self._catch_signals()
 
     def on_unmount(self) -> None:
-        """Nothing may be posted to a screen that is gone."""
         self._left = True
         self._feed.close()
         self.session.log.close()
@@ -173,7 +171,6 @@ class FleetApp(App[int]):
     # --- what comes in
 
     def on_news(self, message: News) -> None:
-        """From the daemon."""
         told = message.told
         if isinstance(told, Attached):
             self.state.attached(may_operate=told.version.may_operate)
@@ -200,7 +197,6 @@ class FleetApp(App[int]):
 
     @property
     def current(self) -> Pane:
-        """The visible pane."""
         return self.panes[self.state.pane]
 
     @property
@@ -210,7 +206,6 @@ class FleetApp(App[int]):
 
     @property
     def situation(self) -> Situation:
-        """What decides which actions are possible now."""
         return self.state.view.situation(self.current.selection)
 
     # --- keys
@@ -255,7 +250,6 @@ class FleetApp(App[int]):
             yield from pane.offers(view)
 
     def show_pane(self, name: str) -> None:
-        """Another screen."""
         self.state.show(name)
         for each, pane in self.panes.items():
             pane.display = each == name
@@ -282,7 +276,6 @@ class FleetApp(App[int]):
         say(self, f"drawn every {self.state.arrangement.refresh_s:g} s")
 
     def switch_theme(self) -> None:
-        """Dark or light."""
         self.theme = THEMES["light" if self.current_theme.dark else "dark"].name
         self.draw()
 
@@ -363,7 +356,6 @@ class FleetApp(App[int]):
             self.current.typed(self._prompt.purpose, event.value)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        """The prompt's text is complete."""
         if event.input is self._prompt and (purpose := self._close_prompt()) is not None:
             self.current.entered(purpose, event.value)
 
@@ -412,14 +404,12 @@ class FleetApp(App[int]):
     # --- drawing: at the pace of the screen, not of the data
 
     def on_pane_redraw(self, message: Pane.Redraw) -> None:
-        """A screen has something else to show."""
         if message.soon:
             self._due = True
         else:
             self.draw()
 
     def on_resize(self) -> None:
-        """Other columns fit."""
         self.call_after_refresh(self.draw)
 
     def on_row_table_opened(self, message: RowTable.Opened) -> None:
@@ -449,7 +439,7 @@ class FleetApp(App[int]):
         live = not view.stale or view.status is None
         self._look.use(self.theme, live=live)
         if not view.arrangement.frozen:
-            self.current.draw(view)
+            self.current.show(view)
             if self.main.has_class("stale") == live:
                 self.main.set_class(not live, "stale")
                 for each in self.current.views:
@@ -468,7 +458,6 @@ class FleetApp(App[int]):
             gc.freeze()
 
     def _draw_lines(self, view: View) -> None:
-        """The lines around the pane."""
         width, glyphs = self.size.width, self._look.glyphs
         found = bars.alerts(view.status) if view.status else []
         wide = width >= WIDE and self.size.height >= 24

@@ -15,7 +15,7 @@ _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)
 
 
 class Cell(NamedTuple):
-    """A piece of a line: what it says, and the role that its colour follows (`theme.ROLES`)."""
+    """A piece of a line: what it says, and the role that its colour follows (`theme.styles`)."""
 
     text: str
     role: str = ""

@@ -31,12 +31,10 @@ class FleetCommands(Provider):
         return cast("Offering", self.app).offers()
 
     async def discover(self) -> Hits:
-        """Before anything is typed."""
         for name, text, run in self._offers():
             yield DiscoveryHit(Text(name), run, text=name, help=Text(text).plain)
 
     async def search(self, query: str) -> Hits:
-        """What matches."""
         matcher = self.matcher(query)
         for name, text, run in self._offers():
             score = matcher.match(name)

@@ -33,7 +33,6 @@ class Settings:
     """Action -> keys that take the place of its own."""
 
     def keys_of(self, action: str) -> tuple[str, ...]:
-        """The keys of an action."""
         return self.keys.get(action, BY_ID[action].keys)
 
 

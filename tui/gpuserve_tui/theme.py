@@ -22,22 +22,6 @@ LIGHT = Theme(
     dark=False,
 )  # fmt: skip
 THEMES = {"dark": DARK, "light": LIGHT}
-ROLES = (
-    "",
-    "ok",
-    "warn",
-    "err",
-    "info",
-    "dim",
-    "bold",
-    "head",
-    "bar",
-    "other",
-    "mark",
-    "key",
-    "match",
-    "off",
-)
 
 
 @lru_cache(maxsize=8)
@@ -94,7 +78,6 @@ class Look:
 
     @property
     def glyphs(self) -> Glyphs:
-        """The characters in use."""
         return self._glyphs
 
     def use(self, theme: str, *, live: bool) -> None:

@@ -72,7 +72,6 @@ class Feed:
         self._posted = False
 
     def start(self) -> None:
-        """Begin reading, once."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="events", daemon=True)
             self._thread.start()
@@ -85,7 +84,6 @@ class Feed:
             post(each)
 
     def close(self) -> None:
-        """Post nothing more."""
         self._closed.set()
 
     def take(self) -> Inbox:

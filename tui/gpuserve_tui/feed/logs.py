@@ -62,7 +62,6 @@ class LogTail:
             return dict(self._places)
 
     def close(self) -> None:
-        """Follow no longer."""
         self._closed.set()
 
     def _run(self) -> None:
@@ -144,13 +143,7 @@ class LogReader:
 
     @property
     def lines(self) -> Lines:
-        """What has come of the log."""
         return self._buffer
-
-    @property
-    def received(self) -> int:
-        """Lines that came since the log was opened."""
-        return self._buffer.received
 
     @property
     def state(self) -> LogState:
@@ -163,7 +156,6 @@ class LogReader:
         return self._trail.past.done
 
     def close(self) -> None:
-        """Follow nothing."""
         if self._tail is not None:
             self._tail.close()
 
@@ -306,7 +298,6 @@ class LogReader:
             return LogPage(lines=[])
 
     def not_read(self) -> None:
-        """The page could not be read."""
         self._fetching = False
 
     def prepend(self, page: Page) -> int:

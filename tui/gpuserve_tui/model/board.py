@@ -69,7 +69,6 @@ class Board:
 
     @property
     def status(self) -> Status | None:
-        """As the daemon sent it last, with the generation that a change of ours has moved it to."""
         return self._status
 
     @property
@@ -108,7 +107,6 @@ class Board:
         )
 
     def arrived(self, status: Status) -> None:
-        """A whole status, with figures."""
         self.known(status)
         powers = {gpu.index: gpu.power_w for gpu in status.gpus}
         for replica in status.replicas:

@@ -68,12 +68,16 @@ class Lines(Protocol):
         """Ids of the lines that the filter lets through, in order."""
 
     @property
+    def received(self) -> int:
+        """Lines that were written and came, also those that found no room."""
+
+    @property
     def dropped(self) -> int:
         """Lines that were written and never came here."""
 
     @property
     def detached(self) -> bool:
-        """Whether what is written now is left out."""
+        """What is written now comes no longer here: somebody reads the past, and there is no room for both."""
 
     @property
     def merged(self) -> bool:
@@ -104,27 +108,22 @@ class LogBuffer:
 
     @property
     def shown(self) -> Sequence[int]:
-        """Ids of the lines that the filter lets through, in order."""
         return self._shown
 
     @property
     def dropped(self) -> int:
-        """Lines that were written and never came here."""
         return self._dropped
 
     @property
     def received(self) -> int:
-        """Lines that were written and came, also those that found no room."""
         return self._received
 
     @property
     def detached(self) -> bool:
-        """What is written now comes no longer here: somebody reads the past, and there is no room for both."""
         return self._detached
 
     @property
     def merged(self) -> bool:
-        """Whether it holds several logs."""
         return self._merged
 
     @property

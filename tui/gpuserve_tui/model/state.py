@@ -61,12 +61,10 @@ class View:
 
     @property
     def replicas(self) -> Sequence[ReplicaView]:
-        """All of them, in the daemon's order."""
         return self.status.replicas if self.status else ()
 
     @property
     def gpus(self) -> Sequence[GpuView]:
-        """All of them, in the daemon's order."""
         return self.status.gpus if self.status else ()
 
     @property
@@ -76,11 +74,9 @@ class View:
         return arranged(self.replicas, how.filter, how.sort, descending=how.descending)
 
     def replica(self, name: str | None) -> ReplicaView | None:
-        """One replica by id."""
         return next((replica for replica in self.replicas if replica.id == name), None)
 
     def gpu(self, uuid: str | None) -> GpuView | None:
-        """One GPU by UUID."""
         return next((gpu for gpu in self.gpus if gpu.uuid == uuid), None)
 
     def situation(self, selected: Selection) -> Situation:
@@ -116,7 +112,6 @@ class ViewState:
 
     @property
     def view(self) -> View:
-        """Everything, as of now."""
         now = self._monotonic()
         age_s = now - self._heard_at
         stale = ""
@@ -132,44 +127,36 @@ class ViewState:
 
     @property
     def status(self) -> Status | None:
-        """As the daemon sent it last."""
         return self._board.status
 
     @property
     def lost(self) -> str | None:
-        """Why no daemon answers; None: one does, or none has been asked yet."""
         return self._lost
 
     @property
     def arrangement(self) -> Arrangement:
-        """How the operator has arranged the screen."""
         return self._arrangement
 
     @property
     def pane(self) -> str:
-        """The screen that is shown."""
         return self._arrangement.pane
 
     @property
     def replica_names(self) -> list[str]:
-        """All replicas, in the daemon's order."""
         return [replica.id for replica in self._board.status.replicas] if self._board.status else []
 
     def trend(self, replica: str) -> Trend:
-        """The last five minutes of a replica, or under the empty name of all."""
         return self._board.trend(replica)
 
     # --- what the daemon says
 
     def attached(self, *, may_operate: bool) -> None:
-        """Connected, for the first time or again."""
         self._lost = None
         self._board.attached()
         if not self._read_only and not may_operate:
             self._read_only = "this user may only look"
 
     def disconnected(self, why: str) -> None:
-        """The data stays, and is marked as old."""
         self._lost = why
 
     def noticed(self, past: Sequence[FleetEvent], fresh: Sequence[FleetEvent]) -> None:
@@ -205,11 +192,9 @@ class ViewState:
         self._arrange(frozen=not self._arrangement.frozen)
 
     def toggle_trends(self) -> None:
-        """Trends of everything, or of the selected replica."""
         self._arrange(trends_of_all=not self._arrangement.trends_of_all)
 
     def filter_by(self, wanted: Filter) -> None:
-        """Show only the rows that it lets through."""
         self._arrange(filter=wanted)
 
     def sort_by(self, column: str) -> None:
@@ -220,12 +205,10 @@ class ViewState:
             self._arrange(sort=column, descending=column not in _NAMES)
 
     def sort_by_next(self) -> None:
-        """By the next column."""
         column = SORTS[(SORTS.index(self._arrangement.sort) + 1) % len(SORTS)]
         self._arrange(sort=column, descending=column not in _NAMES)
 
     def reverse(self) -> None:
-        """The other way round."""
         self._arrange(descending=not self._arrangement.descending)
 
     def toggle_mark(self, replica: str) -> None:
@@ -233,11 +216,9 @@ class ViewState:
         self._arrange(marked=self._arrangement.marked ^ {replica})
 
     def clear_marks(self) -> None:
-        """No replica is marked."""
         self._arrange(marked=frozenset())
 
     def pace(self, factor: float) -> None:
-        """Draw less often, or more."""
         refresh_s = min(SLOWEST_S, max(FASTEST_S, self._arrangement.refresh_s * factor))
         self._arrange(refresh_s=refresh_s)
 

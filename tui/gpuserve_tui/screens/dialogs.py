@@ -39,7 +39,6 @@ class Confirm(ModalScreen[str | None]):
         self._opened = time.monotonic()
 
     def compose(self) -> ComposeResult:
-        """Title, consequences, what is to be typed, and the buttons; Cancel has the focus."""
         asked = self.question
         with Vertical(id="dialog"):
             yield Static(Text(plain(asked.title), style="bold"), id="dialog-title")
@@ -63,7 +62,6 @@ class Confirm(ModalScreen[str | None]):
 
     @property
     def deaf(self) -> bool:
-        """True for a moment after opening."""
         return time.monotonic() - self._opened < DEAF_S
 
     def on_input_changed(self, event: Input.Changed) -> None:
@@ -76,7 +74,6 @@ class Confirm(ModalScreen[str | None]):
             self.action_answer("accept")
 
     def on_button_pressed(self, event: Button.Pressed) -> None:
-        """A click, or enter."""
         answer = event.button.id or ""
         self.action_answer("" if answer == "cancel" else answer)
 
@@ -109,35 +106,28 @@ class Reading(ModalScreen[None]):
         self.body = TextLines(look, id="reading-body")
 
     def compose(self) -> ComposeResult:
-        """One box."""
         with Vertical(id="reading"):
             yield Static(Text(plain(self._heading), style="bold"), id="reading-title")
             yield self.body
             yield Static(Text("esc close   j k scroll   y copy", style="dim"), id="reading-foot")
 
     def on_mount(self) -> None:
-        """Fill it."""
         self.body.show(self._lines)
         self.body.focus()
 
     def action_close(self) -> None:
-        """Back."""
         self.dismiss()
 
     def action_move(self, lines: int) -> None:
-        """Scroll by lines."""
         self.body.move(lines)
 
     def action_page(self, pages: int) -> None:
-        """Scroll by pages."""
         self.body.move(pages * max(1, self.body.size.height - 1))
 
     def action_edge(self, end: int) -> None:
-        """To an end."""
         self.body.to_edge(end=bool(end))
 
     def action_copy(self) -> None:
-        """All of the text."""
         self.app.copy_to_clipboard(self.body.text)
         self.app.notify(
             f"{len(self.body.text.encode()):,} bytes sent to the terminal's clipboard", markup=False
@@ -154,22 +144,18 @@ class Ask(ModalScreen[str | None]):
         self._heading, self._value, self._hint = title, value, hint
 
     def compose(self) -> ComposeResult:
-        """Title, field, hint."""
         with Vertical(id="dialog"):
             yield Static(Text(plain(self._heading), style="bold"), id="dialog-title")
             yield Input(self._value, id="answer", select_on_focus=False)
             yield Static(Text(plain(self._hint), style="dim"), id="dialog-text")
 
     def on_mount(self) -> None:
-        """Ready to type."""
         self.query_one("#answer", Input).focus()
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        """Enter."""
         self.dismiss(event.value)
 
     def action_cancel(self) -> None:
-        """Escape."""
         self.dismiss(None)
 
 
@@ -197,6 +183,5 @@ class Prompt(Input):
         self.focus()
 
     def close(self) -> None:
-        """Take it away."""
         self._purpose = None
         self.styles.display = "none"

@@ -32,7 +32,6 @@ class EventsPane(Pane):
         self.table = RowTable(session.look, id="event-table", empty="nothing has happened yet")
 
     def compose(self) -> ComposeResult:
-        """One table."""
         yield self.table
 
     @property

@@ -27,12 +27,10 @@ class GpusPane(ReplicaPane):
         self.table = RowTable(session.look, id="gpu-tree", empty="no GPU is visible to the daemon")
 
     def compose(self) -> ComposeResult:
-        """One table."""
         yield self.table
 
     @property
     def commands(self) -> Commands:
-        """Acts on the selected GPU, beside those on its replica."""
         return {
             **super().commands,
             "quarantine": partial(self.change_gpu, BY_ID["quarantine"]),
@@ -54,7 +52,6 @@ class GpusPane(ReplicaPane):
             self.propose(intent, about_gpu(action, chosen, view.status))
 
     def offers(self, view: View) -> Iterator[Offer]:
-        """What can be done with each GPU."""
         now = view.situation(Selection())
         for gpu in view.gpus:
             one = dataclasses.replace(now, pane="gpus", gpu=gpu)
@@ -65,12 +62,10 @@ class GpusPane(ReplicaPane):
                     )
 
     def detail(self) -> None:
-        """Of the branch's replica."""
         if self.state.view.replica(self.selection.replica) is None:
             self.say("the cursor is on no replica")
         else:
             super().detail()
 
     def draw(self, view: View) -> None:
-        """The tree."""
         self.table.show(TREE_COLUMNS, tree_rows(view.gpus, view.replicas, self.table.glyphs))

@@ -24,7 +24,6 @@ class LogPane(Pane):
 
     @property
     def commands(self) -> Commands:
-        """Following and the least level."""
         return {**super().commands, "follow": self._follow, "level": self._next_level}
 
     def flush(self) -> None:
@@ -93,18 +92,16 @@ class LogsPane(LogPane):
         self.log_view = LogView(session.look, session.log.lines, id="log-view")
 
     def compose(self) -> ComposeResult:
-        """Title and lines."""
         yield self.title
         yield self.log_view
 
     @property
     def commands(self) -> Commands:
-        """How it is shown, what is searched, and which log."""
         return {
             **super().commands,
-            "wrap": self._wrap,
-            "timestamps": self._times,
-            "numbers": self._numbers,
+            "wrap": self.redrawn(self.log_view.toggle_wrap),
+            "timestamps": self.redrawn(self.log_view.toggle_times),
+            "numbers": self.redrawn(self.log_view.toggle_numbers),
             "log_filter": self._ask_only,
             "next_match": partial(self._match, forward=True),
             "previous_match": partial(self._match, forward=False),
@@ -114,7 +111,6 @@ class LogsPane(LogPane):
 
     @property
     def views(self) -> list[LineView]:
-        """The log."""
         return [self.log_view]
 
     def shown(self) -> None:
@@ -132,23 +128,8 @@ class LogsPane(LogPane):
         self.write(self.title, ruler(f"LOG {name} (<>)", flags, self.size.width, self.log_view.glyphs))
 
     def draw_log_title(self) -> None:
-        """All that `draw` does."""
         if self.state.pane == "logs" and not self.state.arrangement.frozen:
             self.draw(self.state.view)
-
-    # --- how it is shown
-
-    def _wrap(self) -> None:
-        self.log_view.toggle_wrap()
-        self.redraw()
-
-    def _times(self) -> None:
-        self.log_view.toggle_times()
-        self.redraw()
-
-    def _numbers(self) -> None:
-        self.log_view.toggle_numbers()
-        self.redraw()
 
     def _neighbour(self, by: int) -> None:
         source = self.session.log.neighbour(by, self.state.replica_names)

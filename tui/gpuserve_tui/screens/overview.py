@@ -47,14 +47,12 @@ class Overview(ReplicaTablePane, LogPane):
         self._resting: Timer | None = None
 
     def compose(self) -> ComposeResult:
-        """From top to bottom."""
         yield from (self.rules[0], self.gpus, self.rollout, self.rules[1], self.replicas)
         yield from (self.rules[2], *self.trends, self.rules[3], self.log_view)
 
     @property
     def commands(self) -> Commands:
-        """Trends, beside what replicas and logs know."""
-        return {**super().commands, "trends": self._toggle_trends}
+        return {**super().commands, "trends": self.redrawn(self.state.toggle_trends)}
 
     @property
     def views(self) -> list[LineView]:
@@ -82,12 +80,7 @@ class Overview(ReplicaTablePane, LogPane):
         if self.state.pane == "overview" and name is not None:
             self.post_message(self.LogWanted(name))
 
-    def _toggle_trends(self) -> None:
-        self.state.toggle_trends()
-        self.redraw()
-
     def draw(self, view: View) -> None:
-        """All parts, as the height allows."""
         wide = self.wide
         replicas = view.shown_replicas
         self._draw_rollout(view)

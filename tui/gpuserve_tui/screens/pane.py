@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from textual.app import App
 from textual.containers import Vertical
+from textual.geometry import Size
 from textual.message import Message
 
 from gpuserve_tui.cells import Cell, plain
@@ -106,6 +107,7 @@ class Pane(Vertical):
         super().__init__(id=id)
         self.session = session
         self.state = session.state
+        self._drawn_size = Size()
         self._gone = False
 
     # --- what subclasses say
@@ -155,21 +157,36 @@ class Pane(Vertical):
 
     # --- drawing
 
+    def show(self, view: View) -> None:
+        """Draw it in the size that there is."""
+        self._drawn_size = self.size
+        self.draw(view)
+
+    def on_resize(self) -> None:
+        """The layout may come after what was drawn for it: then once more."""
+        if self.display and self.size != self._drawn_size:
+            self.redraw()
+
     @property
     def wide(self) -> bool:
-        """Room for rulers, bars and every column."""
         return self.size.width >= WIDE
 
     def write(self, widget: Line, cells: list[Cell]) -> None:
-        """Write one line."""
         widget.say(cells, self.session.look.roles)
 
     def redraw(self, *, soon: bool = False) -> None:
-        """Ask for it to be drawn."""
         self.post_message(self.Redraw(soon=soon))
 
+    def redrawn(self, change: Callable[[], None]) -> Callable[[], None]:
+        """`change`, and then another look at it."""
+
+        def run() -> None:
+            change()
+            self.redraw()
+
+        return run
+
     def say(self, text: str, severity: str = "information") -> None:
-        """A toast."""
         say(self.app, text, severity)
 
     # --- moving
@@ -184,7 +201,6 @@ class Pane(Vertical):
         return views[0] if views else None
 
     def focus_first(self) -> None:
-        """The keys go to the first view."""
         views = self.views
         if views:
             views[0].focus()
@@ -196,7 +212,6 @@ class Pane(Vertical):
             view.move(rows)
 
     def to_edge(self, *, end: bool) -> None:
-        """To the first or the last row."""
         view = self.focused_view
         if isinstance(view, (RowTable, TextLines)):
             view.to_edge(end=end)
@@ -221,7 +236,6 @@ class Pane(Vertical):
             self.show_replica(name)
 
     def show_replica(self, name: str) -> None:
-        """Fetch everything about a replica, and show it."""
         self.call(partial(self.session.client.detail, name), self._show_detail)
 
     def _show_detail(self, found: ReplicaDetail) -> None:
@@ -238,7 +252,6 @@ class Pane(Vertical):
         self.post_message(self.LogWanted(replica, go_there=True))
 
     def read(self, title: str, lines: Sequence[Sequence[Cell] | str]) -> None:
-        """Show a text over everything."""
         self.app.push_screen(Reading(self.session.look, title, lines))
 
     def _copy_line(self) -> None:
@@ -254,7 +267,6 @@ class Pane(Vertical):
     # --- filter
 
     def ask_filter(self) -> None:
-        """Ask which rows to show."""
         hint = "words, !word, /regex/, state:failed gpu:3 model:x"
         self.post_message(self.PromptWanted("filter", self.state.arrangement.filter.text, hint))
 
@@ -268,7 +280,6 @@ class Pane(Vertical):
             self.redraw()
 
     def entered(self, purpose: str, text: str) -> None:
-        """The prompt's text is complete."""
         del purpose
         try:
             self.state.filter_by(parse(text))
@@ -312,7 +323,6 @@ class Pane(Vertical):
         self.redraw()
 
     def on_called(self, message: Called) -> None:
-        """Back from the thread."""
         message.deliver()
 
     def on_unmount(self) -> None:

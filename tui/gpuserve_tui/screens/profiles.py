@@ -39,14 +39,12 @@ class ProfilesPane(Pane):
         self._profiles: tuple[ProfileView, ...] = ()
 
     def compose(self) -> ComposeResult:
-        """The list above, the difference below."""
         with Horizontal(id="profile-top"):
             yield self.table
         yield self.diff
 
     @property
     def commands(self) -> Commands:
-        """Applying."""
         return {**super().commands, "apply": self._apply}
 
     @property
@@ -56,12 +54,10 @@ class ProfilesPane(Pane):
 
     @property
     def selected(self) -> ProfileView | None:
-        """The profile under the cursor."""
         return next((each for each in self._profiles if each.name == self.table.cursor), None)
 
     @property
     def selection(self) -> Selection:
-        """That profile."""
         return Selection(profile=self.selected.name if self.selected else None)
 
     def shown(self) -> None:
@@ -69,7 +65,6 @@ class ProfilesPane(Pane):
         self.fetch()
 
     def fetch(self) -> None:
-        """Ask the daemon for the list."""
         self.call(self.session.client.profiles, self._fetched)
 
     def _fetched(self, found: ProfilesView) -> None:
@@ -97,7 +92,6 @@ class ProfilesPane(Pane):
         self.propose(intent, about_apply(profile, plan))
 
     def carried_out(self, intent: Intent) -> None:
-        """The file is what is applied now."""
         del intent
         self.fetch()
 
@@ -110,7 +104,6 @@ class ProfilesPane(Pane):
         self.table.show(COLUMNS, rows)
 
     def on_row_table_highlighted(self) -> None:
-        """The difference follows the cursor."""
         self._draw_difference()
 
     def _draw_difference(self) -> None:

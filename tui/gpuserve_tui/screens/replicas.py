@@ -34,7 +34,6 @@ class ReplicaPane(Pane):
 
     @property
     def commands(self) -> Commands:
-        """Acts and scaling."""
         return {
             **super().commands,
             **{verb: partial(self.act, BY_ID[verb]) for verb in _VERBS},
@@ -75,8 +74,12 @@ class ReplicaTablePane(ReplicaPane):
 
     @property
     def commands(self) -> Commands:
-        """Marks and order."""
-        return {**super().commands, "mark": self._mark, "sort": self._sort, "reverse": self._reverse}
+        return {
+            **super().commands,
+            "mark": self._mark,
+            "sort": self.redrawn(self.state.sort_by_next),
+            "reverse": self.redrawn(self.state.reverse),
+        }
 
     @property
     def selection(self) -> Selection:
@@ -106,14 +109,6 @@ class ReplicaTablePane(ReplicaPane):
             self.move(1)
             self.redraw()
 
-    def _sort(self) -> None:
-        self.state.sort_by_next()
-        self.redraw()
-
-    def _reverse(self) -> None:
-        self.state.reverse()
-        self.redraw()
-
     def on_row_table_header_clicked(self, message: RowTable.HeaderClicked) -> None:
         """A header sorts by its column; again: the other way round."""
         self.state.sort_by(message.column)
@@ -130,17 +125,14 @@ class ReplicasPane(ReplicaTablePane):
         self.side.can_focus = False
 
     def compose(self) -> ComposeResult:
-        """One below the other."""
         yield self.replicas
         yield self.side
 
     @property
     def views(self) -> list[LineView]:
-        """The table alone."""
         return [self.replicas]
 
     def draw(self, view: View) -> None:
-        """The table and the facts."""
         self.side.display = self.size.height >= 18
         self.draw_replicas(view, view.shown_replicas, self.size.height // 4)
         replica = view.replica(self.selection.replica)
@@ -168,5 +160,4 @@ class ReplicasPane(ReplicaTablePane):
             yield Offer(f"detail {name}", "everything about it", partial(self.show_replica, replica.id))
 
     def on_row_table_highlighted(self) -> None:
-        """The facts follow the cursor."""
         self.redraw(soon=True)

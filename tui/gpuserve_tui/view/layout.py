@@ -101,8 +101,6 @@ def _column(cells: tuple[Cell, ...], column: Column) -> list[Cell]:
 
 WIDE = 100
 """From this many columns on there are rulers, bars and every column."""
-TABLE_MIN = 3
-"""A table of fewer lines (its header among them) shows nothing."""
 
 
 class Lines(NamedTuple):

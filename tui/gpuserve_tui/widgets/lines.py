@@ -29,7 +29,6 @@ class LineView(ScrollView, can_focus=True, inherit_bindings=False):
 
     @property
     def glyphs(self) -> Glyphs:
-        """The characters in use."""
         return self._look.glyphs
 
     def strip(self, cells: Iterable[Cell], width: int, over: Style | None = None) -> Strip:
@@ -64,7 +63,6 @@ class Line(Static):
         self._said: tuple[list[Cell], Mapping[str, Style]] | None = None
 
     def say(self, cells: Sequence[Cell], roles: Mapping[str, Style]) -> None:
-        """Show `cells`, and nothing else."""
         said = list(cells), roles
         if said != self._said:
             self._said = said
@@ -94,13 +92,11 @@ class TextLines(LineView):
         self.virtual_size = Size(self.size.width, len(self._lines))
 
     def render_line(self, y: int) -> Strip:
-        """One line."""
         number = y + self.scroll_offset.y
         line = self._lines[number] if number < len(self._lines) else []
         return self.strip(line, self.size.width)
 
     def move(self, lines: int) -> None:
-        """Scroll."""
         self.scroll_to(y=self.scroll_offset.y + lines, animate=False, immediate=True)
 
     def to_edge(self, *, end: bool) -> None:

@@ -41,7 +41,6 @@ class LogView(LineView):
 
     @property
     def following(self) -> bool:
-        """Whether it stays at the end."""
         return self._following
 
     @property
@@ -51,12 +50,10 @@ class LogView(LineView):
 
     @property
     def wrap(self) -> bool:
-        """Whether long lines are wrapped."""
         return self._wrap
 
     @property
     def count(self) -> int:
-        """Rows there are."""
         return len(self._parts) if self._wrap else len(self._lines.shown)
 
     @property
@@ -107,17 +104,14 @@ class LogView(LineView):
             self.refresh()
 
     def toggle_wrap(self) -> None:
-        """Wrap long lines, or cut them."""
         self._wrap = not self._wrap
         self.changed()
 
     def toggle_times(self) -> None:
-        """The time each line arrived, before it."""
         self._times = not self._times
         self.changed()
 
     def toggle_numbers(self) -> None:
-        """The number of each line, before it."""
         self._numbers = not self._numbers
         self.changed()
 
@@ -140,7 +134,6 @@ class LogView(LineView):
         self.virtual_size = Size(self.size.width, self.count)
 
     def on_resize(self) -> None:
-        """Other widths wrap elsewhere."""
         self.changed()
 
     def follow(self, *, on: bool) -> None:
@@ -248,7 +241,6 @@ class LogView(LineView):
         return [Cell(lead, "dim"), Cell(text, role)]
 
     def render_line(self, y: int) -> Strip:
-        """One row."""
         row = y + self._top
         if row >= self.count:
             return self.strip([], self.size.width)
@@ -263,7 +255,6 @@ class LogView(LineView):
         self.move(-3)
 
     def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
-        """And goes on at the end."""
         event.stop()
         self.move(3)
 

@@ -51,7 +51,6 @@ class RowTable(LineView):
 
     @property
     def cursor(self) -> str | None:
-        """The key of the row that the cursor is on."""
         return self._cursor
 
     @property
@@ -128,11 +127,9 @@ class RowTable(LineView):
         self._reveal()
 
     def on_focus(self) -> None:
-        """The cursor is drawn stronger."""
         self.refresh()
 
     def on_blur(self) -> None:
-        """And weaker."""
         self.refresh()
 
     def move(self, rows: int) -> None:
@@ -141,7 +138,6 @@ class RowTable(LineView):
             self.to(self._rows[min(max(self.position + rows, 0), len(self._rows) - 1)].key)
 
     def to_edge(self, *, end: bool) -> None:
-        """To the first or the last row."""
         if self._rows:
             self.to(self._rows[-1 if end else 0].key)
 
@@ -180,7 +176,6 @@ class RowTable(LineView):
             self.scroll_to(y=position - self.page + 1, animate=False, immediate=True)
 
     def render_line(self, y: int) -> Strip:
-        """Header, a row, or the pinned line."""
         width = self.size.width
         if y == 0:
             return self.strip([Cell(" "), *header_cells(self._columns, *self._sort)], width)
