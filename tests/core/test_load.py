@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuserved.core.load import Counters, Growth, LoadWindow, merged, quantile
+from gpuserved.api.types import LoadView
+from gpuserved.core.load import FIGURES, Counters, Growth, LoadWindow, figures, merged, quantile
 
 BOUNDS = (0.01, 0.1, 0.25, 1.0, 5.0, math.inf)
 times = st.lists(st.floats(0.0, 20.0), max_size=60)
@@ -22,15 +23,15 @@ def buckets(observed: list[float]) -> dict[float, float]:
 def test_percentiles_of_several_are_those_of_all_their_observations(
     one: list[float], other: list[float]
 ) -> None:
-    both = merged([Growth(ttft=buckets(one)), Growth(ttft=buckets(other))])
+    both = merged([Growth(Counters(ttft=buckets(one))), Growth(Counters(ttft=buckets(other)))])
     for q in (0.5, 0.95):
-        assert quantile(both.ttft, q) == quantile(buckets(one + other), q)
+        assert quantile(both.counted.ttft, q) == quantile(buckets(one + other), q)
 
 
 def test_an_average_of_percentiles_would_be_wrong() -> None:
     """99 fast requests on one replica and one slow one on another: p95 of all is fast."""
-    fast, slow = Growth(ttft=buckets([0.05] * 99)), Growth(ttft=buckets([4.0]))
-    together = quantile(merged([fast, slow]).ttft, 0.95)
+    fast, slow = Growth(Counters(ttft=buckets([0.05] * 99))), Growth(Counters(ttft=buckets([4.0])))
+    together = quantile(merged([fast, slow]).counted.ttft, 0.95)
     assert together is not None
     assert together < 0.1
 
@@ -55,7 +56,12 @@ def test_a_percentile_grows_with_its_share(one: list[float], other: list[float])
 
 def test_histograms_of_two_releases_with_other_bounds_can_be_added() -> None:
     old, new = {0.1: 3.0, math.inf: 4.0}, {0.05: 2.0, 0.2: 5.0, math.inf: 5.0}
-    assert merged([Growth(itl=old), Growth(itl=new)]).itl == {0.05: 2.0, 0.1: 5.0, 0.2: 8.0, math.inf: 9.0}
+    assert merged([Growth(Counters(itl=old)), Growth(Counters(itl=new))]).counted.itl == {
+        0.05: 2.0,
+        0.1: 5.0,
+        0.2: 8.0,
+        math.inf: 9.0,
+    }
 
 
 def at(second: float, tokens: float, ttft: list[float]) -> tuple[float, Counters]:
@@ -71,9 +77,9 @@ def test_rates_are_of_ten_seconds_and_percentiles_of_a_minute() -> None:
             *at(float(second), second * 10.0 if second < 100 else 1000 + (second - 100) * 50, seen)
         )
     growth = window.growth
-    assert growth.generation_tokens_per_s == pytest.approx(50)
+    assert growth.per_s.generation_tokens == pytest.approx(50)
     assert growth.span_s == pytest.approx(60)
-    median = quantile(growth.ttft, 0.5)
+    median = quantile(growth.counted.ttft, 0.5)
     assert median is not None
     assert median < 0.1, "what was slow more than a minute ago is forgotten"
     assert len(window.samples) <= 32
@@ -83,7 +89,7 @@ def test_nothing_is_known_before_the_second_scrape_and_after_another_engine_bega
     window = LoadWindow().observed(*at(0.0, 500.0, [0.2]))
     assert window.growth == Growth()
     window = window.observed(*at(2.0, 600.0, [0.2, 0.2]))
-    assert window.growth.generation_tokens_per_s == pytest.approx(50)
+    assert window.growth.per_s.generation_tokens == pytest.approx(50)
     again = window.observed(*at(4.0, 3.0, []))
     assert again.growth == Growth()
 
@@ -91,10 +97,10 @@ def test_nothing_is_known_before_the_second_scrape_and_after_another_engine_bega
 def test_what_an_engine_does_not_count_stays_unknown() -> None:
     window = LoadWindow().observed(0.0, Counters()).observed(2.0, Counters())
     growth = window.growth
-    assert growth.generation_tokens_per_s is None
-    assert growth.preemptions is None
-    assert quantile(growth.ttft, 0.5) is None
-    assert merged([growth, Growth(preemptions=2.0)]).preemptions == 2.0
+    assert growth.per_s.generation_tokens is None
+    assert growth.counted.preemptions is None
+    assert quantile(growth.counted.ttft, 0.5) is None
+    assert merged([growth, Growth(Counters(preemptions=2.0))]).counted.preemptions == 2.0
 
 
 @pytest.mark.parametrize(
@@ -124,16 +130,24 @@ def test_every_figure_of_a_window() -> None:
     for second in range(31):
         window = window.observed(float(second), scrape(float(second)))
     growth = window.growth
-    assert [growth.prompt_tokens_per_s, growth.generation_tokens_per_s] == [
+    assert [growth.per_s.prompt_tokens, growth.per_s.generation_tokens] == [
         pytest.approx(1),
         pytest.approx(2),
     ]
-    assert [growth.prefix_queries, growth.prefix_hits, growth.preemptions] == [90, 120, 150]
-    assert (growth.ttft, growth.itl, growth.span_s) == ({1.0: 180}, {1.0: 210}, 30.0)
+    assert [growth.counted.prefix_queries, growth.counted.prefix_hits, growth.counted.preemptions] == [
+        90,
+        120,
+        150,
+    ]
+    assert (growth.counted.ttft, growth.counted.itl, growth.span_s) == ({1.0: 180}, {1.0: 210}, 30.0)
     both = merged([growth, growth])
-    assert [both.prompt_tokens_per_s, both.generation_tokens_per_s] == pytest.approx([2, 4])
-    assert (both.prefix_queries, both.prefix_hits, both.preemptions) == (180, 240, 300)
-    assert (both.ttft, both.itl, both.span_s) == ({1.0: 360}, {1.0: 420}, 30.0)
+    assert [both.per_s.prompt_tokens, both.per_s.generation_tokens] == pytest.approx([2, 4])
+    assert (both.counted.prefix_queries, both.counted.prefix_hits, both.counted.preemptions) == (
+        180,
+        240,
+        300,
+    )
+    assert (both.counted.ttft, both.counted.itl, both.span_s) == ({1.0: 360}, {1.0: 420}, 30.0)
     assert merged([]) == Growth()
 
 
@@ -141,16 +155,16 @@ def test_rates_look_back_ten_seconds_exactly_where_a_scrape_is_there() -> None:
     window = LoadWindow()
     for second, tokens in [(0.0, 0.0), (5.0, 1000.0), (10.0, 1000.0), (15.0, 1100.0)]:
         window = window.observed(second, Counters(generation_tokens=tokens))
-    assert window.growth.generation_tokens_per_s == pytest.approx(10.0), "from the fifth second on"
+    assert window.growth.per_s.generation_tokens == pytest.approx(10.0), "from the fifth second on"
     assert window.observed(
         15.0, Counters(generation_tokens=1100.0)
-    ).growth.generation_tokens_per_s == pytest.approx(10.0)
+    ).growth.per_s.generation_tokens == pytest.approx(10.0)
     twice = (
         LoadWindow()
         .observed(1.0, Counters(generation_tokens=5.0))
         .observed(1.0, Counters(generation_tokens=9.0))
     )
-    assert twice.growth.generation_tokens_per_s is None, "two scrapes of the same moment have no rate"
+    assert twice.growth.per_s.generation_tokens is None, "two scrapes of the same moment have no rate"
 
 
 def test_the_window_keeps_one_scrape_at_its_edge() -> None:
@@ -158,7 +172,7 @@ def test_the_window_keeps_one_scrape_at_its_edge() -> None:
     for second in (0.0, 30.0, 60.0, 90.0):
         window = window.observed(second, Counters(preemptions=second))
     assert [at for at, _ in window.samples] == [30.0, 60.0, 90.0]
-    assert window.growth.preemptions == 60.0
+    assert window.growth.counted.preemptions == 60.0
     late = window.observed(500.0, Counters(preemptions=100.0))
     assert [at for at, _ in late.samples] == [90.0, 500.0]
 
@@ -178,8 +192,8 @@ def test_any_counter_that_goes_back_is_another_engine(name: str) -> None:
 def test_a_bucket_that_shrank_counts_as_nothing() -> None:
     window = LoadWindow().observed(0.0, Counters(ttft={1.0: 5.0, 2.0: 5.0}, prefix_hits=9.0))
     growth = window.observed(1.0, Counters(ttft={1.0: 4.0, 2.0: 6.0, 3.0: 7.0}, prefix_hits=8.0)).growth
-    assert growth.ttft == {1.0: 0.0, 2.0: 1.0, 3.0: 7.0}
-    assert growth.prefix_hits == 0.0
+    assert growth.counted.ttft == {1.0: 0.0, 2.0: 1.0, 3.0: 7.0}
+    assert growth.counted.prefix_hits == 0.0
 
 
 def test_of_replicas_that_began_at_other_times_the_longest_span_counts() -> None:
@@ -190,7 +204,7 @@ def test_the_scrape_just_before_the_last_may_be_the_one_that_rates_look_back_to(
     window = LoadWindow()
     for second, tokens in [(0.0, 0.0), (10.0, 1000.0), (20.0, 1100.0)]:
         window = window.observed(second, Counters(generation_tokens=tokens))
-    assert window.growth.generation_tokens_per_s == pytest.approx(10.0)
+    assert window.growth.per_s.generation_tokens == pytest.approx(10.0)
 
 
 def test_the_smallest_value_is_the_lower_end_of_the_first_bucket_with_any() -> None:
@@ -199,15 +213,45 @@ def test_the_smallest_value_is_the_lower_end_of_the_first_bucket_with_any() -> N
 
 def test_a_bound_that_one_lacks_counts_as_its_next_lower_one() -> None:
     one, other = {0.05: 1.0, 0.1: 3.0, math.inf: 4.0}, {0.2: 5.0, math.inf: 5.0}
-    assert merged([Growth(itl=one), Growth(itl=other)]).itl == {0.05: 1.0, 0.1: 3.0, 0.2: 8.0, math.inf: 9.0}
+    assert merged([Growth(Counters(itl=one)), Growth(Counters(itl=other))]).counted.itl == {
+        0.05: 1.0,
+        0.1: 3.0,
+        0.2: 8.0,
+        math.inf: 9.0,
+    }
 
 
 def test_a_figure_that_came_late_has_not_grown_yet() -> None:
     window = (
         LoadWindow().observed(0.0, Counters()).observed(0.5, Counters(preemptions=3.0, prompt_tokens=4.0))
     )
-    assert (window.growth.preemptions, window.growth.prompt_tokens_per_s) == (None, None)
+    assert (window.growth.counted.preemptions, window.growth.per_s.prompt_tokens) == (None, None)
     later = window.observed(1.0, Counters()).growth
-    assert later.preemptions is None
+    assert later.counted.preemptions is None
     quick = LoadWindow().observed(0.0, Counters(prompt_tokens=1.0)).observed(0.5, Counters(prompt_tokens=2.0))
-    assert quick.growth.prompt_tokens_per_s == pytest.approx(2.0)
+    assert quick.growth.per_s.prompt_tokens == pytest.approx(2.0)
+
+
+def test_every_figure_is_one_of_the_wire_and_is_made_of_what_grew() -> None:
+    assert FIGURES.keys() == set(LoadView.__struct_fields__)
+    even = {1.0: 50.0, 2.0: 100.0, math.inf: 100.0}
+    growth = Growth(
+        Counters(prefix_queries=200.0, prefix_hits=50.0, preemptions=3.0, ttft=even, itl={0.1: 100.0, math.inf: 100.0}),
+        Counters(prompt_tokens=7.0, generation_tokens=9.0),
+        span_s=30.0,
+    )  # fmt: skip
+    expected = {
+        "prompt_tokens_per_s": 7.0, "generation_tokens_per_s": 9.0, "ttft_p50_s": 1.0, "ttft_p95_s": 1.9, "itl_p50_s": 0.05,
+        "itl_p95_s": 0.095, "prefix_hit_pct": 25.0, "preemptions_per_min": 6.0,
+    }  # fmt: skip
+    assert figures(growth) == pytest.approx(expected)
+
+
+def test_no_figure_is_known_before_anything_grew_or_of_what_is_not_counted() -> None:
+    assert figures(Growth()) is None
+    unknown = figures(Growth(span_s=0.5))
+    assert unknown is not None
+    assert set(unknown.values()) == {None}
+    idle = figures(Growth(Counters(prefix_queries=0.0, prefix_hits=0.0), span_s=1.0))
+    assert idle is not None
+    assert idle["prefix_hit_pct"] is None

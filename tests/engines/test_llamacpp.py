@@ -110,15 +110,12 @@ def test_metrics_move_with_the_work_and_a_kill_is_a_kill(
     server = run(engine.launch(context(gemma(flags={"parallel": 1, "threads": 1}))))
     server.wait_ready()
     names = engine.metrics
-    wanted = frozenset(name for name in (names.running, names.waiting, names.steps) if name)
-    assert names.running
-    assert names.waiting
-    assert names.steps
+    wanted = frozenset(names[key] for key in ("running", "waiting", "steps"))
 
     def figures() -> dict[str, float]:
         return read(server.call("GET", "/metrics")[1].encode(), wanted)
 
-    assert figures()[names.running] == 0
+    assert figures()[names["running"]] == 0
     long = {"prompt": "Once upon a time", "max_tokens": 120, "ignore_eos": True, "stop": []}
     answers: list[str] = []
     threads = [
@@ -135,9 +132,9 @@ def test_metrics_move_with_the_work_and_a_kill_is_a_kill(
     for thread in threads:
         thread.join(60)
     assert len(answers) == 2
-    assert max(each[names.running] for each in seen) == 1
-    assert max(each[names.waiting] for each in seen) == 1
-    steps = [each[names.steps] for each in seen]
+    assert max(each[names["running"]] for each in seen) == 1
+    assert max(each[names["waiting"]] for each in seen) == 1
+    steps = [each[names["steps"]] for each in seen]
     assert len(set(steps)) > 5, "the step counter moves while a request is decoded, not only after it"
 
     server.process.kill()

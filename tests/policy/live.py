@@ -19,14 +19,11 @@ from tempfile import TemporaryDirectory
 from tests.e2e.box import Box, until
 from tests.e2e.texts import SERVED, Scalar, make_model, sim, vllm_profile
 
-from gpuserved.api.routing import CacheMetrics
-from gpuserved.engines.vllm.like import VLLM_METRICS
+from gpuserved.engines.vllm.like import vllm_cache_metrics
 from gpuserved.router.prompts import read_figures
 
 POLICIES = ("round_robin", "least_inflight", "session", "prefix")
-_NAMES = CacheMetrics(
-    path="/metrics", hits=VLLM_METRICS.prefix_hits or "", queries=VLLM_METRICS.prefix_queries or "", config=VLLM_METRICS.cache_config or ""
-)  # fmt: skip
+_NAMES = vllm_cache_metrics("/metrics")
 _WORDS = [
     "about",
     "after",

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from gpuserved.core.load import Scrape
 from gpuserved.core.profile import EngineName, HealthPolicy, Profile
 from gpuserved.engines.registry import Engines
-from gpuserved.replica.probe import EngineFigures, Prober
+from gpuserved.replica.probe import Prober
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n"
 STEPS = b'vllm:iteration_tokens_total_count{engine="0"} 7.0\nvllm:num_requests_running{engine="0"} 2.0\n'
@@ -47,7 +48,7 @@ async def answering(answer: bytes, *, ends: bool = True) -> AsyncIterator[Prober
         await server.wait_closed()
 
 
-async def scraped(answer: bytes, *, ends: bool = True) -> EngineFigures | None:
+async def scraped(answer: bytes, *, ends: bool = True) -> Scrape | None:
     async with answering(answer, ends=ends) as prober:
         return await prober.figures()
 

@@ -106,7 +106,7 @@ def test_what_is_launched_serves_and_its_metric_names_exist(tools: Any) -> None:
                 assert http.get("/v1/models").json()["data"][0]["id"] == "name"
                 text = http.get(str(ENGINE.metrics_path(profile()))).text
             names = ENGINE.metrics
-            for name in (names.running, names.waiting, names.kv_cache_ratio, names.steps):
+            for name in (names[key] for key in ("running", "waiting", "kv_cache_ratio", "steps")):
                 assert f"\n{name}{{" in text
         finally:
             process.terminate()

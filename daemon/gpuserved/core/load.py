@@ -5,9 +5,11 @@ Percentiles of several replicas are those of their merged histograms: an average
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from functools import cached_property
+from types import MappingProxyType
+from typing import Any
 
 LATENCY_WINDOW_S = 60.0
 """Percentiles, hit rates and preemptions look back this far: shorter, and p95 of a calm replica is one request."""
@@ -18,32 +20,65 @@ Buckets = Mapping[float, float]
 """Upper bound in seconds -> observations at or below it, cumulative as Prometheus writes them; the last bound is inf."""
 
 
+_COUNTER = MappingProxyType({"restarts": True})
+_PART = MappingProxyType({"restarts": False})
+"""Of another counter, whose going back tells as much."""
+
+
 @dataclass(frozen=True)
 class Counters:
-    """One scrape's counters since the engine's start; None: the engine does not count it."""
+    """What an engine has counted since its start, one field a metric; None, or no buckets: it does not count that.
 
-    prompt_tokens: float | None = None
-    generation_tokens: float | None = None
-    prefix_queries: float | None = None
-    prefix_hits: float | None = None
-    preemptions: float | None = None
+    A field here is all that the sums below need. What is shown of it stands in `FIGURES`, and each engine's name for it in its
+    `Engine.metrics`.
+    """
+
+    prompt_tokens: float | None = field(default=None, metadata=_COUNTER)
+    generation_tokens: float | None = field(default=None, metadata=_COUNTER)
+    prefix_queries: float | None = field(default=None, metadata=_COUNTER)
+    """Tokens looked up in the prefix cache."""
+    prefix_hits: float | None = field(default=None, metadata=_PART)
+    """Tokens found there."""
+    preemptions: float | None = field(default=None, metadata=_COUNTER)
     ttft: Buckets = field(default_factory=dict)
+    """Seconds to the first token."""
     itl: Buckets = field(default_factory=dict)
+    """Seconds between tokens."""
+
+
+@dataclass(frozen=True)
+class Scrape(Counters):
+    """All that one scrape of an engine says; None, or no buckets: it does not."""
+
+    running: float | None = None
+    """Requests in its batch."""
+    waiting: float | None = None
+    """Requests in its queue."""
+    kv_cache_ratio: float | None = None
+    """Of the KV cache that is in use, 0 to 1."""
+    steps: float | None = None
+    """Moves with every step of the engine; without it there is no hang detection by progress."""
+
+    @property
+    def kv_cache_pct(self) -> float | None:
+        """The same in percent."""
+        return None if self.kv_cache_ratio is None else 100 * self.kv_cache_ratio
+
+
+HISTOGRAMS = frozenset(each.name for each in fields(Counters) if each.default_factory is dict)
+"""The fields whose metric has buckets."""
 
 
 @dataclass(frozen=True)
 class Growth:
     """What was counted within the windows; what figures are made of, and what may be added up over replicas."""
 
-    prompt_tokens_per_s: float | None = None
-    generation_tokens_per_s: float | None = None
-    prefix_queries: float | None = None
-    prefix_hits: float | None = None
-    preemptions: float | None = None
+    counted: Counters = Counters()
+    """Within the latency window."""
+    per_s: Counters = Counters()
+    """A second, within the rate window; rates have no buckets."""
     span_s: float = 0.0
     """How much of the latency window is covered."""
-    ttft: Buckets = field(default_factory=dict)
-    itl: Buckets = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,14 +107,12 @@ class LoadWindow:
         )
         elapsed = ended - recent_at
         return Growth(
-            prompt_tokens_per_s=_rate(recent.prompt_tokens, last.prompt_tokens, elapsed),
-            generation_tokens_per_s=_rate(recent.generation_tokens, last.generation_tokens, elapsed),
-            prefix_queries=_grown(first.prefix_queries, last.prefix_queries),
-            prefix_hits=_grown(first.prefix_hits, last.prefix_hits),
-            preemptions=_grown(first.preemptions, last.preemptions),
+            counted=_counters(
+                lambda name: _grown(getattr(first, name), getattr(last, name)),
+                lambda name: _buckets_grown(getattr(first, name), getattr(last, name)),
+            ),
+            per_s=_counters(lambda name: _rate(getattr(recent, name), getattr(last, name), elapsed)),
             span_s=ended - began,
-            ttft=_buckets_grown(first.ttft, last.ttft),
-            itl=_buckets_grown(first.itl, last.itl),
         )
 
 
@@ -87,15 +120,24 @@ def merged(parts: Iterable[Growth]) -> Growth:
     """Several replicas as one: sums of what is known, histograms added bucket by bucket."""
     each = list(parts)
     return Growth(
-        prompt_tokens_per_s=_sum(one.prompt_tokens_per_s for one in each),
-        generation_tokens_per_s=_sum(one.generation_tokens_per_s for one in each),
-        prefix_queries=_sum(one.prefix_queries for one in each),
-        prefix_hits=_sum(one.prefix_hits for one in each),
-        preemptions=_sum(one.preemptions for one in each),
+        counted=_counters(
+            lambda name: _sum(getattr(one.counted, name) for one in each),
+            lambda name: _added(getattr(one.counted, name) for one in each),
+        ),
+        per_s=_counters(lambda name: _sum(getattr(one.per_s, name) for one in each)),
         span_s=max((one.span_s for one in each), default=0.0),
-        ttft=_added(one.ttft for one in each),
-        itl=_added(one.itl for one in each),
     )
+
+
+def _counters(
+    number: Callable[[str], float | None], buckets: Callable[[str], Buckets] = lambda _: {}
+) -> Counters:
+    """Each field by its name."""
+    values: dict[str, Any] = {
+        each.name: buckets(each.name) if each.name in HISTOGRAMS else number(each.name)
+        for each in fields(Counters)
+    }
+    return Counters(**values)
 
 
 def quantile(buckets: Buckets, q: float) -> float | None:
@@ -122,7 +164,7 @@ def quantile(buckets: Buckets, q: float) -> float | None:
 
 
 def _went_back(old: Counters, new: Counters) -> bool:
-    names = ("prompt_tokens", "generation_tokens", "prefix_queries", "preemptions")
+    names = [each.name for each in fields(Counters) if each.metadata.get("restarts")]
     pairs = [(getattr(old, name), getattr(new, name)) for name in names]
     return any(before is not None and after is not None and after < before for before, after in pairs)
 
@@ -156,3 +198,30 @@ def _at(buckets: Buckets, bound: float) -> float:
     return (
         buckets[bound] if bound in buckets else max((c for b, c in buckets.items() if b < bound), default=0.0)
     )
+
+
+def _hit_pct(growth: Growth) -> float | None:
+    hits, queries = growth.counted.prefix_hits, growth.counted.prefix_queries
+    return 100 * hits / queries if hits is not None and queries else None
+
+
+def _per_min(count: float | None, span_s: float) -> float | None:
+    return None if count is None else count * 60 / span_s
+
+
+FIGURES: Mapping[str, Callable[[Growth], float | None]] = MappingProxyType({
+    "prompt_tokens_per_s": lambda growth: growth.per_s.prompt_tokens,
+    "generation_tokens_per_s": lambda growth: growth.per_s.generation_tokens,
+    "ttft_p50_s": lambda growth: quantile(growth.counted.ttft, 0.5),
+    "ttft_p95_s": lambda growth: quantile(growth.counted.ttft, 0.95),
+    "itl_p50_s": lambda growth: quantile(growth.counted.itl, 0.5),
+    "itl_p95_s": lambda growth: quantile(growth.counted.itl, 0.95),
+    "prefix_hit_pct": _hit_pct,
+    "preemptions_per_min": lambda growth: _per_min(growth.counted.preemptions, growth.span_s),
+})  # fmt: skip
+"""What is shown of a replica or a model, by the wire's names (`LoadView`), and how it is made."""
+
+
+def figures(growth: Growth) -> dict[str, float | None] | None:
+    """All of them; None before there is any growth."""
+    return {name: of(growth) for name, of in FIGURES.items()} if growth.span_s > 0 else None

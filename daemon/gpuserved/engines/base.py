@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar
 
 from gpuserved.api.routing import CacheMetrics
@@ -51,38 +52,6 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class MetricNames:
-    """Names in the engine's Prometheus text; None: the engine has no such figure."""
-
-    running: str | None = None
-    waiting: str | None = None
-    kv_cache_ratio: str | None = None
-    """0 to 1."""
-    steps: str | None = None
-    """A counter that moves with every engine step; without it there is no hang detection by progress."""
-    prompt_tokens: str | None = None
-    generation_tokens: str | None = None
-    prefix_queries: str | None = None
-    """Counters in tokens: looked up in the prefix cache, and found there."""
-    prefix_hits: str | None = None
-    cache_config: str | None = None
-    """Its labels say how many tokens the KV cache holds."""
-    preemptions: str | None = None
-    ttft: str | None = None
-    """Histograms in seconds, without `_bucket`: time to the first token, and between tokens."""
-    itl: str | None = None
-
-
-def cache_metrics(path: str | None, names: MetricNames) -> CacheMetrics | None:
-    """Where a router reads how a prefix cache does; None: the engine does not say."""
-    if not (path and names.prefix_hits and names.prefix_queries and names.cache_config):
-        return None
-    return CacheMetrics(
-        path=path, hits=names.prefix_hits, queries=names.prefix_queries, config=names.cache_config
-    )
-
-
-@dataclass(frozen=True)
 class MemoryReport:
     """What an engine wrote of its memory at a start. Bytes of one GPU; None: it did not say."""
 
@@ -112,7 +81,8 @@ class Engine(ABC):
     """
 
     name: ClassVar[str]
-    metrics: ClassVar[MetricNames] = MetricNames()
+    metrics: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Fields of `core.load.Scrape` -> names in the engine's Prometheus text; a histogram's without `_bucket`."""
     levers: ClassVar[Levers] = ANY_ENGINE
     reports_memory: ClassVar[bool] = False
     """Its log says at each start what it spends, which `memory_report` reads: plans are made from that afterwards."""
@@ -151,6 +121,11 @@ class Engine(ABC):
 
     def metrics_path(self, profile: Profile) -> str | None:
         """Where the Prometheus text is that `metrics` names figures of; None: there is none."""
+        del profile
+        return None
+
+    def cache_metrics(self, profile: Profile) -> CacheMetrics | None:
+        """Where a router reads how the prefix cache does; None: the engine does not say."""
         del profile
         return None
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 
 from gpuserved.api.routing import ModelRoute, ReplicaRoute, RouterStats, RouteStats
 from gpuserved.api.types import LoadView, ModelView, ReplicaView, RouterView
-from gpuserved.core.load import Growth, merged, quantile
+from gpuserved.core.load import Growth, figures, merged
 from gpuserved.core.profile import Profile
 from gpuserved.core.state import State
-from gpuserved.engines.base import Engine, cache_metrics
+from gpuserved.engines.base import Engine
 from gpuserved.replica.snapshot import ReplicaSnapshot
 from gpuserved.routers.routers import Routers
 
@@ -25,7 +25,7 @@ def replica_view(
     :param since: Unix seconds of its last change of state.
     :param leaving: the desired state has no place for it.
     """
-    r, process, figures = replica.r, replica.process, replica.figures
+    r, process, scrape = replica.r, replica.process, replica.figures
     route = _route(stats, replica)
     return ReplicaView(
         id=replica.id,
@@ -40,9 +40,9 @@ def replica_view(
         generation=r.generation,
         gpus=list(replica.assignment.gpu_indexes),
         in_flight=route.in_flight if route else (0 if stats is not None else None),
-        running=_whole(figures.running),
-        waiting=_whole(figures.waiting),
-        kv_cache_pct=figures.kv_cache_pct,
+        running=_whole(scrape.running),
+        waiting=_whole(scrape.waiting),
+        kv_cache_pct=scrape.kv_cache_pct,
         restarts=r.history.restarts,
         started_at=process.started_at if process else None,
         shim_version=process.shim_version if process else None,
@@ -56,19 +56,8 @@ def replica_view(
 
 def load_view(growth: Growth) -> LoadView | None:
     """A minute's growth as figures; None before there is any."""
-    if growth.span_s <= 0:
-        return None
-    hits, queries = growth.prefix_hits, growth.prefix_queries
-    return LoadView(
-        prompt_tokens_per_s=growth.prompt_tokens_per_s,
-        generation_tokens_per_s=growth.generation_tokens_per_s,
-        ttft_p50_s=quantile(growth.ttft, 0.5),
-        ttft_p95_s=quantile(growth.ttft, 0.95),
-        itl_p50_s=quantile(growth.itl, 0.5),
-        itl_p95_s=quantile(growth.itl, 0.95),
-        prefix_hit_pct=100 * hits / queries if hits is not None and queries else None,
-        preemptions_per_min=None if growth.preemptions is None else growth.preemptions * 60 / growth.span_s,
-    )
+    found = figures(growth)
+    return None if found is None else LoadView(**found)
 
 
 def total_load(replicas: Iterable[ReplicaSnapshot]) -> LoadView | None:
@@ -191,5 +180,5 @@ def replica_route(replica: ReplicaSnapshot, engine: Callable[[Profile], Engine])
         health_path=adapter.health_path(profile),
         weight=profile.routing.weight,
         slow_start_s=profile.routing.slow_start_s,
-        cache_metrics=cache_metrics(adapter.metrics_path(profile), adapter.metrics),
+        cache_metrics=adapter.cache_metrics(profile),
     )

@@ -15,7 +15,7 @@ from gpuserved.core import events as ev
 from gpuserved.core.assignment import Assignment
 from gpuserved.core.cause import Cause, CauseKind, ExitInfo, from_exit
 from gpuserved.core.events import Effect, Event, EventKind, Timer
-from gpuserved.core.load import Growth
+from gpuserved.core.load import Growth, Scrape
 from gpuserved.core.recovery import adopted, resumed
 from gpuserved.core.replica import step
 from gpuserved.core.state import Context, Goal, NotAllowed, Replica, State
@@ -29,7 +29,6 @@ from gpuserved.host.tasks import Tasks
 from gpuserved.replica import diagnostics, launcher, start_files
 from gpuserved.replica.health import Health, OomKills, Probed, Report, Situation, StartMoves, no_token
 from gpuserved.replica.launcher import StartRequest
-from gpuserved.replica.probe import EngineFigures
 from gpuserved.replica.process import Ended, ReplicaProcess
 from gpuserved.replica.services import Services
 from gpuserved.replica.snapshot import ProcessSnapshot, ReplicaSnapshot
@@ -84,7 +83,7 @@ class ReplicaController:
         return ReplicaSnapshot(
             id=self.id, r=self._r, assignment=self._assignment, next_assignment=self._next_assignment, process=self.process,
             address=self._address, admit=self._admit, phase=self._phase, installed=self._installed, outdated=self._outdated,
-            figures=health.figures if health is not None else EngineFigures(),
+            figures=health.figures if health is not None else Scrape(),
             load=health.load if health is not None else Growth(), drains_until=self.drains_until,
         )  # fmt: skip
 

@@ -49,10 +49,11 @@ def _evidence(roots: Roots, replica: ReplicaSnapshot, cause: Cause) -> str:
     shim_pid = replica.process.shim_pid if replica.process is not None else None
     table = procfs.processes()
     pids = sorted(procfs.tree(shim_pid, table)) if shim_pid is not None else []
+    figures = replica.figures
     parts = [
         f"{replica.id} generation {replica.r.generation}, Unix time {time.time():.0f}",
         f"cause: {cause.message}",
-        f"engine figures: {replica.figures}",
+        f"engine: running {figures.running}, waiting {figures.waiting}, KV cache {figures.kv_cache_pct} %, steps {figures.steps}",
         *(_process(pid) for pid in pids),
         "log:",
         *last_lines(start_files.log_path(roots, replica.id, replica.r.generation), EVIDENCE_LINES),

@@ -12,7 +12,7 @@ from pathlib import Path
 from gpuserved.core.cause import Cause, CauseKind
 from gpuserved.core.events import Event, EventKind
 from gpuserved.core.health import ProbeRow
-from gpuserved.core.load import Growth, LoadWindow
+from gpuserved.core.load import Growth, LoadWindow, Scrape
 from gpuserved.core.profile import HealthPolicy, Profile
 from gpuserved.core.progress import Progress, Verdict
 from gpuserved.core.state import Goal, State
@@ -20,7 +20,7 @@ from gpuserved.engines.base import Engine
 from gpuserved.host import procfs
 from gpuserved.host.logtail import Tail
 from gpuserved.host.tasks import Tasks
-from gpuserved.replica.probe import EngineFigures, Prober
+from gpuserved.replica.probe import Prober
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ class Health:
         self._situation = situation
         self._tell_of = tell
         self._oom_kills = oom_kills
-        self._figures = EngineFigures()
+        self._figures = Scrape()
         self._load = LoadWindow()
         self._phase: str | None = None
         self._row = ProbeRow()
@@ -130,7 +130,7 @@ class Health:
         self._cpu_s = 0.0
 
     @property
-    def figures(self) -> EngineFigures:
+    def figures(self) -> Scrape:
         """Of the last scrape."""
         return self._figures
 
@@ -233,12 +233,12 @@ class Health:
         self._row = self._row.seen(ok)
         return ok
 
-    def _scraped(self, figures: EngineFigures | None, in_flight: int, now: float) -> None:
-        self._figures = figures or EngineFigures()
+    def _scraped(self, figures: Scrape | None, in_flight: int, now: float) -> None:
+        self._figures = figures or Scrape()
         if figures is None:
             self._progress = self._progress.unanswered(in_flight, now)
             return
-        self._load = self._load.observed(now, figures.counters)
+        self._load = self._load.observed(now, figures)
         self._progress = self._progress.observed(figures.steps, figures.running, in_flight, now)
 
     async def _ask_the_silent(self, prober: Prober, within_s: float) -> None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 import msgspec
 
-from gpuserved.core.load import Counters
+from gpuserved.core.load import Scrape
 from gpuserved.core.profile import Profile
-from gpuserved.engines.base import Engine, MetricNames
-from gpuserved.telemetry.metrics_text import CAP_BYTES, histogram, read
+from gpuserved.engines.base import Engine
+from gpuserved.telemetry.metrics_text import CAP_BYTES, scrape
 
 log = logging.getLogger(__name__)
 
@@ -22,17 +22,6 @@ CANARY_TIMEOUT_S = 120.0
 ANSWER_MAX_BYTES = 1024 * 1024
 _NOT_SERVED = frozenset({400, 404, 405, 422, 501})
 """A model serves one kind of route (a pooling model has no completions): these say `not this one`."""
-
-
-@dataclass(frozen=True)
-class EngineFigures:
-    """One scrape; None: the engine does not say."""
-
-    running: float | None = None
-    waiting: float | None = None
-    kv_cache_pct: float | None = None
-    steps: float | None = None
-    counters: Counters = field(default_factory=Counters, repr=False)
 
 
 class Prober:
@@ -77,7 +66,7 @@ class Prober:
         """
         return await _canary(self._session, self._base, self._model, timeout_s)
 
-    async def figures(self) -> EngineFigures | None:
+    async def figures(self) -> Scrape | None:
         """One scrape: None where there was no answer, and no figures where what was answered is not of use."""
         if self._metrics_path is None:
             return None
@@ -87,8 +76,8 @@ class Prober:
                 answered = True
                 text = await _bounded(answer.content) if answer.status == 200 else b""
         except (aiohttp.ClientError, OSError, asyncio.TimeoutError):
-            return EngineFigures() if answered else None
-        return _figures(text, self._names)
+            return Scrape() if answered else None
+        return scrape(text, self._names)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -102,30 +91,6 @@ async def _bounded(content: aiohttp.StreamReader) -> bytes:
         parts.append(part[:left])
         left -= len(part)
     return b"".join(parts)
-
-
-def _figures(text: bytes, names: MetricNames) -> EngineFigures:
-    scalars = (
-        names.running, names.waiting, names.kv_cache_ratio, names.steps, names.prompt_tokens,
-        names.generation_tokens, names.prefix_queries, names.prefix_hits, names.preemptions,
-    )  # fmt: skip
-    found = read(text, frozenset(name for name in scalars if name is not None))
-    ratio = found.get(names.kv_cache_ratio or "")
-    return EngineFigures(
-        running=found.get(names.running or ""),
-        waiting=found.get(names.waiting or ""),
-        kv_cache_pct=None if ratio is None else ratio * 100,
-        steps=found.get(names.steps or ""),
-        counters=Counters(
-            prompt_tokens=found.get(names.prompt_tokens or ""),
-            generation_tokens=found.get(names.generation_tokens or ""),
-            prefix_queries=found.get(names.prefix_queries or ""),
-            prefix_hits=found.get(names.prefix_hits or ""),
-            preemptions=found.get(names.preemptions or ""),
-            ttft=histogram(text, names.ttft) if names.ttft else {},
-            itl=histogram(text, names.itl) if names.itl else {},
-        ),
-    )
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpuserved.core.assignment import Assignment
-from gpuserved.core.load import Growth
+from gpuserved.core.load import Growth, Scrape
 from gpuserved.core.state import Goal, Replica, State
 from gpuserved.engines.installed import Installed
-from gpuserved.replica.probe import EngineFigures
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +45,7 @@ class ReplicaSnapshot:
     """Where its present process listens: `unix:PATH` or `HOST:PORT`."""
     admit: bool
     """True while it is in rotation."""
-    figures: EngineFigures
+    figures: Scrape
     load: Growth
     phase: str | None
     """What its start is doing, in words; None: it does not start, or does not say."""

@@ -14,8 +14,7 @@ from pathlib import Path
 from gpuserved.api.errors import Invalid
 from gpuserved.api.routing import ApiKey, ModelRoute, ReplicaRoute, RoutingTable
 from gpuserved.core.upstream import UpstreamRow, admitted
-from gpuserved.engines.base import cache_metrics
-from gpuserved.engines.vllm.like import VLLM_METRICS
+from gpuserved.engines.vllm.like import vllm_cache_metrics
 from gpuserved.route.address import Address
 from gpuserved.route.watch import Watch
 from gpuserved.router.server import Router
@@ -59,7 +58,7 @@ def table_of(
                 ReplicaRoute(
                     id=one.where.id, generation=1, address=one.where.address, admit=one.where.id in open_to,
                     upstream_model=own, health_path=one.health_path,
-                    cache_metrics=cache_metrics("/metrics", VLLM_METRICS),
+                    cache_metrics=vllm_cache_metrics("/metrics"),
                 )
             )  # fmt: skip
     models = [

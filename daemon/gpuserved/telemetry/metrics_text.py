@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
+from typing import Any
+
+from gpuserved.core.load import HISTOGRAMS, Scrape
 
 CAP_BYTES = 4 * 1024 * 1024
 """vLLM writes some 100 KB; what is beyond this is not read."""
@@ -30,6 +34,18 @@ def read(text: bytes, names: frozenset[str]) -> dict[str, float]:
         if total is not None:
             found[name] = total
     return found
+
+
+def scrape(text: bytes, names: Mapping[str, str]) -> Scrape:
+    """All that an engine's text says.
+
+    :param names: fields of `Scrape` -> metrics.
+    """
+    numbers = read(text, frozenset(name for key, name in names.items() if key not in HISTOGRAMS))
+    values: dict[str, Any] = {
+        key: histogram(text, name) if key in HISTOGRAMS else numbers.get(name) for key, name in names.items()
+    }
+    return Scrape(**values)
 
 
 def histogram(text: bytes, name: str) -> dict[float, float]:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 
 from gpuserved.api.errors import Invalid
+from gpuserved.api.routing import CacheMetrics
 from gpuserved.core.cause import Cause, CauseKind, ExitInfo
 from gpuserved.core.profile import CommandSpec, Profile
 from gpuserved.engines.base import Engine, Launch, LaunchContext
@@ -14,7 +15,7 @@ from gpuserved.engines.environment import DEFAULT_PATH, child_environment, finis
 from gpuserved.engines.installed import expand
 from gpuserved.engines.tracebacks import first_tracebacks
 from gpuserved.engines.vllm.levers import VLLM
-from gpuserved.engines.vllm.like import VLLM_METRICS
+from gpuserved.engines.vllm.like import VLLM_METRICS, vllm_cache_metrics
 from gpuserved.engines.vllm.log import since_alive
 
 _PLACEHOLDER = re.compile(r"\{(socket|port|model|replica|served_name)\}")
@@ -44,6 +45,10 @@ class CommandEngine(Engine):
 
     def metrics_path(self, profile: Profile) -> str | None:
         return _spec(profile).metrics_path
+
+    def cache_metrics(self, profile: Profile) -> CacheMetrics | None:
+        path = self.metrics_path(profile)
+        return vllm_cache_metrics(path) if path else None
 
     def check(self, profile: Profile) -> list[str]:
         spec = _spec(profile)

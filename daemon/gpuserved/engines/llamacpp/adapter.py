@@ -7,11 +7,12 @@ import os
 import re
 import sys
 from pathlib import Path
+from types import MappingProxyType
 
 from gpuserved.api.errors import Invalid
 from gpuserved.core.cause import Cause, CauseKind, ExitInfo, from_exit
 from gpuserved.core.profile import FlagValue, Profile
-from gpuserved.engines.base import Engine, Launch, LaunchContext, MetricNames
+from gpuserved.engines.base import Engine, Launch, LaunchContext
 from gpuserved.engines.environment import child_environment, finish
 from gpuserved.engines.installed import expand, has_module
 from gpuserved.engines.llamacpp.model import PACKAGED
@@ -46,13 +47,13 @@ class LlamacppEngine(Engine):
     """Adapter for llama.cpp's own HTTP server, run by `server.py`."""
 
     name = "llamacpp"
-    metrics = MetricNames(
-        running="llamacpp:requests_processing",
-        waiting="llamacpp:requests_deferred",
-        steps="llamacpp:n_decode_total",
-        prompt_tokens="llamacpp:prompt_tokens_total",
-        generation_tokens="llamacpp:tokens_predicted_total",
-    )
+    metrics = MappingProxyType({
+        "running": "llamacpp:requests_processing",
+        "waiting": "llamacpp:requests_deferred",
+        "steps": "llamacpp:n_decode_total",
+        "prompt_tokens": "llamacpp:prompt_tokens_total",
+        "generation_tokens": "llamacpp:tokens_predicted_total",
+    })  # fmt: skip
 
     def metrics_path(self, profile: Profile) -> str | None:
         del profile
