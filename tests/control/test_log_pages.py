@@ -29,7 +29,7 @@ def walk_back(paths: list[Path], count: int, match: str | None = None) -> list[s
     before: str | None = None
     for _ in range(10_000):
         one = page(paths, Cursor.parse(before) if before else None, count, match)
-        found = one.lines + found
+        found = [*one.lines, *found]
         before = one.before
         if before is None:
             return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 SCHEMA = 1
@@ -12,7 +14,7 @@ class Traceback(msgspec.Struct, frozen=True, kw_only=True):
 
     process: str
     """As the engine names it (`EngineCore`, `Worker_TP0`); empty: it wrote no name."""
-    lines: list[str]
+    lines: Sequence[str]
 
 
 class CrashFigures(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,9 +63,9 @@ class CrashCard(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     """What became of the replica: BACKOFF or FAILED."""
     figures: CrashFigures = CrashFigures()
-    gpus: list[CrashGpu] = []
-    tracebacks: list[Traceback] = []
-    last_lines: list[str] = []
+    gpus: Sequence[CrashGpu] = []
+    tracebacks: Sequence[Traceback] = []
+    last_lines: Sequence[str] = []
     log: str
     evidence: str | None = None
     """Stacks and process states that were saved before a kill."""

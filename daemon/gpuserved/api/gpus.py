@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import msgspec
 
 from gpuserved.api.types import GpuView, Request
@@ -20,8 +22,8 @@ class GpusResult(msgspec.Struct, frozen=True, kw_only=True):
     """The GPUs as they are now, and what becomes of replicas."""
 
     generation: int
-    gpus: list[GpuView] = []
-    replicas: dict[str, str] = {}
+    gpus: Sequence[GpuView] = []
+    replicas: Mapping[str, str] = {}
     """Replica -> what becomes of it, in words."""
-    notes: list[str] = []
+    notes: Sequence[str] = []
     """GPUs for which nothing was to do, in words."""

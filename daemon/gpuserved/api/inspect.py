@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import msgspec
 
 from gpuserved.api.crash import CrashCard
@@ -14,7 +16,7 @@ MASK = "********"
 class EventsView(msgspec.Struct, frozen=True, kw_only=True):
     """What has been reported of late, oldest first; what earlier daemons reported as well."""
 
-    events: list[FleetEvent] = []
+    events: Sequence[FleetEvent] = []
 
 
 class Transition(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,14 +33,14 @@ class ReplicaDetail(msgspec.Struct, frozen=True, kw_only=True):
     """`GET /v1/replicas/ID`. `error`: why there is no command line."""
 
     replica: ReplicaView
-    command: list[str] = []
-    environment: dict[str, str] = {}
+    command: Sequence[str] = []
+    environment: Mapping[str, str] = {}
     """Values whose names speak of secrets are masked."""
     error: str | None = None
-    log_files: list[str] = []
-    history: list[Transition] = []
+    log_files: Sequence[str] = []
+    history: Sequence[Transition] = []
     """Changes of state as far back as they are kept, also of earlier daemons, oldest first."""
-    last_lines: list[str] = []
+    last_lines: Sequence[str] = []
     """Of the present start's log, or of the one that failed; without control bytes and blank lines."""
     crash: CrashCard | None = None
     """Of the last start that ended by itself; None: none did, or its card is gone with its log."""
@@ -69,13 +71,13 @@ class ProfilesView(msgspec.Struct, frozen=True, kw_only=True):
     """`GET /v1/profiles`."""
 
     generation: int
-    profiles: list[ProfileView] = []
+    profiles: Sequence[ProfileView] = []
 
 
 class LogPage(msgspec.Struct, frozen=True, kw_only=True):
     """Whole lines of one log, oldest first. `before` continues towards the past, None: there is no more of it."""
 
-    lines: list[str]
+    lines: Sequence[str]
     before: str | None = None
     after: str | None = None
     """Where what is written later begins."""
@@ -87,7 +89,7 @@ class LogBatch(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     """A replica's id; empty: the daemon."""
     at: float
-    lines: list[str] = []
+    lines: Sequence[str] = []
     dropped: int = 0
     """Lines that were written and are not here, because more came than a screen can show. They are in the file."""
     before: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -13,7 +14,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
     """Where one replica goes. Bytes are per GPU; None: not estimated."""
 
     replica: str
-    gpus: list[int]
+    gpus: Sequence[int]
     tensor_parallel_size: int
     max_model_len: int | None = None
     data_parallel_size: int = 1
@@ -33,8 +34,8 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
     """estimated, or measured: vLLM's own figures of an earlier start."""
     memory_release: str | None = None
     """The releases of vLLM by whose rules it is estimated; None: measured, or no version is known and the most is taken."""
-    command: list[str] = []
-    environment: dict[str, str] = {}
+    command: Sequence[str] = []
+    environment: Mapping[str, str] = {}
 
 
 class LeverView(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,14 +60,14 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """`gpuserve plan --json`."""
 
     fits: bool
-    placements: list[Placement] = []
-    warnings: list[PlanWarning] = []
+    placements: Sequence[Placement] = []
+    warnings: Sequence[PlanWarning] = []
     refusal: Refusal | None = None
-    why: list[str] = []
+    why: Sequence[str] = []
     """Why these sizes, a sentence each."""
-    levers: list[LeverView] = []
+    levers: Sequence[LeverView] = []
     """Where room is short: what makes more of it, the largest first."""
-    sampling: dict[str, float] = {}
+    sampling: Mapping[str, float] = {}
     """What a request gets that sets none of these: the model's generation_config.json with the profile's flags."""
     answer_cap_tokens: int | None = None
     """No answer is longer, whatever a request asks for."""

@@ -5,6 +5,8 @@ Requests are closed (unknown fields are refused); answers are open (a newer daem
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import msgspec
 
 from gpuserved.api.crash import CrashCard
@@ -71,13 +73,13 @@ class ModelView(Answer, frozen=True, kw_only=True):
 class RouterView(Answer, frozen=True, kw_only=True):
     """The data plane. Figures are None while no router answers."""
 
-    pids: list[int] = []
+    pids: Sequence[int] = []
     in_flight: int | None = None
     queued: int | None = None
     requests_total: int | None = None
-    keys: list[KeyStats] = []
+    keys: Sequence[KeyStats] = []
     """What each API key has used since the router's start."""
-    processes: list[RouterProcess] = []
+    processes: Sequence[RouterProcess] = []
     """Each router by itself: those that take connections, then those that were replaced and have not ended yet."""
     trouble: str | None = None
     """Why the last replacement of the routers failed; None: it did not."""
@@ -111,10 +113,10 @@ class GpuView(Answer, frozen=True, kw_only=True):
     """Why it is not OK, and what to do."""
     quarantined_since: float | None = None
     """Unix seconds."""
-    owners: list[GpuOwner] = []
+    owners: Sequence[GpuOwner] = []
     unattributed_bytes: int | None = None
     """In use, and of no process that the driver names: its own share, or a process in another container."""
-    nvlink: list[int] = []
+    nvlink: Sequence[int] = []
     """Indexes of the GPUs that NVLink joins it to."""
     numa_node: int | None = None
 
@@ -133,7 +135,7 @@ class ReplicaView(Answer, frozen=True, kw_only=True):
     pid: int | None = None
     shim_pid: int | None = None
     generation: int = 0
-    gpus: list[int] = []
+    gpus: Sequence[int] = []
     in_flight: int | None = None
     running: int | None = None
     waiting: int | None = None
@@ -181,12 +183,12 @@ class Status(Answer, frozen=True, kw_only=True):
     endpoint: str | None
     supervisor: SupervisorView
     router: RouterView
-    gpus: list[GpuView] = []
-    replicas: list[ReplicaView] = []
-    models: list[ModelView] = []
+    gpus: Sequence[GpuView] = []
+    replicas: Sequence[ReplicaView] = []
+    models: Sequence[ModelView] = []
     load: LoadView | None = None
     """Everything together."""
-    rollouts: list[RolloutView] = []
+    rollouts: Sequence[RolloutView] = []
 
 
 class VersionView(Answer, frozen=True, kw_only=True):
@@ -205,8 +207,8 @@ class ApplyRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     :param generation: refuse with `conflict` where the desired state has moved since.
     """
 
-    profiles: dict[str, str]
-    sources: dict[str, str] = {}
+    profiles: Mapping[str, str]
+    sources: Mapping[str, str] = {}
     prune: bool = False
     dry_run: bool = False
     generation: int | None = None
@@ -238,14 +240,14 @@ class ApplyResult(Answer, frozen=True, kw_only=True):
     """What `apply` did, or with `dry_run` would do."""
 
     generation: int
-    changes: list[Change] = []
-    warnings: list[PlanWarning] = []
+    changes: Sequence[Change] = []
+    warnings: Sequence[PlanWarning] = []
 
 
 class ReplicasRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Act on these replicas (ids, or profile names for all of theirs)."""
 
-    replicas: list[str]
+    replicas: Sequence[str]
     generation: int | None = None
     replica_generations: dict[str, int] = {}
     """The start that each replica was seen in; one that has been replaced since answers `conflict`, and none is touched."""
@@ -263,8 +265,8 @@ class ActionResult(Answer, frozen=True, kw_only=True):
     """The replicas an action touched, with the state each is now in."""
 
     generation: int
-    replicas: dict[str, str] = {}
-    refused: dict[str, str] = {}
+    replicas: Mapping[str, str] = {}
+    refused: Mapping[str, str] = {}
     """Of several: the replicas whose state did not know the request, and why."""
 
 

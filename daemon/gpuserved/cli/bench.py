@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -249,7 +250,7 @@ def _replicas(options: argparse.Namespace, model: str) -> tuple[list[Target], st
 
 def _vllm(service: Service, shape: Shape) -> int:
     """Run vLLM's load test in this terminal; its exit code."""
-    command: list[str] = []
+    command: Sequence[str] = []
     tokenizer = service.model
     if service.client is not None:
         profile = next(one.profile for one in service.client.status().replicas if one.model == service.model)

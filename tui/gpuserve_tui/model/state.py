@@ -68,7 +68,7 @@ class View:
         return self.status.gpus if self.status else ()
 
     @property
-    def shown_replicas(self) -> list[ReplicaView]:
+    def shown_replicas(self) -> Sequence[ReplicaView]:
         """Those that the filter lets through, sorted."""
         how = self.arrangement
         return arranged(self.replicas, how.filter, how.sort, descending=how.descending)
@@ -142,7 +142,7 @@ class ViewState:
         return self._arrangement.pane
 
     @property
-    def replica_names(self) -> list[str]:
+    def replica_names(self) -> Sequence[str]:
         return [replica.id for replica in self._board.status.replicas] if self._board.status else []
 
     def trend(self, replica: str) -> Trend:
