@@ -173,7 +173,7 @@ def _sampling(found: Plan) -> Iterator[str]:
         yield f"no answer is longer than {found.answer_cap_tokens} tokens: override_generation_config sets max_new_tokens"
 
 
-def _placements(placements: list[Placement]) -> list[str]:
+def _placements(placements: Sequence[Placement]) -> list[str]:
     header = ["REPLICA", "GPUS", "TP", "MAX LEN", "WEIGHTS GiB", "KV GiB", "KV TOKENS", "REQUESTS"]
     rows = [
         [
@@ -192,7 +192,7 @@ def _placements(placements: list[Placement]) -> list[str]:
     return table(header, rows, frozenset(range(2, 8)))
 
 
-def _cards(placements: list[Placement]) -> Iterator[str]:
+def _cards(placements: Sequence[Placement]) -> Iterator[str]:
     """One card for each set of figures: replicas on equal GPUs share it."""
     seen: set[tuple[object, ...]] = set()
     for one in placements:

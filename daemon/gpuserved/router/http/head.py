@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 import msgspec
@@ -53,7 +53,7 @@ class RequestHead(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     path: str
     query: str
     http10: bool
-    fields: list[Field]
+    fields: Sequence[Field]
     named: frozenset[bytes]
     """What the client listed in Connection: headers of that name are meant for us alone."""
     content_length: int | None
@@ -79,7 +79,7 @@ class ResponseHead(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
     status: int
     reason: bytes
-    fields: list[Field]
+    fields: Sequence[Field]
     named: frozenset[bytes]
     content_length: int | None
     chunked: bool
@@ -251,7 +251,7 @@ class HeadMemo(Generic[Head]):
         return head
 
 
-def _with_length(fields: list[Field], length: bytes) -> list[Field]:
+def _with_length(fields: Sequence[Field], length: bytes) -> list[Field]:
     return [
         Field(field.name, length, field.role, b"", b"") if field.role == b"content-length" else field
         for field in fields
