@@ -20,7 +20,7 @@ from gpuserved.config.fields import Table
 from gpuserved.config.profile import TABLES, load_profile
 from gpuserved.config.schema import profile_schema
 from gpuserved.config.write import literal
-from gpuserved.core.profile import Profile
+from gpuserved.core.profile import Profile, Takes
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "profiles").glob("*.toml"))
@@ -54,6 +54,17 @@ def test_a_key_becomes_a_field_of_the_same_name(table: Table) -> None:
     assert names <= own
     if table.makes is not Profile:
         assert names == own, "a field that no key sets"
+
+
+def test_the_page_says_which_keys_need_no_new_process() -> None:
+    page = (ROOT / "docs" / "profiles.md").read_text()
+    said = page.split("\nA change of ", 1)[1].split(" takes effect on running replicas", 1)[0]
+    named = {word.strip("[]") for word in said.replace(",", " ").replace("`", " ").split()}
+    at_once = {one.name for one in dataclasses.fields(Profile) if one.metadata["takes"] is Takes.NOTHING}
+    assert at_once - {"name"} <= named
+    assert not named & {
+        one.name for one in dataclasses.fields(Profile) if one.metadata["takes"] is Takes.PROCESS
+    }
 
 
 def test_the_example_of_the_daemons_file_is_one(tmp_path: Path) -> None:

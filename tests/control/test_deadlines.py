@@ -13,7 +13,6 @@ from gpuserved.api.errors import TimedOut
 from gpuserved.api.transport import CHANGE_TIMEOUT_S, READ_TIMEOUT_S
 from gpuserved.api.types import ReplicasRequest
 from gpuserved.control.handlers import Handlers
-from gpuserved.control.loghandlers import LogHandlers
 from gpuserved.control.routes import Limits
 
 SHORT = Limits(read_s=0.5, change_s=0.5)
@@ -66,7 +65,7 @@ def test_a_stream_has_no_deadline_but_for_its_head(daemon: Any) -> None:
 
 def test_every_call_has_a_deadline_and_its_client_waits_longer() -> None:
     fleet: Any = None
-    table = [*Handlers(fleet, lambda _: True).routes(Limits()), *LogHandlers(fleet).routes(Limits())]
+    table = Handlers(fleet, lambda _: True).routes(Limits())
     assert {route.limit_s for route in table} == {Limits().read_s, Limits().change_s}
     assert Limits().read_s < READ_TIMEOUT_S
     assert Limits().change_s < CHANGE_TIMEOUT_S

@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuserved.bench import text
 from gpuserved.bench.connection import Reply
-from gpuserved.bench.figures import Goal, percentile, spread_ms, summary
-from gpuserved.bench.result import Outcome, Result, read
+from gpuserved.bench.figures import Goal, Outcome, Result, percentile, read, spread_ms, summary
+from gpuserved.cli.bench import _notes, _table
 
 
 def ok(ttft_s: float, e2e_s: float, tokens: int, replica: str = "a-0") -> Result:
@@ -50,7 +49,7 @@ def test_failures_and_losses_are_percents_of_all() -> None:
 
 def test_the_table_shows_two_runs_side_by_side() -> None:
     run = summary([ok(0.1, 1.1, 11)], 2.0, 1.0, Goal())
-    shown = text.table({"router": run, "direct": run})
+    shown = _table({"router": run, "direct": run})
     assert "first token" in shown
     assert shown.splitlines()[0].split() == ["router", "direct"]
     assert sum("direct" in line for line in shown.splitlines()) == 5
@@ -58,7 +57,7 @@ def test_the_table_shows_two_runs_side_by_side() -> None:
 
 def test_a_client_that_is_late_says_so() -> None:
     run = summary([Result(Outcome.OK, late_s=0.05, e2e_s=1.0)], 1.0, 1.0, Goal())
-    assert any("sent late" in line for line in text.notes("router", run))
+    assert any("sent late" in line for line in _notes("router", run))
 
 
 def reply(*events: bytes, status: int = 200, whole: bool = True) -> Reply:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from gpuserved.bench.figures import Outcome, Result
 from gpuserved.bench.plan import Lengths, Planned, Shape, plan
-from gpuserved.bench.result import Outcome, Result
 from gpuserved.bench.run import Run, Target
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

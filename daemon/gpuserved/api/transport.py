@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import http.client
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
-from gpuserved.api import errors
-from gpuserved.api.connection import (
-    CONNECT_TIMEOUT_S,
-    UnixConnection,
-    exchange,
-    number,
-    raise_error,
-    start_hint,
-)
+from gpuserved.api import errors, trust
 from gpuserved.api.roots import SUN_PATH_MAX
 from gpuserved.api.types import PROTOCOL_VERSION
 from gpuserved.api.wire import (
@@ -30,10 +23,32 @@ from gpuserved.api.wire import (
     READ_ONLY_HEADER,
 )
 
+CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = READ_LIMIT_S + CLIENT_MARGIN_S
 CHANGE_TIMEOUT_S = CHANGE_LIMIT_S + CLIENT_MARGIN_S
 _ERROR_MAX_BYTES = 1024 * 1024
 T = TypeVar("T")
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP/1.1 to a Unix socket."""
+
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        super().__init__("gpuserved", timeout=timeout_s)
+        self._path = path
+        self._timeout_s = timeout_s
+
+    def connect(self) -> None:
+        """Connect, see who listens there, then wait for answers as long as the call allows.
+
+        :raises Denied: somebody else may have put the socket there.
+        """
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(CONNECT_TIMEOUT_S)
+        self.sock.connect(os.fspath(self._path))
+        _, peer, _ = trust.credentials(self.sock)
+        trust.expect_trusted(self._path, peer, uid=os.getuid())
+        self.sock.settimeout(self._timeout_s)
 
 
 class Transport:
@@ -105,13 +120,13 @@ class Transport:
             headers["Content-Type"] = "application/json"
         try:
             response = self._guard(
-                lambda: exchange(connection, method, PREFIX + path, body, headers), timeout_s
+                lambda: _exchange(connection, method, PREFIX + path, body, headers), timeout_s
             )
             if timeout_s is None and connection.sock is not None:
                 connection.sock.settimeout(None)
-            self.daemon_protocol = number(response.headers.get(PROTOCOL_HEADER))
+            self.daemon_protocol = _number(response.headers.get(PROTOCOL_HEADER))
             if response.status >= 400:
-                raise_error(self._guard(lambda: response.read(_ERROR_MAX_BYTES), timeout_s), response.status)
+                _raise_error(self._guard(lambda: response.read(_ERROR_MAX_BYTES), timeout_s), response.status)
         except BaseException:
             connection.close()
             raise
@@ -132,10 +147,41 @@ class Transport:
             ) from None
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
             raise errors.Unavailable(
-                f"no daemon listens at {self.socket_path}", start_hint(self.socket_path)
+                f"no daemon listens at {self.socket_path}", _start_hint(self.socket_path)
             ) from None
         except (OSError, http.client.HTTPException) as error:
             raise errors.Unavailable(
                 f"the daemon at {self.socket_path} hung up: {error or type(error).__name__}",
                 "it may be restarting: try again",
             ) from None
+
+
+def _exchange(
+    connection: UnixConnection, method: str, path: str, body: bytes | None, headers: dict[str, str]
+) -> http.client.HTTPResponse:
+    """Send a request; the response's head."""
+    connection.request(method, path, body, headers)
+    return connection.getresponse()
+
+
+def _start_hint(socket_path: Path) -> str:
+    """How the daemon of this socket is started."""
+    if str(socket_path).startswith("/run/gpuserve"):
+        return "start it with `systemctl start gpuserved`"
+    return "start one with `gpuserve up PROFILE`"
+
+
+def _number(text: str | None) -> int | None:
+    """A header's number; None: absent, or none."""
+    return int(text) if text is not None and text.isdigit() else None
+
+
+def _raise_error(raw: bytes, status: int) -> NoReturn:
+    """Raise what an error's body says."""
+    try:
+        body = msgspec.json.decode(raw, type=errors.ErrorBody)
+    except msgspec.DecodeError:
+        raise errors.Internal(
+            f"the daemon answered {status} without saying why", "see the daemon's log"
+        ) from None
+    raise errors.from_body(body)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gpuserved.bench.connection import Connection, connect
+from gpuserved.bench.figures import Outcome, Result, read
 from gpuserved.bench.plan import Planned
-from gpuserved.bench.result import Outcome, Result, read
 from gpuserved.host.deadline import within
 
 IDLE_MAX_S = 3.0
@@ -138,9 +138,8 @@ class Run:
             self._idle.setdefault(target.address, []).append((ended, connection))
         else:
             connection.close()
-        if self._direct:
-            reply.replica = target.name
-        return read(reply, due=due, sent=sent, ended=ended)
+        result = read(reply, due=due, sent=sent, ended=ended)
+        return replace(result, replica=target.name) if self._direct else result
 
     async def _connection(self, address: str) -> tuple[Connection, bool]:
         idle = self._idle.setdefault(address, [])

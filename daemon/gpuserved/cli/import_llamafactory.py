@@ -35,7 +35,7 @@ from gpuserved.importers.llamafactory import server, source
 from gpuserved.importers.llamafactory.compare import WouldRun, would_run
 from gpuserved.importers.llamafactory.compare_prompts import Compared, compare
 from gpuserved.importers.llamafactory.convert import convert
-from gpuserved.importers.llamafactory.draft import KEY_UNSUPPORTED, TEMPLATE_MISMATCH, Draft, Note, Request
+from gpuserved.importers.llamafactory.draft import KEY_UNSUPPORTED, TEMPLATE_MISMATCH, Draft, Request
 from gpuserved.importers.llamafactory.keys import Fate
 from gpuserved.importers.llamafactory.render import render
 from gpuserved.importers.llamafactory.server import DEFAULT_MODEL_NAME
@@ -152,15 +152,13 @@ def _convert(options: argparse.Namespace, out: Path | None) -> tuple[Draft, list
         accept_template_risk=options.accept_template_risk,
         prompts_same=None if prompts is None else all(one.same for one in prompts),
     ))  # fmt: skip
-    draft.notes += [
-        Note(
+    for key in interpolated:
+        draft.note(
             key,
             Fate.WARNED,
             "its ${...} is resolved; LlamaFactory hands the text on as it stands",
-            file.at(tuple(key.split("."))),
+            inside=tuple(key.split(".")),
         )
-        for key in interpolated
-    ]
     return draft, prompts
 
 
@@ -186,7 +184,7 @@ def _finish(draft: Draft, out: Path | None) -> str:
         )
     for name in draft.files:
         assert out is not None
-        draft.flags["chat_template"] = str(out.absolute().with_name(name))
+        draft.set_flag("chat_template", str(out.absolute().with_name(name)))
     return render(draft)
 
 

@@ -20,7 +20,6 @@ from gpuserved.api.errors import Denied, GpuserveError, Internal, Invalid, NotFo
 from gpuserved.api.types import PROTOCOL_VERSION
 from gpuserved.api.wire import BODY_MAX_BYTES, PREFIX, PROTOCOL_HEADER, READ_ONLY_HEADER
 from gpuserved.control.handlers import Handlers
-from gpuserved.control.loghandlers import LogHandlers
 from gpuserved.control.peer import Peer, bind, identify, may_operate, operate_gid
 from gpuserved.control.port import FleetPort
 from gpuserved.control.routes import Answer, Limits, Route, Stream
@@ -51,10 +50,7 @@ class ControlServer:
         self._path = path
         self._limits = limits or Limits()
         self._operators = operate_gid() if system else None
-        self._routes = [
-            *Handlers(fleet, self._may_operate).routes(self._limits),
-            *LogHandlers(fleet).routes(self._limits),
-        ]
+        self._routes = Handlers(fleet, self._may_operate).routes(self._limits)
         self._runner: web.AppRunner | None = None
         self._listener: asyncio.AbstractServer | None = None
         self._silent: set[RequestHandler] = set()

@@ -53,6 +53,23 @@ class YamlText:
                 return f"{self.source}:{line}:{column}"
         return None
 
+    def override(self, key: str, value: Any) -> None:
+        """Set `a.b.c` to a value that does not stand in the file.
+
+        :raises Invalid: what is above it is no mapping.
+        """
+        parts = tuple(key.split("."))
+        at: dict[str, Any] = self.data
+        for part in parts[:-1]:
+            inner = at.get(part)
+            if inner is None:
+                inner = at[part] = {}
+            if not isinstance(inner, dict):
+                raise Invalid(f"{key}: {part} is no mapping in {self.source}", f"override {part} as a whole")
+            at = inner
+        at[parts[-1]] = value
+        self.marks = {path: mark for path, mark in self.marks.items() if path[: len(parts)] != parts}
+
     def refuse(self, path: Path, problem: str, hint: str | None = None) -> NoReturn:
         """Raise Invalid about one key."""
         name = ".".join(map(str, path))

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from gpuserved.api.roots import find_socket, from_environment
-from gpuserved.cli.doctor import daemon, engine, gpu, machine, models, service
+from gpuserved.cli.doctor import daemon, engine, gpu, machine
 from gpuserved.cli.doctor.base import FAIL, OK, WARN, Check, Finding, Host, run_all
 from gpuserved.cli.parser import VerbParser
 from gpuserved.cli.session import print_json, width
@@ -17,8 +17,8 @@ from gpuserved.host.logtail import clean
 
 CHECKS: tuple[tuple[str, Check], ...] = (
     ("gpu", gpu.check),
-    ("vllm", engine.check),
-    ("hub", models.check),
+    ("vllm", engine.vllm),
+    ("hub", engine.hub),
     ("configuration", daemon.configuration),
     ("daemon", daemon.daemon),
     ("port", daemon.port),
@@ -29,7 +29,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("limits", machine.limits),
     ("kernel", machine.kernel),
     ("clock", machine.clock),
-    ("service", service.check),
+    ("service", daemon.service),
 )
 _COLOURS = {OK: "32", WARN: "33", FAIL: "31"}
 

@@ -1,10 +1,12 @@
-"""Configuration, folders, the daemon itself, its port, and what daemons that are gone left behind."""
+"""Configuration, folders, the daemon itself, its port, its systemd unit, and what daemons that are gone left behind."""
 
 from __future__ import annotations
 
 import fcntl
+import getpass
 import os
 import stat
+import subprocess
 from pathlib import Path
 
 import gpuserved
@@ -18,6 +20,10 @@ from gpuserved.config.profile import load_profile
 from gpuserved.host import listen
 from gpuserved.host.logtail import clean
 from gpuserved.host.shimclient import Identity, read_identity
+
+_SERVICE = "service"
+_SYSTEMCTL_S = 5.0
+_SYSTEMD_OLDEST = 249
 
 
 def configuration(host: Host) -> list[Finding]:
@@ -252,3 +258,110 @@ def _run_folders(pid: str) -> list[str]:
 
 def _only_run(run: Path) -> Roots:
     return Roots(run, run, run, run, run)
+
+
+def service(_host: Host) -> list[Finding]:
+    """What systemd says of us."""
+    version = _ask("systemctl", "--version").split()[:2]
+    if not Path("/run/systemd/system").is_dir() and not version:
+        return [ok(_SERVICE, "no systemd here: gpuserve up runs the daemon in the background")]
+    found = []
+    if len(version) == 2 and version[1].isdigit() and int(version[1]) < _SYSTEMD_OLDEST:
+        found.append(
+            warn(
+                _SERVICE,
+                f"systemd {version[1]}: the unit needs {_SYSTEMD_OLDEST} or newer",
+                "gpuserve up, without the unit",
+            )
+        )
+    system = _unit("gpuserved.service")
+    if system.get("LoadState") == "loaded":
+        return found + _system_unit(system)
+    user = _unit("gpuserved.service", "--user")
+    if user.get("LoadState") == "loaded":
+        return found + _user_unit(user)
+    return [
+        *found,
+        ok(
+            _SERVICE,
+            "not installed: a daemon of gpuserve up is not started again after a reboot (docs/operations.md, systemd)",
+        ),
+    ]
+
+
+def _system_unit(unit: dict[str, str]) -> list[Finding]:
+    found = []
+    if unit.get("ActiveState") == "failed":
+        found.append(
+            fail(
+                _SERVICE,
+                "gpuserved.service has failed",
+                "systemctl status gpuserved; journalctl -u gpuserved -n 50",
+            )
+        )
+    if unit.get("UnitFileState") not in {"enabled", "enabled-runtime", "static"}:
+        found.append(
+            warn(
+                _SERVICE,
+                "gpuserved.service is not enabled: not started after a reboot",
+                "sudo systemctl enable gpuserved.socket gpuserved.service",
+            )
+        )
+    port_unit = _unit("gpuserved.socket")
+    if port_unit.get("LoadState") != "loaded":
+        found.append(
+            warn(
+                _SERVICE,
+                "gpuserved.socket is not installed: the port is closed while the daemon starts",
+                "sudo install -m 644 systemd/gpuserved.socket /etc/systemd/system/ && sudo systemctl daemon-reload",
+            )
+        )
+    elif port_unit.get("ActiveState") != "active":
+        found.append(
+            warn(
+                _SERVICE,
+                f"gpuserved.socket is {port_unit.get('ActiveState') or 'unknown'}",
+                "sudo systemctl enable --now gpuserved.socket",
+            )
+        )
+    if unit.get("NeedDaemonReload") == "yes":
+        found.append(
+            warn(_SERVICE, "the unit was changed since systemd read it", "sudo systemctl daemon-reload")
+        )
+    return found or [ok(_SERVICE, f"gpuserved.service is {unit.get('ActiveState')}, its socket too")]
+
+
+def _user_unit(unit: dict[str, str]) -> list[Finding]:
+    found = [ok(_SERVICE, f"gpuserved.service of this user is {unit.get('ActiveState')}")]
+    if unit.get("ActiveState") == "failed":
+        found = [
+            fail(_SERVICE, "gpuserved.service of this user has failed", "systemctl --user status gpuserved")
+        ]
+    user = os.environ.get("USER") or getpass.getuser()
+    if _ask("loginctl", "show-user", user, "--property=Linger", "--value").strip() != "yes":
+        found.append(
+            warn(_SERVICE, "a user's service ends with the last login", f"sudo loginctl enable-linger {user}")
+        )
+    return found
+
+
+def _unit(name: str, *scope: str) -> dict[str, str]:
+    wanted = "--property=LoadState,ActiveState,UnitFileState,NeedDaemonReload"
+    lines = _ask("systemctl", *scope, "show", name, wanted).splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
+def _ask(*command: str) -> str:
+    """What a program says; empty where there is none, or it fails or is late."""
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_SYSTEMCTL_S,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout if done.returncode == 0 else ""

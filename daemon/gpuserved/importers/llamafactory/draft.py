@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +79,37 @@ class Draft:
         """The file cannot be served as it is; all reasons are gathered, so that one run shows them all."""
         self.note(key, Fate.REFUSED, reason, code=code, inside=inside)
 
+    def beat(self, becomes: str, by: str) -> None:
+        """What an earlier key became is beaten by a later one: its account says so."""
+        self.notes = [
+            replace(note, fate=Fate.UNUSED, reason=f"{by} beats it", becomes=None)
+            if note.becomes == becomes
+            else note
+            for note in self.notes
+        ]
+
     def set_flag(self, name: str, value: FlagValue, comment: str | None = None) -> None:
         """Set a key of [vllm]."""
         self.flags[name] = value
         if comment:
             self.comments[f"vllm.{name}"] = comment
+
+    def replace_flag(self, name: str, value: FlagValue) -> None:
+        """Set a key of [vllm] whose comment, where it has one, was about another value."""
+        self.flags[name] = value
+        self.comments.pop(f"vllm.{name}", None)
+
+    def set_variable(self, name: str, value: str) -> None:
+        """Set a variable of [env]."""
+        self.env[name] = value
+
+    def add_file(self, name: str, text: str) -> None:
+        """A file beside the profile."""
+        self.files[name] = text
+
+    def ask_tensor_parallel(self, size: int) -> None:
+        """The file asks for this many GPUs."""
+        self.asked_tensor_parallel_size = size
 
     def set_top(self, name: str, value: FlagValue, comment: str | None = None) -> None:
         """Set a key at the top of the profile."""

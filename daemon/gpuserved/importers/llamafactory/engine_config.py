@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from typing import Any
 
 from gpuserved.core.profile import FlagValue
@@ -31,12 +30,12 @@ def apply(draft: Draft) -> None:
         if value is None:
             draft.note(f"vllm_config.{key}", Fate.UNUSED, "null: vLLM's default", inside=path)
         elif name == "tensor_parallel_size":
-            draft.asked_tensor_parallel_size = _count(draft, path, value)
+            draft.ask_tensor_parallel(_count(draft, path, value))
             draft.note(f"vllm_config.{key}", Fate.MAPPED, "", becomes="tensor_parallel_size", inside=path)
         elif name == "max_model_len":
             auto = value in {-1, _AUTO}
             draft.set_top("max_model_len", _AUTO if auto else _count(draft, path, value))
-            _beat(draft, "max_model_len", key)
+            draft.beat("max_model_len", f"vllm_config.{key}")
             draft.note(
                 f"vllm_config.{key}", Fate.MAPPED, "beats vllm_maxlen", becomes="max_model_len", inside=path
             )
@@ -61,25 +60,14 @@ def _flag(draft: Draft, path: tuple[str, str], name: str, value: Any) -> None:
         return
     target = renamed.becomes if renamed is not None and renamed.becomes else name
     chosen, given = draft.flags.get(target), _value(draft, path, value)
-    draft.flags[target] = given
-    draft.comments.pop(f"vllm.{target}", None)
     if target != "override_generation_config":
-        _beat(draft, f"[vllm] {target}", path[1])
+        draft.beat(f"[vllm] {target}", f"vllm_config.{path[1]}")
     elif isinstance(given, dict) and isinstance(chosen, dict):
         # Not to LlamaFactory: it sends its four with every request, which beats what vLLM is started with.
-        draft.flags[target] = {**given, **chosen}
+        given = {**given, **chosen}
+    draft.replace_flag(target, given)
     why = f"called {target} in present versions of vLLM" if target != name else ""
     draft.note(f"vllm_config.{path[1]}", Fate.MAPPED, why, becomes=f"[vllm] {target}", inside=path)
-
-
-def _beat(draft: Draft, becomes: str, key: str) -> None:
-    """What an earlier key became is beaten: its account says so."""
-    draft.notes = [
-        replace(note, fate=Fate.UNUSED, reason=f"vllm_config.{key} beats it", becomes=None)
-        if note.becomes == becomes
-        else note
-        for note in draft.notes
-    ]
 
 
 def _table(draft: Draft) -> dict[str, Any]:
@@ -128,7 +116,8 @@ def tensor_parallel(draft: Draft) -> None:
             draft, ("vllm_tensor_parallel_size",), draft.request.values["vllm_tensor_parallel_size"]
         )
         beaten = draft.asked_tensor_parallel_size not in {None, asked}
-        draft.asked_tensor_parallel_size = draft.asked_tensor_parallel_size or asked
+        if draft.asked_tensor_parallel_size is None:
+            draft.ask_tensor_parallel(asked)
         draft.note(
             "vllm_tensor_parallel_size", Fate.WARNED,
             "LlamaFactory has no such key: it rejects the file, or ignores the key with ALLOW_EXTRA_ARGS=1 and takes every GPU. "

@@ -109,7 +109,7 @@ def _shipped(draft: Draft, name: str, model: Path) -> list[str]:
     if folder is not None and (folder / "chat_template.jinja").is_file():
         draft.set_flag("chat_template", str(folder / "chat_template.jinja"), "saved with the adapter")
     elif folder is not None and (text := _in_tokenizer_config(folder)):
-        draft.files[f"{draft.request.name}.jinja"] = text
+        draft.add_file(f"{draft.request.name}.jinja", text)
         draft.set_flag(
             "chat_template", f"{draft.request.name}.jinja", "from the adapter's tokenizer_config.json"
         )

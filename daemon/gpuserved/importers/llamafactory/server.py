@@ -46,10 +46,10 @@ def convert(draft: Draft) -> None:
                       becomes="served_name", always=True)  # fmt: skip
     adapters = draft.flags.get("lora_modules")
     if isinstance(adapters, list) and len(adapters) == 1 and "=" not in str(adapters[0]):
-        draft.flags["lora_modules"] = [f"{draft.top['served_name']}={adapters[0]}"]
+        draft.set_flag("lora_modules", [f"{draft.top['served_name']}={adapters[0]}"])
     _address(draft)
     if env.get("USE_MODELSCOPE_HUB", "0").lower() in _TRUE:
-        draft.env["VLLM_USE_MODELSCOPE"] = "true"
+        draft.set_variable("VLLM_USE_MODELSCOPE", "true")
         _environment_note(draft, "USE_MODELSCOPE_HUB", Fate.MAPPED, "", becomes="[env] VLLM_USE_MODELSCOPE")
     if env.get("USE_OPENMIND_HUB", "0").lower() in _TRUE:
         draft.refuse(

@@ -58,15 +58,4 @@ def _override(file: YamlText, word: str) -> None:
         value = yaml.safe_load(written)
     except yaml.YAMLError:
         raise Invalid(f"{key}: the value {written!r} is not valid YAML", "quote it") from None
-    parts = key.split(".")
-    at: dict[str, Any] = file.data
-    for part in parts[:-1]:
-        inner = at.get(part)
-        if inner is None:
-            inner = at[part] = {}
-        if not isinstance(inner, dict):
-            raise Invalid(f"{key}: {part} is no mapping in {file.source}", f"override {part} as a whole")
-        at = inner
-    at[parts[-1]] = value
-    for path in [path for path in file.marks if path[: len(parts)] == tuple(parts)]:
-        del file.marks[path]  # it no longer stands in the file
+    file.override(key, value)
