@@ -16,7 +16,6 @@ import pytest
 from gpuserved.api.client import ControlClient
 from gpuserved.api.crash import CrashCard
 from gpuserved.api.errors import Conflict, NotFound, Refused
-from gpuserved.api.gpus import GpusRequest, GpusResult
 from gpuserved.api.inspect import EventsView, ProfilesView, ProfileView, ReplicaDetail
 from gpuserved.api.plan import Plan, PlanRequest
 from gpuserved.api.types import (
@@ -24,14 +23,17 @@ from gpuserved.api.types import (
     ApplyRequest,
     ApplyResult,
     Change,
+    GpusRequest,
+    GpusResult,
     ReplicasRequest,
     ReplicaView,
     RouterView,
     ScaleRequest,
     Status,
     SupervisorView,
+    UpgradeAccepted,
+    UpgradeRequest,
 )
-from gpuserved.api.upgrade import UpgradeAccepted, UpgradeRequest
 from gpuserved.control.routes import Limits
 from gpuserved.control.server import ControlServer
 from gpuserved.fleet.events import Bus, Subscription

@@ -13,8 +13,7 @@ from gpuserved.api import errors
 from gpuserved.api.client import ControlClient
 from gpuserved.api.plan import PlanRequest
 from gpuserved.api.roots import find_socket
-from gpuserved.api.types import ApplyRequest, ReplicasRequest, ScaleRequest
-from gpuserved.api.upgrade import UpgradeRequest
+from gpuserved.api.types import ApplyRequest, ReplicasRequest, ScaleRequest, UpgradeRequest
 from gpuserved.control.peer import Peer, identify, may_operate
 
 

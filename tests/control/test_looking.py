@@ -8,8 +8,7 @@ import pytest
 
 from gpuserved.api.client import ControlClient
 from gpuserved.api.errors import Conflict, Denied, Invalid, NotFound
-from gpuserved.api.types import ApplyProfileRequest, ReplicasRequest
-from gpuserved.api.upgrade import UpgradeRequest
+from gpuserved.api.types import ApplyProfileRequest, ReplicasRequest, UpgradeRequest
 
 
 def test_a_read_only_client_is_refused_by_the_daemon(daemon: Any) -> None:

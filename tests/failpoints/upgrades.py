@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.e2e.box import REPOSITORY
 from tests.e2e.releases import Release
 
-from gpuserved.api.upgrade import UpgradeRequest
+from gpuserved.api.types import UpgradeRequest
 
 _FAULTS = {
     "upgrade-spoilt": {

@@ -18,6 +18,11 @@ def test_a_start_returns_once_the_daemon_serves(systemd: Container) -> None:
     assert show(systemd, "gpuserved", "User") == "gpuserve"
 
 
+def test_the_operate_group_may_reach_the_control_socket(systemd: Container) -> None:
+    found = systemd.run("stat", "-c", "%a %G", "/run/gpuserve", "/run/gpuserve/control.sock")
+    assert found.split("\n")[:2] == ["750 gpuserve", "660 gpuserve"]
+
+
 def test_a_restart_keeps_replicas_requests_and_streams(systemd: Container) -> None:
     before = serving(systemd)
     with load(systemd):

@@ -16,11 +16,9 @@ from typing import Any
 import msgspec
 from tests.tui.fleets import many
 
-from gpuserved.api.gpus import GpusResult
 from gpuserved.api.inspect import EventsView, ProfilesView, ReplicaDetail
 from gpuserved.api.plan import Plan
-from gpuserved.api.types import ActionResult, ApplyResult, RouterView, Status
-from gpuserved.api.upgrade import UpgradeAccepted
+from gpuserved.api.types import ActionResult, ApplyResult, GpusResult, RouterView, Status, UpgradeAccepted
 from gpuserved.control.server import ControlServer
 from gpuserved.fleet.events import Bus, Subscription
 

@@ -22,7 +22,6 @@ from tests.tui.fleets import normal
 from gpuserve_tui.model import state
 from gpuserved.api.crash import CrashCard
 from gpuserved.api.errors import GpuserveError, Unavailable
-from gpuserved.api.gpus import GpusRequest, GpusResult
 from gpuserved.api.inspect import (
     EventsView,
     LogBatch,
@@ -39,6 +38,8 @@ from gpuserved.api.types import (
     ApplyResult,
     Change,
     FleetEvent,
+    GpusRequest,
+    GpusResult,
     ReplicasRequest,
     ReplicaView,
     ScaleRequest,

@@ -20,8 +20,7 @@ from gpuserve_tui.screens import dialogs
 from gpuserve_tui.screens.dialogs import Confirm
 from gpuserve_tui.view.gpus import gpu_rows, tree_rows
 from gpuserve_tui.widgets.table import RowTable
-from gpuserved.api.gpus import GpusRequest
-from gpuserved.api.types import GpuView, Status
+from gpuserved.api.types import GpusRequest, GpuView, Status
 
 Daemon: TypeAlias = Any  # tests/tui/conftest.py: ScriptedDaemon
 Until: TypeAlias = Callable[[Pilot[int], Callable[[], object]], Awaitable[None]]

@@ -12,7 +12,6 @@ import msgspec
 
 from gpuserved.api import errors
 from gpuserved.api.crash import CrashCard
-from gpuserved.api.gpus import GpusRequest, GpusResult
 from gpuserved.api.inspect import EventsView, LogBatch, LogPage, ProfilesView, ReplicaDetail
 from gpuserved.api.plan import Plan, PlanRequest
 from gpuserved.api.transport import CHANGE_TIMEOUT_S, READ_TIMEOUT_S, Transport
@@ -22,13 +21,16 @@ from gpuserved.api.types import (
     ApplyRequest,
     ApplyResult,
     FleetEvent,
+    GpusRequest,
+    GpusResult,
     ReplicasRequest,
     RouterView,
     ScaleRequest,
     Status,
+    UpgradeAccepted,
+    UpgradeRequest,
     VersionView,
 )
-from gpuserved.api.upgrade import UpgradeAccepted, UpgradeRequest
 
 STREAM_TIMEOUT_S = 60.0
 """Longest silence of an event stream: telemetry comes every second or so."""

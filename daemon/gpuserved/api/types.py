@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from gpuserved.api.crash import CrashCard
-from gpuserved.api.processes import FailedUpgrade, RouterProcess
 from gpuserved.api.routing import KeyStats
 
 PROTOCOL_VERSION = 1
@@ -22,6 +21,33 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of requests."""
+
+
+class FailedUpgrade(Answer, frozen=True, kw_only=True):
+    """Another version was to take over and did not come up; this one went on."""
+
+    at: float
+    """Unix seconds."""
+    version: str
+    reason: str
+
+
+class RouterProcess(Answer, frozen=True, kw_only=True):
+    """One router process with its shim."""
+
+    router: int
+    """Which of those that run together, from 0."""
+    generation: int
+    """Grows with every replacement of the routers."""
+    pid: int | None = None
+    shim_pid: int | None = None
+    version: str | None = None
+    shim_version: str | None = None
+    """None: older than such notes."""
+    draining: bool = False
+    """It was replaced, takes no more connections, and ends after its last one."""
+    in_flight: int | None = None
+    connections: int | None = None
 
 
 class SupervisorView(Answer, frozen=True, kw_only=True):
@@ -290,3 +316,40 @@ class FleetEvent(msgspec.Struct, frozen=True, kw_only=True):
     """On the notice of a crash."""
     generation: int | None = None
     """The fleet's, as in `Status`: what is decided on this event is decided on it. None: from an older daemon."""
+
+
+class GpusRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Quarantine or release these GPUs (indexes or UUIDs)."""
+
+    gpus: list[str]
+    reason: str | None = None
+    """Of a quarantine, for whoever looks next."""
+    generation: int | None = None
+
+
+class GpusResult(Answer, frozen=True, kw_only=True):
+    """The GPUs as they are now, and what becomes of replicas."""
+
+    generation: int
+    gpus: Sequence[GpuView] = []
+    replicas: Mapping[str, str] = {}
+    """Replica -> what becomes of it, in words."""
+    notes: Sequence[str] = []
+    """GPUs for which nothing was to do, in words."""
+
+
+class UpgradeRequest(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`POST /v1/upgrade`: let the gpuserve of this interpreter take over. It is code execution, as `apply` is.
+
+    :param python: its interpreter, an absolute path.
+    :param pythonpath: its PYTHONPATH; None: without one.
+    """
+
+    python: str
+    pythonpath: str | None = None
+
+
+class UpgradeAccepted(Answer, frozen=True, kw_only=True):
+    """It runs there and can work with this configuration and state; the hand-over begins after this answer."""
+
+    version: str

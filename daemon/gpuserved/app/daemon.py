@@ -12,10 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpuserved.api.errors import GpuserveError
-from gpuserved.api.processes import FailedUpgrade
 from gpuserved.api.roots import Roots
 from gpuserved.api.routing import Tls
-from gpuserved.api.types import ApplyRequest
+from gpuserved.api.types import ApplyRequest, FailedUpgrade
 from gpuserved.app.lifecycle import Lifecycle, Stop, exit_code, farewell
 from gpuserved.app.port import open_port
 from gpuserved.app.succession import Successor, hand_over

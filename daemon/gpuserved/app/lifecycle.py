@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from gpuserved.api.errors import Conflict, GpuserveError, Refused
-from gpuserved.api.upgrade import UpgradeAccepted, UpgradeRequest
+from gpuserved.api.types import UpgradeAccepted, UpgradeRequest
 from gpuserved.app import succession
 from gpuserved.app.succession import Successor
 from gpuserved.host import systemd

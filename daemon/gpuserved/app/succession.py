@@ -20,7 +20,7 @@ from types import FrameType
 from gpuserved.api.client import ControlClient
 from gpuserved.api.errors import GpuserveError, Invalid, Refused
 from gpuserved.api.roots import Roots
-from gpuserved.api.upgrade import UpgradeRequest
+from gpuserved.api.types import UpgradeRequest
 from gpuserved.host import systemd
 from gpuserved.host.deadline import DAEMON_START_LIMIT_S, within
 from gpuserved.host.failpoint import reach

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 
-from gpuserved.api.gpus import GpusRequest, GpusResult
-from gpuserved.api.types import ActionResult, ReplicasRequest, ScaleRequest
+from gpuserved.api.types import ActionResult, GpusRequest, GpusResult, ReplicasRequest, ScaleRequest
 from gpuserved.cli.parser import VerbParser, add_no_wait, count
 from gpuserved.cli.session import client_of, print_json, warn
 from gpuserved.host.logtail import clean

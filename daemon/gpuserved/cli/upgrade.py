@@ -12,9 +12,7 @@ from dataclasses import dataclass
 import gpuserved
 from gpuserved.api.client import ControlClient
 from gpuserved.api.errors import Internal, NotFound, Refused, TimedOut, Unavailable
-from gpuserved.api.processes import RouterProcess
-from gpuserved.api.types import Status
-from gpuserved.api.upgrade import UpgradeRequest
+from gpuserved.api.types import RouterProcess, Status, UpgradeRequest
 from gpuserved.cli.parser import VerbParser, seconds
 from gpuserved.cli.session import client_of, print_json, warn
 from gpuserved.cli.version import Part, part_lines, parts_of

@@ -12,7 +12,6 @@ from aiohttp import web
 import gpuserved
 from gpuserved.api.crash import CrashCard
 from gpuserved.api.errors import Invalid, NotFound
-from gpuserved.api.gpus import GpusRequest, GpusResult
 from gpuserved.api.inspect import EventsView, LogBatch, LogPage, ProfilesView, ReplicaDetail
 from gpuserved.api.plan import Plan, PlanRequest
 from gpuserved.api.types import (
@@ -21,13 +20,16 @@ from gpuserved.api.types import (
     ApplyProfileRequest,
     ApplyRequest,
     ApplyResult,
+    GpusRequest,
+    GpusResult,
     ReplicasRequest,
     RouterView,
     ScaleRequest,
     Status,
+    UpgradeAccepted,
+    UpgradeRequest,
     VersionView,
 )
-from gpuserved.api.upgrade import UpgradeAccepted, UpgradeRequest
 from gpuserved.api.wire import LOG_LINES_MAX, LOG_SOURCES_MAX, PAGE_LINES_MAX
 from gpuserved.control.logfeed import POLL_S, LogFeed, Sources
 from gpuserved.control.logpage import Cursor, page

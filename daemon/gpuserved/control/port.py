@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Protocol
 
 from gpuserved.api.crash import CrashCard
-from gpuserved.api.gpus import GpusRequest, GpusResult
 from gpuserved.api.inspect import EventsView, ProfilesView, ReplicaDetail
 from gpuserved.api.plan import Plan, PlanRequest
 from gpuserved.api.types import (
@@ -16,12 +15,15 @@ from gpuserved.api.types import (
     ApplyRequest,
     ApplyResult,
     FleetEvent,
+    GpusRequest,
+    GpusResult,
     ReplicasRequest,
     RouterView,
     ScaleRequest,
     Status,
+    UpgradeAccepted,
+    UpgradeRequest,
 )
-from gpuserved.api.upgrade import UpgradeAccepted, UpgradeRequest
 
 
 class InspectionPort(Protocol):

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from gpuserved.api.errors import Conflict, Invalid, NotFound, Refused
-from gpuserved.api.gpus import GpusRequest, GpusResult
-from gpuserved.api.types import GpuView
+from gpuserved.api.types import GpusRequest, GpusResult, GpuView
 from gpuserved.fleet.gpu_health import GpuHealth, GpuMoves
 from gpuserved.fleet.gpu_inventory import GpuInventory
 from gpuserved.fleet.quarantine import NO_REASON, OPERATOR, Quarantine

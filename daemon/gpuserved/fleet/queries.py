@@ -18,9 +18,16 @@ import gpuserved
 from gpuserved.api.crash import CrashCard
 from gpuserved.api.errors import GpuserveError, NotFound
 from gpuserved.api.inspect import MASK, EventsView, ProfilesView, ProfileView, ReplicaDetail
-from gpuserved.api.processes import FailedUpgrade
 from gpuserved.api.roots import Roots
-from gpuserved.api.types import ApplyRequest, ApplyResult, GpuView, ReplicaView, Status, SupervisorView
+from gpuserved.api.types import (
+    ApplyRequest,
+    ApplyResult,
+    FailedUpgrade,
+    GpuView,
+    ReplicaView,
+    Status,
+    SupervisorView,
+)
 from gpuserved.config.document import is_secret
 from gpuserved.config.profile import load_profile
 from gpuserved.core.profile import Profile

@@ -9,20 +9,22 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from gpuserved.api.crash import CrashCard
-from gpuserved.api.gpus import GpusRequest, GpusResult
 from gpuserved.api.plan import Plan, PlanRequest
 from gpuserved.api.roots import Roots
 from gpuserved.api.types import (
     ActionResult,
     ApplyRequest,
     ApplyResult,
+    GpusRequest,
+    GpusResult,
     GpuView,
     ReplicasRequest,
     RouterView,
     ScaleRequest,
     Status,
+    UpgradeAccepted,
+    UpgradeRequest,
 )
-from gpuserved.api.upgrade import UpgradeAccepted, UpgradeRequest
 from gpuserved.core.assignment import Assignment
 from gpuserved.core.events import EventKind
 from gpuserved.engines.registry import Engines

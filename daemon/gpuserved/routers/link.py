@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 
 import gpuserved
-from gpuserved.api.processes import RouterProcess
 from gpuserved.api.roots import Roots
 from gpuserved.api.routing import RouterStats, RoutingTable
+from gpuserved.api.types import RouterProcess
 from gpuserved.host.deadline import within
 from gpuserved.host.failpoint import reach
 from gpuserved.host.lock import FolderLock, settle

@@ -19,9 +19,9 @@ import msgspec
 
 import gpuserved
 from gpuserved.api.errors import GpuserveError, Internal
-from gpuserved.api.processes import RouterProcess
 from gpuserved.api.roots import Roots
 from gpuserved.api.routing import RouterStats, RoutingTable
+from gpuserved.api.types import RouterProcess
 from gpuserved.host.failpoint import reach
 from gpuserved.host.statefile import write_atomically
 from gpuserved.host.tasks import Tasks

@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from gpuserve_tui.model.changes import Intent, Outcome
-from gpuserved.api.gpus import GpusRequest, GpusResult
 from gpuserved.api.inspect import EventsView, LogBatch, LogPage, ProfilesView, ReplicaDetail
 from gpuserved.api.types import (
     ActionResult,
     ApplyProfileRequest,
     ApplyResult,
     FleetEvent,
+    GpusRequest,
+    GpusResult,
     ReplicasRequest,
     ScaleRequest,
     Status,
