@@ -28,6 +28,13 @@ class Engines:
         """The adapter: the same for all profiles of an engine, for nothing of it depends on the profile."""
         return self.named(profile.engine)
 
+    def load(self) -> None:
+        """Import every adapter now. For a daemon: `pip install -U` may replace the files under it, and an adapter of another release
+        would not fit what it has in memory.
+        """
+        for name in EngineName:
+            self.named(name)
+
     def named(self, name: EngineName) -> Engine:
         """The adapter of an engine."""
         if name not in self._made:

@@ -109,6 +109,7 @@ class Fleet:
         self._inventory = GpuInventory(provider, self._state)
         self._quarantine = Quarantine(roots.state / FILE)
         self._engines = Engines(roots.cache)
+        self._engines.load()
         self._journal = EventJournal(roots.log)
         self._transitions = Transitions(self._journal.past)
         self._bus = Bus(self.status, lambda: self._state.generation, time.time, journal=self._journal)
