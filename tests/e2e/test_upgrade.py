@@ -131,7 +131,7 @@ def test_a_version_that_does_not_come_up_is_rolled_back(served: Box) -> None:
 
 def test_a_version_that_cannot_work_here_is_refused_before_anything_changes(served: Box) -> None:
     before = served.look()
-    newer = Release(served.top, "7.1.1", {"config/daemon.py": ('"insecure": boolean,', "")})
+    newer = Release(served.top, "7.1.1", {"config/daemon.py": ('Key("insecure", ', 'Key("insecurely", ')})
     (served.root / "gpuserved.toml").write_text("[router]\nrouters = 2\ninsecure = false\n")
     done = newer.run(served, "upgrade", "--json")
     assert done.returncode == 4

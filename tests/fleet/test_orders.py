@@ -25,7 +25,7 @@ from gpuserved.fleet.orders import (
     to_turn_back,
 )
 from gpuserved.planning.arrange import changes
-from gpuserved.replica.probe import EngineFigures
+from  import EngineFigures
 from gpuserved.replica.snapshot import ReplicaSnapshot
 
 NAMES = ("a-0", "a-1", "a-2", "b-0")
