@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gpuserved.core.assignment import Assignment
 from gpuserved.core.cause import Cause, CauseKind
 from gpuserved.core.events import EventKind
-from gpuserved.core.load import Growth
+from gpuserved.core.load import Growth, Scrape
 from gpuserved.core.profile import Profile
 from gpuserved.core.state import Goal, Replica, State
 from gpuserved.fleet.orders import (
@@ -25,7 +25,6 @@ from gpuserved.fleet.orders import (
     to_turn_back,
 )
 from gpuserved.planning.arrange import changes
-from  import EngineFigures
 from gpuserved.replica.snapshot import ReplicaSnapshot
 
 NAMES = ("a-0", "a-1", "a-2", "b-0")
@@ -46,7 +45,7 @@ def replica(
     runs = state in {State.READY, State.UNHEALTHY, State.DRAINING, State.STOPPING}
     return ReplicaSnapshot(
         id=name, r=Replica(state, goal, 3, cause=cause), assignment=assignment(name, gpu), next_assignment=after,
-        process=PROCESS if runs else None, address=None, admit=False, figures=EngineFigures(), load=Growth(),
+        process=PROCESS if runs else None, address=None, admit=False, figures=Scrape(), load=Growth(),
         phase=None, installed=None, outdated=None, drains_until=None,
     )  # fmt: skip
 
