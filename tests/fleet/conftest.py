@@ -7,15 +7,14 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from gpuserved.api.errors import Invalid
-from gpuserved.api.roots import from_environment
+from gpuserved.api.roots import Roots, from_environment
 from gpuserved.api.routing import ApiKey, RoutingTable
-from gpuserved.api.types import ApplyRequest
-from gpuserved.api.upgrade import UpgradeAccepted, UpgradeRequest
+from gpuserved.api.types import ApplyRequest, UpgradeAccepted, UpgradeRequest
 from gpuserved.core.profile import Profile
 from gpuserved.engines.registry import Engines
 from gpuserved.fleet.service import Daemon, Fleet
@@ -32,27 +31,16 @@ def text(name: str, replicas: int = 0, **more: object) -> str:
     return "\n".join([*lines, *(f"{key} = {value!r}" for key, value in more.items())]) + "\n"
 
 
-class Tables:
-    """Stands for the routers: keeps the tables."""
+class Tables(Routers):
+    """Routers of which none is started; keeps the tables that they are told."""
 
-    def __init__(self) -> None:
+    def __init__(self, roots: Roots) -> None:
+        super().__init__(roots)
         self.pushed: list[RoutingTable] = []
-        self.links: list[Any] = []
-        self.pids: list[int] = []
-        self.stats = self.listener = self.trouble = None
-
-    def table_on_disk(self) -> RoutingTable | None:
-        return None
 
     def push(self, table: RoutingTable) -> None:
         self.pushed.append(table)
-
-    def poll_fast(self, fast: bool) -> None: ...
-
-    def in_flight(self, _replica: str, _generation: int) -> int | None:
-        return None
-
-    async def look(self) -> None: ...
+        super().push(table)
 
 
 @dataclass
@@ -101,7 +89,8 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     roots = from_environment({"GPUSERVE_ROOT": str(tmp_path)}, uid=0)
     for folder in (roots.run, roots.state, roots.log, roots.cache, roots.config):
         folder.mkdir(parents=True, exist_ok=True)
-    tables, settings, found = Tables(), CurrentSettings(Settings(keys=(KEY,))), list[Settings | Invalid]()
+    tables, settings = Tables(roots), CurrentSettings(Settings(keys=(KEY,)))
+    found: list[Settings | Invalid] = []
 
     def read() -> Settings:
         said = found.pop(0)
@@ -113,7 +102,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         raise AssertionError
 
     daemon = Daemon(read, lambda _drain, _forget: None, upgrade)
-    fleet = Fleet(roots, cast("Routers", tables), NoneProvider(), settings, daemon)
+    fleet = Fleet(roots, tables, NoneProvider(), settings, daemon)
     await fleet.recover()
     yield World(fleet, tables, settings, roots.state / "fleet.json", roots.config, found)
     await fleet.close()

@@ -41,8 +41,7 @@ class SlowDisk:
 
     async def busy(self) -> None:
         """Until a write has begun; the loop goes on meanwhile."""
-        while not self.begun.acquire(blocking=False):
-            await asyncio.sleep(0.001)
+        assert await asyncio.to_thread(self.begun.acquire, timeout=60)
 
 
 @pytest.fixture
@@ -144,8 +143,11 @@ async def test_an_answer_to_a_mutation_waits_for_the_disk_and_nobody_else_does(
     with pytest.raises(Conflict):
         await asyncio.wait_for(world.fleet.apply(stale), 60)
     scale = asyncio.create_task(world.fleet.scale(ScaleRequest(profile="plain", replicas=0)))
-    while world.fleet.status().generation == generation:
-        await asyncio.sleep(0.001)  # the second is decided while the first waits
+    for _ in range(10_000):
+        if world.fleet.status().generation > generation:
+            break
+        await asyncio.sleep(0.001)
+    assert world.fleet.status().generation == generation + 1, "the second is decided while the first waits"
     disk.let.release(8)
     await asyncio.wait_for(asyncio.gather(apply, scale), 60)
     assert load(world.state_file)[0].generation == generation + 1
