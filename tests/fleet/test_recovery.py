@@ -23,11 +23,11 @@ from gpuserved.fleet.settings import CurrentSettings, Settings
 from gpuserved.fleet.state import FleetState
 from gpuserved.host import statefile
 from gpuserved.replica.controller import ReplicaController
-from gpuserved.replica.start_files import FoundStart, StartNote
+from gpuserved.replica.start_files import Start, StartNote
 
 
-def found(generation: int, nonce: str = "0a") -> FoundStart:
-    return FoundStart(Path("/r") / nonce, StartNote("a-0", "a", generation, nonce, "unix:/x"))
+def found(generation: int, nonce: str = "0a") -> Start:
+    return Start(Path("/r") / nonce, StartNote("a-0", "a", generation, nonce, "unix:/x"))
 
 
 def record(state: State, generation: int = 3, goal: Goal = Goal.SERVE) -> ReplicaRecord:

@@ -24,7 +24,7 @@ from gpuserved.core.cause import ExitInfo
 from gpuserved.host import shimclient
 from gpuserved.host import shimclient as sc
 from gpuserved.replica.process import Ended, ReplicaProcess
-from gpuserved.replica.start_files import FoundStart, StartNote
+from gpuserved.replica.start_files import Start, StartNote
 from gpuserved.routers.link import RouterLink
 from gpuserved.routers.place import RouterPlace
 from gpuserved.shim.wire import VERSION
@@ -92,8 +92,8 @@ def replica_spec(yard: Yard) -> dict[str, Any]:
     return {key: spec[key] for key in recorded}
 
 
-def found(folder: Path, spec: dict[str, Any]) -> FoundStart:
-    return FoundStart(folder, StartNote(spec["id"], "a", spec["generation"], spec["nonce"], "unix:/nowhere"))
+def found(folder: Path, spec: dict[str, Any]) -> Start:
+    return Start(folder, StartNote(spec["id"], "a", spec["generation"], spec["nonce"], "unix:/nowhere"))
 
 
 def router_spec(yard: Yard, folder: Path, listener: socket.socket) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a replica's owner may be told (events) and what a decision asks it to do (effects)."""
+"""What a replica's controller may be told (events) and what a decision asks it to do (effects)."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ def _broken_off(s: Seen) -> bool:
 
 
 def _waits_for_its_order(rollout: Rollout, name: str, s: Seen) -> bool:
-    """One that did not run before is still STOPPED until its owner has read the order."""
+    """One that did not run before is still STOPPED until its controller has read the order."""
     return name in rollout.added and s.state is State.STOPPED and s.generation <= rollout.since_generation
 
 

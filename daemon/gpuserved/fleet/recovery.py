@@ -30,7 +30,7 @@ from gpuserved.host.sweep import end_start
 from gpuserved.planning.arrange import Arranged, Wanted, arrange, lacks_gpu
 from gpuserved.replica import start_files
 from gpuserved.replica.controller import ReplicaController
-from gpuserved.replica.start_files import FoundStart
+from gpuserved.replica.start_files import Start
 
 log = logging.getLogger(__name__)
 
@@ -89,9 +89,7 @@ class Recovery:
                 invalid.append(f"profile {each.name} is not valid any more: {error.message}")
         return found, invalid
 
-    async def _restore(
-        self, saved: FleetRecord, found: list[FoundStart], unexplained: Sequence[Path]
-    ) -> None:
+    async def _restore(self, saved: FleetRecord, found: list[Start], unexplained: Sequence[Path]) -> None:
         wanted = self._state.desired
         records = {record.id: record for record in saved.replicas}
         by_age = sorted(found, key=lambda each: each.note.generation)
@@ -157,7 +155,7 @@ class Recovery:
         self._state.add(controller)
 
     async def _go_on_removing(
-        self, wanted: Wanted, found: FoundStart, record: ReplicaRecord | None, inventory: Sequence[Gpu]
+        self, wanted: Wanted, found: Start, record: ReplicaRecord | None, inventory: Sequence[Gpu]
     ) -> None:
         """Go on removing one. Where nothing of it was ever started there is nothing to go on with."""
         profile = wanted.solved.applied(wanted.profile) if wanted.solved is not None else wanted.profile
@@ -204,13 +202,13 @@ class Recovery:
 
 
 def match(
-    found: Iterable[FoundStart], records: Mapping[str, ReplicaRecord], wanted: Collection[str]
-) -> tuple[dict[str, FoundStart], list[FoundStart]]:
+    found: Iterable[Start], records: Mapping[str, ReplicaRecord], wanted: Collection[str]
+) -> tuple[dict[str, Start], list[Start]]:
     """The start that each wanted replica continues, and the strays: unknown, unwanted, overtaken by a later start, or one
     whose end is in the state already, so that only its folder is left.
     """
-    ours: dict[str, FoundStart] = {}
-    strays: list[FoundStart] = []
+    ours: dict[str, Start] = {}
+    strays: list[Start] = []
     for each in sorted(found, key=lambda start: start.note.generation, reverse=True):
         record = records.get(each.note.replica)
         known = continues(record.replica() if record is not None else None, each.note.generation)
@@ -237,9 +235,7 @@ def removals_that_go_on(arranger: Arranger, saved: FleetRecord, placed: Collecti
     return found
 
 
-async def _go_on(
-    controller: ReplicaController, found: FoundStart | None, record: ReplicaRecord | None
-) -> None:
+async def _go_on(controller: ReplicaController, found: Start | None, record: ReplicaRecord | None) -> None:
     saved = record.replica() if record is not None else None
     if found is None:
         controller.resume(saved)
@@ -247,7 +243,7 @@ async def _go_on(
         controller.resume(saved, found.note.generation)
 
 
-async def _end_strays(strays: Sequence[FoundStart], unexplained: Sequence[Path]) -> None:
+async def _end_strays(strays: Sequence[Start], unexplained: Sequence[Path]) -> None:
     for each in strays:
         log.warning("ending a replica that nobody wants: %s", each.describe())
     ends: list[Awaitable[None]] = [_end_stray(each.folder, each.note.nonce) for each in strays]

@@ -32,7 +32,7 @@ from gpuserved.replica.launcher import StartRequest
 from gpuserved.replica.process import Ended, ReplicaProcess
 from gpuserved.replica.services import Services
 from gpuserved.replica.snapshot import ProcessSnapshot, ReplicaSnapshot
-from gpuserved.replica.start_files import FoundStart
+from gpuserved.replica.start_files import Start
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class ReplicaController:
             id=self.id, r=self._r, assignment=self._assignment, next_assignment=self._next_assignment, process=self.process,
             address=self._address, admit=self._admit, phase=self._phase, installed=self._installed, outdated=self._outdated,
             figures=health.figures if health is not None else Scrape(),
-            load=health.load if health is not None else Growth(), drains_until=self.drains_until,
+            load=health.load if health is not None else Growth(), drains_until=self._drains_until,
         )  # fmt: skip
 
     @property
@@ -113,16 +113,6 @@ class ReplicaController:
         return self._process.snapshot if self._process is not None else None
 
     @property
-    def address(self) -> str | None:
-        """Where the present process listens."""
-        return self._address
-
-    @property
-    def admit(self) -> bool:
-        """True while it is in rotation."""
-        return self._admit
-
-    @property
     def installed(self) -> Installed | None:
         """What the present process was started from."""
         return self._installed
@@ -133,14 +123,10 @@ class ReplicaController:
         return self._outdated
 
     @property
-    def drains_until(self) -> float | None:
+    def _drains_until(self) -> float | None:
         """The deadline of its present drain by `time.monotonic`, which the loop's timers go by as well."""
         timer = self._timers.get(Timer.DRAIN)
         return timer.when() if timer is not None else None
-
-    def moved_away(self) -> bool:
-        """True where nothing of this replica runs and nothing is meant to."""
-        return self.snapshot.is_down
 
     # --- what others ask of it
 
@@ -228,7 +214,7 @@ class ReplicaController:
         if event is not None:
             self.post(event.kind, generation=event.generation, cause=event.cause)
 
-    async def adopt(self, found: FoundStart, saved: Replica | None, drains_until: float | None) -> bool:
+    async def adopt(self, found: Start, saved: Replica | None, drains_until: float | None) -> bool:
         """Take over a start that was found. One that died meanwhile is reported with its exit status. Before `begin`.
 
         :param saved: what the daemon before this one saved of the replica.
@@ -507,7 +493,7 @@ class ReplicaController:
             "%s: generation %d started as PID %s at %s", self.id, request.generation, pid, start.note.address
         )
 
-    def _hold(self, start: FoundStart) -> ReplicaProcess:
+    def _hold(self, start: Start) -> ReplicaProcess:
         """From now on this is its present process."""
         generation = start.note.generation
         self._process = ReplicaProcess(

@@ -27,7 +27,7 @@ from gpuserved.host.gpulock import GpuHeld, GpuLocks, release
 from gpuserved.host.shimclient import LOG_KEEP, LOG_MAX_BYTES, launch, replica_spec
 from gpuserved.host.sweep import end_start
 from gpuserved.replica.services import GpuSetAside
-from gpuserved.replica.start_files import FoundStart, StartNote, log_path, prune_logs, run_folder, write_note
+from gpuserved.replica.start_files import Start, StartNote, log_path, prune_logs, run_folder, write_note
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def model_key(profile: Profile) -> Hashable:
     return (profile.engine.value, profile.model, profile.python, profile.tensor_parallel_size)
 
 
-async def start(request: StartRequest, record_intent: Callable[[], Awaitable[None]]) -> FoundStart:
+async def start(request: StartRequest, record_intent: Callable[[], Awaitable[None]]) -> Start:
     """Start a process under a shim of its own. Of a start that fails nothing is left, neither a process nor its folder.
 
     :param record_intent: awaited when all that is meant is on disk, before the fork.
@@ -79,7 +79,7 @@ async def start(request: StartRequest, record_intent: Callable[[], Awaitable[Non
 
 async def _start_with(
     request: StartRequest, leases: tuple[int, ...], record_intent: Callable[[], Awaitable[None]]
-) -> FoundStart:
+) -> Start:
     """:param leases: descriptors that the shim keeps, so that the GPUs are leased while the replica runs."""
     nonce = secrets.token_hex(6)
     folder = run_folder(request.roots, nonce)
@@ -97,7 +97,7 @@ async def _start_with(
         await end_quietly(folder, nonce)
         raise
     reach("spawn.answered")
-    return FoundStart(folder, note)
+    return Start(folder, note)
 
 
 async def end_quietly(folder: Path, nonce: str) -> None:

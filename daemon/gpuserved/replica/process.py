@@ -22,7 +22,7 @@ from gpuserved.host.shimclient import (
 from gpuserved.host.sweep import Sweep
 from gpuserved.host.tasks import Tasks
 from gpuserved.replica.snapshot import ProcessSnapshot
-from gpuserved.replica.start_files import FoundStart
+from gpuserved.replica.start_files import Start
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class ReplicaProcess:
 
     def __init__(
         self,
-        start: FoundStart,
+        start: Start,
         on_dying: Callable[[ExitInfo | None], None],
         on_ended: Callable[[Ended], None],
     ) -> None:

@@ -34,8 +34,8 @@ class StartNote(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class FoundStart:
-    """A run folder of a start that was under way or running when the last daemon ended."""
+class Start:
+    """One start: its run folder, and what that was made for."""
 
     folder: Path
     note: StartNote
@@ -52,9 +52,9 @@ def run_folder(roots: Roots, nonce: str) -> Path:
     return roots.run / "r" / nonce
 
 
-def scan(run: Path) -> tuple[list[FoundStart], list[Path]]:
+def scan(run: Path) -> tuple[list[Start], list[Path]]:
     """The starts that have a run folder below `run`, and folders that no note explains."""
-    found: list[FoundStart] = []
+    found: list[Start] = []
     unexplained: list[Path] = []
     folder = run / "r"
     for each in sorted(folder.iterdir()) if folder.is_dir() else []:
@@ -62,7 +62,7 @@ def scan(run: Path) -> tuple[list[FoundStart], list[Path]]:
         if note is None:
             unexplained.append(each)
         else:
-            found.append(FoundStart(each, note))
+            found.append(Start(each, note))
     return found, unexplained
 
 
