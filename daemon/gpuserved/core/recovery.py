@@ -12,8 +12,6 @@ from gpuserved.core.cause import CauseKind
 from gpuserved.core.events import Event, EventKind
 from gpuserved.core.state import Goal, Replica, State
 
-_OVER = frozenset({State.STOPPED, State.BACKOFF, State.FAILED})
-"""States that nothing runs in."""
 _WAITS_FOR_OPERATOR = frozenset(
     {CauseKind.BAD_FLAG, CauseKind.MODEL_MISSING, CauseKind.DOES_NOT_FIT, CauseKind.GPU_QUARANTINED}
 )
@@ -25,7 +23,7 @@ def continues(saved: Replica | None, generation: int) -> bool:
     """
     if saved is None or generation > saved.generation:
         return True
-    return generation == saved.generation and saved.state not in _OVER
+    return generation == saved.generation and saved.state.has_process
 
 
 def adopted(saved: Replica | None, generation: int) -> Replica:

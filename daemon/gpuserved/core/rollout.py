@@ -96,8 +96,6 @@ class TurnBack:
 Action = Replace | Leave | TurnBack
 Decision = tuple[Rollout, Action | None]
 
-_DOWN = frozenset({State.BACKOFF, State.FAILED, State.STARTING, State.STOPPING})
-"""States whose replacement costs no capacity. UNHEALTHY is not one: it may recover, with its streams."""
 _FAILED = frozenset({State.BACKOFF, State.FAILED})
 
 
@@ -187,7 +185,7 @@ def _begin_next(rollout: Rollout, seen: Mapping[str, Seen]) -> Decision:
 
 def _is_down(s: Seen) -> bool:
     """One that was let go and is wanted again is still on its way out: an order would be taken for another wish."""
-    return s.state is State.STOPPED or (s.state in _DOWN and s.goal is not Goal.STOP)
+    return s.state is State.STOPPED or (not s.state.serves and s.goal is not Goal.STOP)
 
 
 def _waiting(rollout: Rollout, what: str) -> Rollout:

@@ -10,17 +10,50 @@ from gpuserved.core.profile import HealthPolicy, Limits, RestartPolicy
 from gpuserved.core.restart import RestartHistory
 
 
-class State(str, Enum):
-    """Where a replica is. Wire values."""
+class Process(Enum):
+    """What becomes of a replica's process."""
 
-    STOPPED = "STOPPED"
-    STARTING = "STARTING"
-    READY = "READY"
-    UNHEALTHY = "UNHEALTHY"
-    DRAINING = "DRAINING"
-    STOPPING = "STOPPING"
-    BACKOFF = "BACKOFF"
-    FAILED = "FAILED"
+    NONE = "none"
+    LOADS = "loads"
+    SERVES = "serves"
+    """It computes what it has been given, in rotation or out of it."""
+    ENDS = "ends"
+
+
+class State(str, Enum):
+    """Where a replica is. Wire values, each with what it means for the process: who asks for that, asks here."""
+
+    process: Process
+
+    def __new__(cls, name: str, process: Process) -> State:  # noqa: PYI034 - typing has Self since 3.11
+        made = str.__new__(cls, name)
+        made._value_ = name
+        made.process = process
+        return made
+
+    STOPPED = "STOPPED", Process.NONE
+    STARTING = "STARTING", Process.LOADS
+    READY = "READY", Process.SERVES
+    UNHEALTHY = "UNHEALTHY", Process.SERVES
+    DRAINING = "DRAINING", Process.SERVES
+    STOPPING = "STOPPING", Process.ENDS
+    BACKOFF = "BACKOFF", Process.NONE
+    FAILED = "FAILED", Process.NONE
+
+    @property
+    def has_process(self) -> bool:
+        """True where something of it may run."""
+        return self.process is not Process.NONE
+
+    @property
+    def lives(self) -> bool:
+        """True where its process is meant to go on."""
+        return self.process in {Process.LOADS, Process.SERVES}
+
+    @property
+    def serves(self) -> bool:
+        """True where it may be computing answers."""
+        return self.process is Process.SERVES
 
 
 class Goal(str, Enum):

@@ -20,10 +20,6 @@ from gpuserved.host.gpulock import GpuLocks
 from gpuserved.replica.start_gate import StartGate
 from gpuserved.routers.routers import Routers
 
-_MAY_COME_BACK = frozenset(
-    {State.STARTING, State.READY, State.UNHEALTHY, State.DRAINING, State.STOPPING, State.BACKOFF}
-)
-
 
 class ControllerServices:
     """Implements `replica.services.Services`."""
@@ -76,7 +72,7 @@ class ControllerServices:
         replicas = self._state.replicas
         model = replicas[replica].assignment.profile.served_name if replica in replicas else None
         return not any(
-            other.r.state in _MAY_COME_BACK
+            (other.r.state.has_process or other.r.state is State.BACKOFF)
             for name, other in replicas.items()
             if name != replica and other.assignment.profile.served_name == model
         )

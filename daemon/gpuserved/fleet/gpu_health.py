@@ -25,8 +25,6 @@ log = logging.getLogger(__name__)
 
 TRIAL_S = 5.0
 """So long a replica that may have lost its context has for one token. One that is saturated shows by its steps that it computes."""
-_SERVES = frozenset({State.READY, State.UNHEALTHY, State.DRAINING})
-"""A start that loses its context ends by itself, or stalls, which has a deadline of its own."""
 
 
 class GpuMoves(Protocol):
@@ -134,7 +132,8 @@ class GpuHealth:
         for name, controller in self._state.replicas.items():
             generation, uuids = controller.r.generation, controller.assignment.gpu_uuids
             there = gpu.uuid in uuids and self._present.get(name) == generation
-            if there and controller.r.state in _SERVES:
+            # A start that loses its context ends by itself, or stalls, which has a deadline of its own.
+            if there and controller.r.state.serves:
                 said = f"{fault.reason} on GPU {gpu.index}: its context there is lost"
                 self._soon(self._try(gpu, controller, generation, said), gpu)
 

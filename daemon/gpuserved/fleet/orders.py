@@ -20,7 +20,6 @@ log = logging.getLogger(__name__)
 
 Present = Mapping[str, ReplicaSnapshot]
 """The replicas that exist, as they are now."""
-_RUNS = frozenset({State.STARTING, State.READY, State.UNHEALTHY, State.DRAINING})
 _LEAVING = frozenset({Goal.STOP, Goal.RESTART, Goal.REPLACE})
 
 
@@ -123,9 +122,9 @@ def to_move_off(
 
 def _departure(replica: ReplicaSnapshot, new: Assignment | None, kill: Cause | None) -> Event | None:
     r = replica.r
-    if r.state in _RUNS and kill is not None:
+    if r.state.lives and kill is not None:
         return Event(EventKind.GPU_FAULT, r.generation, kill)
-    if r.state in _RUNS and not (r.state is State.DRAINING and r.goal in _LEAVING):
+    if r.state.lives and not (r.state is State.DRAINING and r.goal in _LEAVING):
         moves = (
             replica.next_assignment is not None if new is None else not same_process(new, replica.assignment)
         )

@@ -41,8 +41,6 @@ from gpuserved.replica.snapshot import ReplicaSnapshot
 
 log = logging.getLogger(__name__)
 
-_SERVING = frozenset({State.READY, State.UNHEALTHY, State.DRAINING})
-"""With none of these there is no capacity to protect, and no need to go one by one."""
 _DOWN = frozenset({State.FAILED, State.BACKOFF, State.STARTING})
 
 
@@ -200,10 +198,9 @@ class Rollouts:
         return rolls
 
     def _any_serves(self, profile: str) -> bool:
+        """Else there is no capacity to protect, and no need to go one by one."""
         return any(
-            c.r.state in _SERVING
-            for c in self._state.replicas.values()
-            if c.assignment.profile.name == profile
+            c.r.state.serves for c in self._state.replicas.values() if c.assignment.profile.name == profile
         )
 
     # --- their life

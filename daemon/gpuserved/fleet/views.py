@@ -13,7 +13,6 @@ from gpuserved.engines.base import Engine
 from gpuserved.replica.snapshot import ReplicaSnapshot
 from gpuserved.routers.routers import Routers
 
-ROUTED = frozenset({State.STARTING, State.READY, State.UNHEALTHY, State.DRAINING, State.STOPPING})
 SEVERITIES = {State.FAILED: "error", State.UNHEALTHY: "error", State.BACKOFF: "warning"}
 
 
@@ -166,7 +165,7 @@ def model_routes(
 
 def replica_route(replica: ReplicaSnapshot, engine: Callable[[Profile], Engine]) -> ReplicaRoute | None:
     """None: nothing runs there that could be reached."""
-    if replica.process is None or replica.address is None or replica.r.state not in ROUTED:
+    if replica.process is None or replica.address is None or not replica.r.state.has_process:
         return None
     profile = replica.assignment.profile
     adapter = engine(profile)

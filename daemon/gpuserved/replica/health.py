@@ -32,10 +32,6 @@ START_CPU_EVERY_S = 5.0
 START_CPU_S = 0.1
 """CPU seconds within that time that count as progress of a start without log lines."""
 
-_ALIVE = frozenset({State.STARTING, State.READY, State.UNHEALTHY, State.DRAINING})
-"""While one of these lasts, an OOM kill has hit somebody else. In STOPPING it may be what ended this replica."""
-_SERVES = frozenset({State.READY, State.UNHEALTHY, State.DRAINING})
-
 
 @dataclass(frozen=True, slots=True)
 class Probed:
@@ -155,11 +151,13 @@ class Health:
             while True:
                 now = self._situation()
                 try:
-                    if now.state in _ALIVE:
+                    if (
+                        now.state.lives
+                    ):  # in STOPPING a kill for memory may be what ended it; here it has hit somebody else
                         self._oom_kills.count(now.pid)
                     if now.state is State.STARTING:
                         await self._starting(prober, tail, now)
-                    elif now.state in _SERVES:
+                    elif now.state.serves:
                         await self._serving(prober, now)
                 except Exception:  # whatever it is: a replica that is not probed any more would hang unseen
                     log.exception("%s: a probe failed in an unexpected way", probed.replica)
