@@ -15,8 +15,8 @@ from gpuserved.core.gpufault import (
     Verdict,
     Xid,
     faults,
+    lasting_faults,
     merged,
-    standing,
     worst,
     xid_fault,
 )
@@ -70,12 +70,12 @@ def test_ecc_errors_count_from_the_first_look_and_through_silence() -> None:
 
 def test_what_lasts_is_told_at_the_first_look_and_when_it_comes_back() -> None:
     bad = Health(lost=True, remap_failed=True, recovery="drain_and_reset")
-    assert set(standing(bad)) == {"lost", "remap_failed", "recovery:drain_and_reset"}
-    assert {fault.standing for fault in faults(None, bad)} == set(standing(bad))
+    assert set(lasting_faults(bad)) == {"lost", "remap_failed", "recovery:drain_and_reset"}
+    assert {fault.lasting for fault in faults(None, bad)} == set(lasting_faults(bad))
     assert faults(bad, bad) == []
     assert faults(bad, Health()) == []
     assert len(faults(Health(), bad)) == 3
-    assert standing(Health(recovery="none", remap_pending=True)) == {}
+    assert lasting_faults(Health(recovery="none", remap_pending=True)) == {}
 
 
 def test_the_fault_that_asks_for_most_decides() -> None:
@@ -120,7 +120,9 @@ def test_a_gpu_that_computes_on_is_drained_and_one_that_does_not_is_given_up() -
         155,
         156,
     }
-    lasting = {name: fault.meaning for name, fault in standing(Health(lost=True, remap_failed=True)).items()}
+    lasting = {
+        name: fault.meaning for name, fault in lasting_faults(Health(lost=True, remap_failed=True)).items()
+    }
     assert not lasting["lost"].computes
     assert lasting["remap_failed"].computes
     assert (lasting["lost"].verdict, lasting["remap_failed"].verdict) == (Verdict.REBOOT, Verdict.INSPECT)
@@ -138,7 +140,7 @@ def test_a_gpu_that_computes_on_is_drained_and_one_that_does_not_is_given_up() -
 )
 def test_what_the_driver_asks_for_is_done(word: str, verdict: Verdict, computes: bool) -> None:
     (fault,) = faults(Health(recovery="none"), Health(recovery=word))
-    assert (fault.meaning.verdict, fault.meaning.computes, fault.standing) == (
+    assert (fault.meaning.verdict, fault.meaning.computes, fault.lasting) == (
         verdict,
         computes,
         f"recovery:{word}",

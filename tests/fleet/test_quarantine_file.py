@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
+from tests.fleet.conftest import World
 
 from gpuserved.api.errors import Invalid
 from gpuserved.api.types import GpuView
-from gpuserved.fleet.quarantine import HELD, OPERATOR, Quarantine
+from gpuserved.fleet.quarantine import HELD, OPERATOR, SCHEMA, Quarantine
+from gpuserved.host import statefile
 
 GPU = GpuView(index=3, uuid="GPU-aa", name="H100")
 
 
 def loaded(path: Path) -> Quarantine:
-    quarantine = Quarantine(path)
+    def save() -> None:
+        statefile.save(path, msgspec.to_builtins(quarantine.content()), version=SCHEMA)
+
+    quarantine = Quarantine(path, save)
     quarantine.load()
     return quarantine
 
@@ -83,9 +89,18 @@ def test_a_file_of_a_newer_version_is_refused(tmp_path: Path) -> None:
         loaded(path)
 
 
-def test_a_disk_that_takes_nothing_costs_the_file_not_the_quarantine(tmp_path: Path) -> None:
-    quarantine = Quarantine(tmp_path / "no" / "such" / "folder" / "gpus.json")
+async def test_a_disk_that_takes_nothing_costs_the_file_not_the_quarantine(world: World) -> None:
+    """And it is slow to say so: nobody waits for it, but who is answered that it is done."""
+    path = world.state_file.with_name("gpus.json")
+    path.with_name("gpus.json").mkdir()
+    quarantine = world.fleet._quarantine
     quarantine.set_aside(GPU, OPERATOR, "first")
     assert "GPU-aa" in quarantine
-    assert quarantine.problem is not None
-    assert "not saved" in quarantine.problem
+    assert world.fleet.status().supervisor.degraded is None
+    await world.fleet._save()
+    assert "quarantine of GPUs not saved" in (world.fleet.status().supervisor.degraded or "")
+    path.rmdir()
+    quarantine.set_aside(GPU, OPERATOR, "second")
+    await world.fleet._save()
+    assert world.fleet.status().supervisor.degraded is None
+    assert loaded(path).of["GPU-aa"].reason == "second"

@@ -147,7 +147,7 @@ class Fault:
     meaning: Meaning
     reason: str
     """For an operator, in one line."""
-    standing: str | None = None
+    lasting: str | None = None
     """The name of a condition that lasts, as `release` remembers what it has accepted; None: an event."""
 
 
@@ -157,7 +157,7 @@ def xid_fault(number: int) -> Fault:
     return Fault(known, f"Xid {number} ({known.name})")
 
 
-def standing(health: Health) -> dict[str, Fault]:
+def lasting_faults(health: Health) -> dict[str, Fault]:
     """Conditions that last, by name."""
     found: dict[str, Fault] = {}
     if health.lost:
@@ -173,8 +173,8 @@ def standing(health: Health) -> dict[str, Fault]:
 
 def faults(before: Health | None, now: Health) -> list[Fault]:
     """What is new since `before`; None: nobody has looked yet, so that counts begin here and only what lasts is told."""
-    lasted = standing(before) if before is not None else {}
-    found = [fault for key, fault in standing(now).items() if key not in lasted]
+    lasted = lasting_faults(before) if before is not None else {}
+    found = [fault for key, fault in lasting_faults(now).items() if key not in lasted]
     if before is None:
         return found
     known = max((xid.seq for xid in before.xids), default=0)

@@ -10,7 +10,7 @@ from typing import Protocol
 from gpuserved.api.types import GpuView
 from gpuserved.core.cause import Cause, CauseKind
 from gpuserved.core.events import EventKind
-from gpuserved.core.gpufault import Fault, Health, Verdict, faults, merged, standing, worst
+from gpuserved.core.gpufault import Fault, Health, Verdict, faults, lasting_faults, merged, worst
 from gpuserved.core.state import State
 from gpuserved.fleet.events import Bus
 from gpuserved.fleet.quarantine import HELD, Quarantine
@@ -73,7 +73,7 @@ class GpuHealth:
 
     def lasting(self, uuid: str) -> list[str]:
         """What is lastingly wrong with a GPU, by name."""
-        return sorted(standing(self._health.get(uuid, Health())))
+        return sorted(lasting_faults(self._health.get(uuid, Health())))
 
     def look(self, samples: Sequence[GpuSample]) -> None:
         """Take one round of samples."""
@@ -104,7 +104,7 @@ class GpuHealth:
         now, before = health_of(sample), self._health.get(gpu.uuid)
         self._health[gpu.uuid] = merged(before, now)
         accepted = self._quarantine.still_accepted(gpu.uuid, self.lasting(gpu.uuid))
-        found = [fault for fault in faults(before, now) if fault.standing not in accepted]
+        found = [fault for fault in faults(before, now) if fault.lasting not in accepted]
         decides = worst(found)
         if decides is None:
             return

@@ -113,15 +113,6 @@ def fleet_record(state: FleetState, rolls: list[RollRecord]) -> FleetRecord:
     )
 
 
-def save(path: Path, fleet: FleetRecord) -> None:
-    """Write the file.
-
-    :raises OSError: the file before it is untouched.
-    """
-    data: dict[str, Any] = msgspec.to_builtins(fleet)
-    statefile.save(path, data, version=SCHEMA)
-
-
 def check_readable(path: Path) -> None:
     """Change nothing, and refuse what `load` would.
 
@@ -142,15 +133,22 @@ def load(path: Path) -> tuple[FleetRecord, str | None]:
 
 
 class Saver:
-    """Keeps a fleet's state file up to date. One write at a time, in a thread: a disk that is slow, or hangs, stops nothing else.
+    """Keeps a state file up to date. One write at a time, in a thread: a disk that is slow, or hangs, stops nothing else.
 
     A write holds the state as of its beginning, so that of several that wait only the newest is made.
     """
 
-    def __init__(self, path: Path, record: Callable[[], FleetRecord]) -> None:
-        """:param record: the state as it is to be found by the next daemon; called on the loop."""
+    def __init__(
+        self, path: Path, record: Callable[[], msgspec.Struct], *, version: int = SCHEMA, what: str = "state"
+    ) -> None:
+        """:param record: what the next daemon is to find; called on the loop.
+        :param version: of the file's schema.
+        :param what: the content in words.
+        """
         self._path = path
         self._record = record
+        self._version = version
+        self._what = what
         self._tasks = Tasks(log)
         self._thread = ThreadPoolExecutor(
             1, thread_name_prefix="state"
@@ -171,6 +169,10 @@ class Saver:
         if self._soon is None and self._next is None:
             self._soon = asyncio.get_running_loop().call_later(DELAY_S, self._request)
 
+    def begin(self) -> None:
+        """Save at once; nobody waits for it."""
+        self._request()
+
     async def now(self) -> None:
         """Have everything as of this call on disk before this returns.
 
@@ -184,10 +186,14 @@ class Saver:
         """As `now`; where the disk refuses, `problem` and the log say so, and all goes on."""
         await asyncio.shield(self._request())
 
-    async def close(self) -> None:
-        """Write what waits, and write no more."""
+    async def flush(self) -> None:
+        """Have on disk what has been asked for, as far as the disk takes it."""
         if self._soon is not None or self._next is not None or self._writing is not None:
             await self.quietly()
+
+    async def close(self) -> None:
+        """Write what waits, and write no more."""
+        await self.flush()
         await self._tasks.close()
         self._thread.shutdown(wait=False)
 
@@ -198,7 +204,7 @@ class Saver:
         if self._next is None:
             self._next = asyncio.get_running_loop().create_future()
         if self._writing is None:
-            self._writing = self._tasks.start(self._write(), "saving the state")
+            self._writing = self._tasks.start(self._write(), f"saving the {self._what}")
         return self._next
 
     async def _write(self) -> None:
@@ -210,15 +216,19 @@ class Saver:
                 except BaseException:
                     outcome.cancel()
                     raise
-                self._problem = None if error is None else f"state not saved: {error.strerror}"
+                self._problem = None if error is None else f"{self._what} not saved: {error.strerror}"
                 outcome.set_result(error)
         finally:
             self._writing = None
 
     async def _write_once(self) -> OSError | None:
         try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, save, self._path, self._record())
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._save, self._record())
         except OSError as error:
-            log.error("the state could not be saved: %s", error)  # noqa: TRY400 - the reason is in the error
+            log.error("the %s could not be saved: %s", self._what, error)  # noqa: TRY400 - the reason is in the error
             return error
         return None
+
+    def _save(self, record: msgspec.Struct) -> None:
+        data: dict[str, Any] = msgspec.to_builtins(record)
+        statefile.save(self._path, data, version=self._version)

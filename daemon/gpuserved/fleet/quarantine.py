@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -61,9 +61,12 @@ class QuarantineFile(msgspec.Struct, frozen=True, kw_only=True):
 class Quarantine:
     """The list, in memory and on disk. Belongs to the fleet's loop."""
 
-    def __init__(self, path: Path | None) -> None:
-        """:param path: None: nothing is written."""
+    def __init__(self, path: Path | None, changed: Callable[[], None] = lambda: None) -> None:
+        """:param path: None: nothing is read.
+        :param changed: what there is to write (`content`) has changed.
+        """
         self._path = path
+        self._changed = changed
         self._of: dict[str, Record] = {}
         self._accepted: dict[str, set[str]] = {}
         self._problem: str | None = None
@@ -192,20 +195,16 @@ class Quarantine:
             if record.uuid not in present and present
         ]
 
-    def _save(self) -> None:
-        if self._path is None:
-            return
-        content = QuarantineFile(
+    def content(self) -> QuarantineFile:
+        """For the file."""
+        return QuarantineFile(
             gpus=sorted(self._of.values(), key=lambda record: record.index),
             accepted={uuid: sorted(names) for uuid, names in self._accepted.items()},
         )
-        data: dict[str, Any] = msgspec.to_builtins(content)
-        try:
-            statefile.save(self._path, data, version=SCHEMA)
-            self._problem = None
-        except OSError as error:
-            self._problem = f"quarantine of GPUs not saved: {error.strerror}"
-            log.error("%s: %s", self._path, error)  # noqa: TRY400 - the reason is in the error
+
+    def _save(self) -> None:
+        self._problem = None  # of the file that is written anew
+        self._changed()
 
 
 def _shown(view: GpuView, record: Record | None) -> GpuView:

@@ -49,6 +49,7 @@ from gpuserved.fleet.observers import (
 from gpuserved.fleet.orders import Executor
 from gpuserved.fleet.persistence import FILE_NAME, FleetRecord, Saver, fleet_record
 from gpuserved.fleet.quarantine import FILE, Quarantine
+from gpuserved.fleet.quarantine import SCHEMA as QUARANTINE_SCHEMA
 from gpuserved.fleet.quarantine_requests import QuarantineRequests
 from gpuserved.fleet.queries import About, CloserLooks, Overview
 from gpuserved.fleet.reconcile import Reconciler
@@ -107,7 +108,10 @@ class Fleet:
         self._problem: str | None = None
         self._state = FleetState()
         self._inventory = GpuInventory(provider, self._state)
-        self._quarantine = Quarantine(roots.state / FILE)
+        self._quarantine = Quarantine(roots.state / FILE, self._keep_quarantine)
+        self._quarantine_saver = Saver(
+            roots.state / FILE, self._quarantine.content, version=QUARANTINE_SCHEMA, what="quarantine of GPUs"
+        )  # fmt: skip
         self._engines = Engines(roots.cache)
         self._engines.load()
         self._journal = EventJournal(roots.log)
@@ -126,7 +130,7 @@ class Fleet:
         self._rollouts = Rollouts(self._state, executor, self._quarantine, self._bus, self._saver.quietly)
         self._reconciler = Reconciler(
             self._state, settings, self._arranger, self._rollouts, executor, self._quarantine, self._inventory,
-            self._routes, self._bus, self._saver.quietly,
+            self._routes, self._bus, self._save,
         )  # fmt: skip
         self._health = GpuHealth(
             self._state, self._quarantine, settings, self._bus, self._reconciler, self.gpus
@@ -175,6 +179,9 @@ class Fleet:
     def _record(self) -> FleetRecord:
         return fleet_record(self._state, self._rollouts.records())
 
+    def _keep_quarantine(self) -> None:
+        self._quarantine_saver.begin()
+
     def _crashed(self, card: CrashCard) -> None:
         self._bus.publish("notice", message=card.headline, severity="error", crash=card)
         self._webhook.post(card)
@@ -184,7 +191,12 @@ class Fleet:
         return None if listener is None else listen.url_of(listener, tls=self._settings.value.tls is not None)
 
     def _problem_now(self) -> str | None:
-        return self._saver.problem or self._quarantine.problem or self._problem
+        unsaved = self._saver.problem or self._quarantine_saver.problem
+        return unsaved or self._quarantine.problem or self._problem
+
+    async def _save(self) -> None:
+        """Everything that has changed is on disk, or `status` says why it is not."""
+        await asyncio.gather(self._saver.quietly(), self._quarantine_saver.flush())
 
     # --- its life, for the composition root
 
@@ -259,6 +271,7 @@ class Fleet:
         await self._measurements.close()
         await self._webhook.close()
         await self._saver.close()
+        await self._quarantine_saver.close()
         await asyncio.to_thread(self._journal.close)
 
     # --- what the control API asks (FleetPort)
