@@ -128,10 +128,7 @@ class Fleet:
         )  # fmt: skip
         executor = Executor(self._state, self._controller)
         self._rollouts = Rollouts(self._state, executor, self._quarantine, self._bus, self._saver.quietly)
-        self._reconciler = Reconciler(
-            self._state, settings, self._arranger, self._rollouts, executor, self._quarantine, self._inventory,
-            self._routes, self._bus, self._save,
-        )  # fmt: skip
+        self._reconciler = self._make_reconciler(executor)
         self._health = GpuHealth(
             self._state, self._quarantine, settings, self._bus, self._reconciler, self.gpus
         )
@@ -147,11 +144,15 @@ class Fleet:
         )  # fmt: skip
         self._measurements = MemoryMeasurements(roots, self._engines, inputs, self._inventory.views)
         self._departures = Departures(self._state, self._routes)
-        self._services = self._controller_services(gpu_locks, orphan_ttl_s)
+        self._services = self._make_services(gpu_locks, orphan_ttl_s)
 
-    def _controller_services(
-        self, gpu_locks: GpuLocks | None, orphan_ttl_s: float | None
-    ) -> ControllerServices:
+    def _make_reconciler(self, executor: Executor) -> Reconciler:
+        return Reconciler(
+            self._state, self._settings, self._arranger, self._rollouts, executor, self._quarantine, self._inventory,
+            self._routes, self._bus, self._save,
+        )  # fmt: skip
+
+    def _make_services(self, gpu_locks: GpuLocks | None, orphan_ttl_s: float | None) -> ControllerServices:
         handover = GpuHandover(
             self._state, self._inventory, self._quarantine, self._settings, self._health.hold
         )
