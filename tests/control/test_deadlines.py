@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gpuserved.api.client import ControlClient
 from gpuserved.api.errors import TimedOut
+from gpuserved.api.plan import PlanRequest
 from gpuserved.api.transport import CHANGE_TIMEOUT_S, READ_TIMEOUT_S
 from gpuserved.api.types import ReplicasRequest
 from gpuserved.control.handlers import Handlers
@@ -70,6 +73,43 @@ def test_every_call_has_a_deadline_and_its_client_waits_longer() -> None:
     assert Limits().read_s < READ_TIMEOUT_S
     assert Limits().change_s < CHANGE_TIMEOUT_S
     assert all(route.method == "POST" for route in table if route.changes)
+
+
+CALLS: dict[str, Callable[[ControlClient], object]] = {
+    "/version": lambda client: client.version(),
+    "/status": lambda client: client.status(),
+    "/events": lambda client: next(client.events()),
+    "/events/recent": lambda client: client.recent_events(),
+    "/profiles": lambda client: client.profiles(),
+    "/profiles/{profile}/diff": lambda client: client.profile_diff("p"),
+    "/plan": lambda client: client.plan(PlanRequest(name="p", text="")),
+    "/replicas/{replica}": lambda client: client.detail("r"),
+    "/replicas/{replica}/crash": lambda client: client.crash("r"),
+    "/replicas/{replica}/logs": lambda client: list(client.logs("r")),
+    "/daemon/logs": lambda client: list(client.logs(None)),
+    "/logs/page": lambda client: client.log_page(""),
+    "/logs/follow": lambda client: next(client.follow_logs([""])),
+    "/reload": lambda client: client.reload(),
+    "/shutdown": lambda client: client.shutdown(),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_client_waits_longer_than_the_daemon_takes(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet: Any = None
+    (route,) = (one for one in Handlers(fleet, lambda _: True).routes(Limits()) if one.path == call)
+    patience: list[float] = []
+
+    def opened(_path: Path, timeout_s: float) -> Any:
+        patience.append(timeout_s)
+        raise TimedOut("enough is known")
+
+    monkeypatch.setattr(
+        "gpuserved.api.transport.UnixConnection", lambda _path, timeout_s: opened(fleet, timeout_s)
+    )
+    with pytest.raises(TimedOut):
+        CALLS[call](ControlClient(Path("/nowhere")))
+    assert patience[0] > route.limit_s
 
 
 def ask(path: Path, method: str, call: str) -> tuple[bytes, bytes]:

@@ -87,7 +87,12 @@ class Waiting:
 
 
 def wait_ready(client: ControlClient, profiles: frozenset[str], limit_s: float) -> list[ReplicaView]:
-    """Wait with a live table on a terminal, else with one line per change. See `Waiting.until_ready`."""
+    """Wait with a live table on a terminal, else with one line per change.
+
+    :returns: the replicas; one that an operator has stopped or drained is not waited for.
+    :raises ReplicaFailed: with its reason and the last lines of its log.
+    :raises TimedOut: after `limit_s`; loading goes on.
+    """
     if not sys.stderr.isatty():
         return Waiting(client, profiles, Lines()).until_ready(limit_s)
     from rich.console import Console

@@ -15,7 +15,7 @@ from gpuserved.api.errors import Invalid
 from gpuserved.api.roots import Roots
 from gpuserved.config.api_keys import read_keys
 from gpuserved.config.document import Document, parse
-from gpuserved.config.fields import Boolean, Integer, Json, Key, Number, Table, Text, Words
+from gpuserved.config.fields import Boolean, Key, Number, Read, Table, Text, Words
 
 DEFAULT_LISTEN = ("127.0.0.1", 8000)
 ROUTERS_MAX = 64
@@ -25,7 +25,7 @@ _URL = re.compile(r"https?://[^\s/?#]+\S*")
 
 
 @dataclass(frozen=True)
-class Listen:
+class Listen(Read):
     """An address, as host and port."""
 
     def __call__(self, document: Document, path: tuple[str, ...], value: Any) -> tuple[str, int]:
@@ -36,12 +36,9 @@ class Listen:
                 raise
             document.refuse(path, error.message, error.hint)
 
-    def schema(self) -> Json:
-        return Text().schema()
-
 
 @dataclass(frozen=True)
-class BesideFile:
+class BesideFile(Read):
     """A path; a relative one is beside the daemon's file."""
 
     switch: bool = False
@@ -59,12 +56,9 @@ class BesideFile:
         text = Text()(document, path, value) if not self.switch else value
         return Path(document.source).absolute().parent / Path(text).expanduser()
 
-    def schema(self) -> Json:
-        return {"anyOf": [{"type": "boolean"}, Text().schema()]} if self.switch else Text().schema()
-
 
 @dataclass(frozen=True)
-class RouterCount:
+class RouterCount(Read):
     """A number of routers, or "auto"."""
 
     def __call__(self, document: Document, path: tuple[str, ...], value: Any) -> int:
@@ -74,12 +68,9 @@ class RouterCount:
             document.refuse_value(path, f'"auto" or a number from 1 to {ROUTERS_MAX}', value)
         return int(value)
 
-    def schema(self) -> Json:
-        return Integer(1, ROUTERS_MAX, auto=True).schema()
-
 
 @dataclass(frozen=True)
-class Networks:
+class Networks(Read):
     """Addresses and networks."""
 
     def __call__(self, document: Document, path: tuple[str, ...], value: Any) -> tuple[str, ...]:
@@ -90,9 +81,6 @@ class Networks:
             except ValueError:
                 document.refuse(path, f"{word!r} is no address and no network", 'write "10.0.0.0/8" or "::1"')
         return tuple(found)
-
-    def schema(self) -> Json:
-        return Words(at_least=0).schema()
 
 
 _webhook = Text(needs=("an http:// or https:// URL", lambda v: bool(_URL.fullmatch(v))))

@@ -6,18 +6,20 @@ TOML knows types: a number in quotes is a mistake, not a number.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from gpuserved.config.document import Document
 
 Json = dict[str, Any]
 
 
-class Read(Protocol):
+class Read(ABC):
     """How a value is read."""
 
+    @abstractmethod
     def __call__(self, document: Document, path: tuple[str, ...], value: Any) -> Any:
         """The value, checked.
 
@@ -25,11 +27,12 @@ class Read(Protocol):
         """
 
     def schema(self) -> Json:
-        """As JSON Schema says it. It refuses nothing that the reader accepts."""
+        """As JSON Schema says it, which refuses nothing that the reader accepts; {}: anything."""
+        return {}
 
 
 @dataclass(frozen=True)
-class Text:
+class Text(Read):
     """A string."""
 
     choices: tuple[str, ...] = ()
@@ -53,7 +56,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Integer:
+class Integer(Read):
     """A whole number in a range; `auto` allows the word "auto", which becomes None."""
 
     low: int
@@ -74,7 +77,7 @@ class Integer:
 
 
 @dataclass(frozen=True)
-class Number:
+class Number(Read):
     """A number in a range; whole numbers are fine too."""
 
     low: float
@@ -91,7 +94,7 @@ class Number:
 
 
 @dataclass(frozen=True)
-class Boolean:
+class Boolean(Read):
     """A TOML boolean."""
 
     def __call__(self, document: Document, path: tuple[str, ...], value: Any) -> bool:
@@ -104,7 +107,7 @@ class Boolean:
 
 
 @dataclass(frozen=True)
-class Words:
+class Words(Read):
     """A list of strings."""
 
     at_least: int = 1

@@ -10,7 +10,7 @@ from typing import Any
 
 from gpuserved.api.errors import Invalid
 from gpuserved.config.document import Document, parse
-from gpuserved.config.fields import Integer, Json, Key, Number, Table, Text, Words
+from gpuserved.config.fields import Integer, Json, Key, Number, Read, Table, Text, Words
 from gpuserved.core.profile import (
     CommandSpec,
     EngineName,
@@ -33,7 +33,7 @@ _WEEK_S = 7 * _DAY_S
 
 
 @dataclass(frozen=True)
-class BesideProfile:
+class BesideProfile(Read):
     """A text; `./X` is beside the profile where its file is known."""
 
     def __call__(self, document: Document, path: tuple[str, ...], value: Any) -> str:
@@ -47,7 +47,7 @@ class BesideProfile:
 
 
 @dataclass(frozen=True)
-class GpuNames:
+class GpuNames(Read):
     """Indexes and UUIDs, or "all", which becomes None."""
 
     def __call__(self, document: Document, path: tuple[str, ...], value: Any) -> tuple[str, ...] | None:

@@ -12,9 +12,6 @@ from gpuserved.importers.llamafactory.convert import DEFAULT_GPU_UTIL, DEFAULT_M
 from gpuserved.importers.llamafactory.draft import Draft
 from gpuserved.importers.llamafactory.keys import FOREIGN, KEYS
 
-VLLM_NEWEST = "0.11.0"
-"""LlamaFactory refuses a newer vLLM unless DISABLE_VERSION_CHECK is set."""
-
 
 class WouldRun(msgspec.Struct, frozen=True, kw_only=True):
     """LlamaFactory's `api` for this file on this machine."""
