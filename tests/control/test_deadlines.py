@@ -104,9 +104,7 @@ def test_a_client_waits_longer_than_the_daemon_takes(call: str, monkeypatch: pyt
         patience.append(timeout_s)
         raise TimedOut("enough is known")
 
-    monkeypatch.setattr(
-        "gpuserved.api.transport.UnixConnection", lambda _path, timeout_s: opened(fleet, timeout_s)
-    )
+    monkeypatch.setattr("gpuserved.api.transport.UnixConnection", opened)
     with pytest.raises(TimedOut):
         CALLS[call](ControlClient(Path("/nowhere")))
     assert patience[0] > route.limit_s
