@@ -27,7 +27,8 @@ ALL = {("POST", path): Route(Kind.JSON, Sse.OPENAI, stores=False, open=False) fo
 @pytest.mark.parametrize(("method", "path"), ALL)
 def test_a_route_is_known_by_its_method_and_whole_path(method: str, path: str) -> None:
     assert match(method, path) == Match(ALL[method, path], None)
-    for other in {"GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "get", ""} - {method}:
+    assert match("HEAD", path) == match("GET", path), "HEAD may what GET may"
+    for other in {"GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "get", "head", ""} - {method}:
         assert match(other, path) is None
     for near in (path + "/", path + "x", path[:-1], path[1:], path.upper(), "/" + path, path + "?a=b"):
         assert match(method, near) is None

@@ -227,6 +227,45 @@ async def test_websocket_is_spliced_both_ways(bench: Bench) -> None:
     assert (await bench.ask("GET", "/v1/realtime?model=x", headers=wanted)).status == 404
 
 
+async def test_what_a_client_sends_before_its_upgrade_is_answered_reaches_the_replica(bench: Bench) -> None:
+    """More than is read ahead of an answer: the rest waits in the socket, and must not wait for ever."""
+    go = asyncio.Event()
+    early = b"x" * 1_000_000
+    got = bytearray()
+
+    async def upgrade(
+        up: Upstream, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> bool:
+        await go.wait()
+        writer.write(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
+        while len(got) < len(early) and (data := await reader.read(1 << 16)):
+            got.extend(data)
+        return False
+
+    up = await bench.upstream("a-0", upgrade)
+    await bench.start(bench.model(up))
+    client = await bench.client()
+    client.writer.write(
+        b"GET /v1/realtime?model=m HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
+        + early
+    )
+    await bench.until(lambda: true(len(up.seen) == 1))
+    for _ in range(20):  # the router has turns enough to read all that it will
+        await bench.ask("GET", "/health")
+    go.set()
+    assert (await client.head())[0] == 101
+    await bench.until(lambda: true(len(got) == len(early)))
+    assert got == early
+
+
+async def test_an_upgrade_is_asked_for_on_no_other_route(bench: Bench) -> None:
+    up = await bench.upstream("a-0")
+    await bench.start(bench.model(up))
+    answer = await bench.chat(headers={"Upgrade": "websocket", "Connection": "Upgrade"})
+    assert answer.status == 200
+    assert (up.seen[0].get("upgrade"), up.seen[0].get("connection")) == (None, None)
+
+
 async def test_stored_response_goes_back_to_the_replica_that_made_it(bench: Bench) -> None:
     made: dict[str, str] = {}
 

@@ -93,7 +93,9 @@ def _plain_id(text: str) -> bool:
 
 
 def match(method: str, path: str) -> Match | None:
-    """The route of a request; None: not on the list. `path` is as the client wrote it, without the query."""
+    """The route of a request; None: not on the list. HEAD may what GET may. `path` is as the client wrote it, without the query."""
+    if method == "HEAD":
+        method = "GET"
     found = _MATCHES.get((method, path))
     if found is not None:
         return found

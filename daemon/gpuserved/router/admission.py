@@ -58,7 +58,7 @@ class Admission:
         if not (found is not None and found.route.open) and self._tenants.keyed and account is None:
             raise errors.unauthorized()
         if found is None:
-            raise errors.no_route(head.method, head.path)
+            raise errors.no_route("GET" if head.method == "HEAD" else head.method, head.path)
         if (head.content_length or 0) > self.body_max_bytes:
             raise errors.too_large(self.body_max_bytes)
         if account is not None and found.route.kind not in LOCAL:
@@ -93,7 +93,7 @@ class Admission:
 
         :raises HttpError: 400, 404 or 426.
         """
-        if not request.head.websocket:
+        if not request.head.websocket or request.head.method != "GET":
             raise errors.no_upgrade()
         return self._asked(request, params.read_query(request.head.query))
 

@@ -107,5 +107,4 @@ class Attempt:
         """Nobody wants this answer: an engine still at work stops."""
         self._on_known = self._on_end = None
         self.upstream.detach()
-        if not self.ended:
-            self.upstream.abort()
+        self.upstream.abort()

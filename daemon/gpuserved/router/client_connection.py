@@ -23,7 +23,8 @@ WRITE_STALL_S = 300.0
 LINGER_S = 2.0
 AHEAD_MAX_BYTES = 64 * 1024
 """Pipelined bytes that are read while a request is served; reading goes on so that a client's leaving is seen."""
-_READING, _BUSY, _TUNNEL, _LINGER, _CLOSED = range(5)
+_READING, _BUSY, _FLUSHING, _TUNNEL, _LINGER, _CLOSED = range(6)
+"""Flushing: an answer is whole, and more of it waits for the client than a transport takes; nothing begins before it has room."""
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +78,10 @@ class ClientConnection(asyncio.Protocol):
         self._reader = RequestReader(front)
         self._keep = True
         self._reading_paused = False
+        self._writing_paused = False
+        self._turn_due = False
+        """What has been read goes on being worked on by `_go_on`, at the next turn of the loop."""
+        self._flush_until = 0.0
         self._transport: asyncio.Transport | None = None
         self._work: Work | None = None
         self._tunnel: Tunnelled | None = None
@@ -115,12 +120,13 @@ class ClientConnection(asyncio.Protocol):
             if self._phase == _TUNNEL and self._tunnel is not None:
                 self._tunnel.client_data(data)
             elif self._phase < _TUNNEL:
-                whole = self._reader.at_once(data) if self._phase == _READING else None
+                reads = self._phase == _READING and not self._turn_due
+                whole = self._reader.at_once(data) if reads else None
                 if whole is not None:
                     self._hand_over(whole)
                     return
                 self._reader.feed(data)
-                if self._phase == _READING:
+                if reads:
                     self._advance()
                 elif self._reader.buffered_bytes > AHEAD_MAX_BYTES:
                     self.pause_reading()
@@ -132,21 +138,27 @@ class ClientConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The client reads too slowly."""
+        self._writing_paused = True
         self.deadline = self.loop.time() + WRITE_STALL_S
         if self._work is not None:
             self._work.client_full()
 
     def resume_writing(self) -> None:
         """The client takes more."""
+        self._writing_paused = False
         if self._phase in {_BUSY, _TUNNEL}:
             self.deadline = 0.0
         if self._work is not None:
             self._work.client_ready()
+        if self._phase == _FLUSHING:
+            self._next()
 
     def expire(self) -> None:
         """The deadline has passed."""
         self.deadline = 0.0
-        if self._phase != _READING:
+        if self._phase == _LINGER:
+            self._end_linger()
+        elif self._phase != _READING:
             self.abort()
         elif self._reader.deadline is None:
             self.close()
@@ -158,13 +170,31 @@ class ClientConnection(asyncio.Protocol):
         whole = self._reader.advance(self.loop.time())
         if self._reader.take_continue():
             self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if whole is None:
-            self.deadline = self._reader.deadline or self.deadline
-            if self._reader.has_more:
-                self.pause_reading()
-                self.loop.call_soon(self._go_on)
+        if whole is not None:
+            self._hand_over(whole)
+            if self._phase == _BUSY and self._reader.buffered_bytes <= AHEAD_MAX_BYTES:
+                self.resume_reading()
             return
-        self._hand_over(whole)
+        self.deadline = self._reader.deadline or self.deadline
+        if self._reader.has_more:
+            self._work_on()
+        else:
+            self.resume_reading()
+
+    def _work_on(self) -> None:
+        """Read no more before what has been read is worked on, a share each turn of the loop: other clients have theirs, and what a
+        client pipelines is left in its socket.
+        """
+        self.pause_reading()
+        if not self._turn_due:
+            self._turn_due = True
+            self.loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        """The share of this turn: a request, or some of a body in very small chunks."""
+        self._turn_due = False
+        if self._phase == _READING:
+            self.data_received(b"")
 
     def _hand_over(self, whole: Whole) -> None:
         self._phase = _BUSY
@@ -178,12 +208,6 @@ class ClientConnection(asyncio.Protocol):
         error = whole.refusal or errors.internal()
         self._front.refused(error.status)
         self.refuse(error)
-
-    def _go_on(self) -> None:
-        """The next turn's share of a body in very small chunks."""
-        if self._phase == _READING:
-            self.resume_reading()
-            self.data_received(b"")
 
     def served_by(self, work: Work) -> None:
         """The present request is served by `work`."""
@@ -207,7 +231,7 @@ class ClientConnection(asyncio.Protocol):
     def respond(self, status: int, headers: Headers, body: bytes) -> None:
         """A whole answer of the router itself."""
         keep = self._keep and self._front.keeps_alive()
-        self.write(own_response(status, headers, body, close=not keep))
+        self.write(own_response(status, headers, body, close=not keep, head_only=self._reader.head_only))
         self.finished(keep_alive=keep)
 
     def refuse(self, error: HttpError, request_id: bytes | None = None) -> None:
@@ -227,17 +251,25 @@ class ClientConnection(asyncio.Protocol):
             return
         if not keep_alive:
             self._linger()
-            return
+        elif self._writing_paused:
+            self._phase = _FLUSHING
+        else:
+            self._next()
+
+    def _next(self) -> None:
+        """On to the next request."""
         self._phase = _READING
         self.deadline = self.loop.time() + IDLE_S
-        self.resume_reading()
         if self._reader.buffered_bytes:
-            self.loop.call_soon(self.data_received, b"")
+            self._work_on()
+        else:
+            self.resume_reading()
 
     def start_tunnel(self, tunnel: Tunnelled) -> None:
         """After 101: bytes go to `tunnel`."""
         self._phase = _TUNNEL
         self._tunnel = tunnel
+        self.resume_reading()
         ahead = self._reader.take_rest()
         if ahead:
             tunnel.client_data(ahead)
@@ -246,7 +278,9 @@ class ClientConnection(asyncio.Protocol):
         """Answer what could not be understood, and end."""
         self._front.refused(error.status)
         headers = [(b"content-type", b"application/json"), *error.headers()]
-        self._write(own_response(error.status, headers, error.body(), close=True))
+        self._write(
+            own_response(error.status, headers, error.body(), close=True, head_only=self._reader.head_only)
+        )
         self._linger()
 
     def _linger(self) -> None:
@@ -256,11 +290,23 @@ class ClientConnection(asyncio.Protocol):
         self._phase = _LINGER
         self._reader.clear()
         self.resume_reading()
-        self.deadline = self.loop.time() + LINGER_S
+        now = self.loop.time()
+        self.deadline = now + LINGER_S
+        self._flush_until = now + WRITE_STALL_S
         if not self._transport.can_write_eof():  # TLS: its end goes out behind what is written
             self._transport.close()
         elif not self._transport.is_closing():
             self._transport.write_eof()
+
+    def _end_linger(self) -> None:
+        """Its moment has passed; a client that still has some of its answer to take gets as long as any other."""
+        now = self.loop.time()
+        if self._transport is None:
+            return
+        if self._transport.get_write_buffer_size() and now < self._flush_until:
+            self.deadline = now + LINGER_S
+        else:
+            self._transport.abort()
 
     def idle(self) -> bool:
         """No request is being read or served."""

@@ -142,7 +142,11 @@ class Exchange:
         )  # fmt: skip
         self._first_byte_at = now = self._loop.time()
         context.metrics.began(model.name, now - request.arrived_at)
-        attempt.commit(response, self._answer_ended, request_id=request.id, replica=replica.wire_id)
+        if request.head.method == "HEAD":
+            response.head_alone(request_id=request.id, replica=replica.wire_id)
+            self._end()
+        else:
+            attempt.commit(response, self._answer_ended, request_id=request.id, replica=replica.wire_id)
 
     def _answer_ended(self) -> None:
         """Nothing more comes of the answer."""

@@ -121,19 +121,25 @@ class Response:
 
     def start(self, held: bytes, *, request_id: bytes, replica: bytes) -> None:
         """Write the head and what came of the body so far."""
-        framing = b""
-        if self._head.content_length is not None:
-            framing = b"content-length: %d\r\n" % self._head.content_length
-        elif self._chunked:
-            framing = b"transfer-encoding: chunked\r\n"
-        if self._head.status in {204, 304}:
-            framing = b""
-        head = client_response(
-            self._head, framing=framing, request_id=request_id, replica=replica, close=self._close
-        )
         body = self._framed(held)
         self.sent_bytes = len(body)
-        self._client.write(head + body)
+        self._client.write(self._own_head(request_id, replica) + body)
+
+    def head_alone(self, *, request_id: bytes, replica: bytes) -> None:
+        """Write the head, and no body: all of an answer to HEAD."""
+        self._client.write(self._own_head(request_id, replica))
+        self._client.finished(keep_alive=not self._close)
+
+    def _own_head(self, request_id: bytes, replica: bytes) -> bytes:
+        framing = b""
+        if self._head.status not in {204, 304}:
+            if self._head.content_length is not None:
+                framing = b"content-length: %d\r\n" % self._head.content_length
+            elif self._chunked:
+                framing = b"transfer-encoding: chunked\r\n"
+        return client_response(
+            self._head, framing=framing, request_id=request_id, replica=replica, close=self._close
+        )
 
     def _framed(self, data: bytes) -> bytes:
         if data and self._tap is not None:

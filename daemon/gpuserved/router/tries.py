@@ -31,6 +31,8 @@ stream is not cut by the culprit.
 UNREACHABLE_PAUSE_S = 0.1
 """Between two tries where the only replica is merely unreachable and stays in rotation."""
 
+_WITHOUT_BODY = frozenset({"GET", "HEAD"})
+
 log = logging.getLogger(__name__)
 
 
@@ -294,7 +296,7 @@ class Tries:
         request = self._request
         return upstream_request(
             request.head, target=request.head.target, request_id=request.id, peer=request.forwarded_for,
-            content_length=None if request.head.method == "GET" and not body.size else body.size,
+            content_length=None if request.head.method in _WITHOUT_BODY and not body.size else body.size,
         )  # fmt: skip
 
     # What is held.

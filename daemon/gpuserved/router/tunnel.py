@@ -122,12 +122,9 @@ class Tunnel:
             target = f"{request.head.path}?{query}".encode()
         upstream.begin(self, upgrade=self)
         head = upstream_request(
-            request.head,
-            target=target,
-            content_length=None,
-            request_id=request.id,
-            peer=request.forwarded_for,
-        )
+            request.head, target=target, content_length=None, request_id=request.id, peer=request.forwarded_for,
+            upgrade=True,
+        )  # fmt: skip
         await upstream.send(head, Body())
         await asyncio.wait({self._answered}, timeout=UPGRADE_S)
         status = self._answered.result() if self._answered.done() else None

@@ -264,18 +264,29 @@ def valid_request_id(value: bytes | None) -> bool:
 
 
 def upstream_request(
-    head: RequestHead, *, target: bytes, content_length: int | None, request_id: bytes, peer: bytes
+    head: RequestHead,
+    *,
+    target: bytes,
+    content_length: int | None,
+    request_id: bytes,
+    peer: bytes,
+    upgrade: bool = False,
 ) -> bytes:
-    """The head a replica gets. What the client listed in Connection goes, our own headers come last."""
+    """The head a replica gets. What the client listed in Connection goes, our own headers come last. HEAD becomes GET, whose answer's
+    body is not passed on: engines know no HEAD.
+
+    :param upgrade: ask for a WebSocket.
+    """
     named = head.named
     if named:
         passed = b"".join([field.forwarded for field in head.fields if field.name not in named])
     else:
         passed = b"".join([field.forwarded for field in head.fields])
     length = b"" if content_length is None else b"content-length: %d\r\n" % content_length
-    upgrade = b"connection: upgrade\r\nupgrade: websocket\r\n" if head.websocket else b""
+    hop = b"connection: upgrade\r\nupgrade: websocket\r\n" if upgrade else b""
+    method = "GET" if head.method == "HEAD" else head.method
     return b"%b %b HTTP/1.1\r\nhost: localhost\r\n%b%b%bx-request-id: %b\r\nx-forwarded-for: %b\r\n\r\n" % (
-        head.method.encode(), target, passed, upgrade, length, request_id, peer,
+        method.encode(), target, passed, hop, length, request_id, peer,
     )  # fmt: skip
 
 
@@ -297,11 +308,16 @@ def client_response(
     )  # fmt: skip
 
 
-def own_response(status: int, headers: Headers, body: bytes, *, close: bool) -> bytes:
-    """A whole answer of the router itself."""
+def own_response(
+    status: int, headers: Headers, body: bytes, *, close: bool, head_only: bool = False
+) -> bytes:
+    """A whole answer of the router itself.
+
+    :param head_only: to HEAD: the length says what GET would bring (RFC 9110 section 9.3.2).
+    """
     out = [b"HTTP/1.1 %d %b\r\n" % (status, _REASONS[status])]
     for name, value in headers:
         out += (name, b": ", value, b"\r\n")
     out.append(b"content-length: %d\r\n" % len(body))
-    out += (b"connection: close\r\n\r\n" if close else b"\r\n", body)
+    out += (b"connection: close\r\n\r\n" if close else b"\r\n", b"" if head_only else body)
     return b"".join(out)

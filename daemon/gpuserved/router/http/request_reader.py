@@ -18,6 +18,7 @@ BODY_MIN_BYTES_PER_S = 1024
 """A body that is slower than this on average, after a grace of `BODY_STALL_S`, ends with 408."""
 
 _CR = 13
+_HEAD = b"HEAD "
 
 
 class Screen(Protocol):
@@ -57,6 +58,8 @@ class RequestReader:
         self.deadline: float | None = None
         """Loop time at which what has begun must have advanced; None: nothing has begun."""
         self._wants_continue = False
+        self.head_only = False
+        """The request that is being read, or was read last, is HEAD: its answer has no body, whatever it is."""
         self.has_more = False
         """`advance` stopped so as not to hold up the loop: call it again on the next turn."""
 
@@ -74,6 +77,7 @@ class RequestReader:
         end = data.find(b"\r\n\r\n") + 4
         if end < 4 or end > HEAD_MAX_BYTES or data[0] == _CR:
             return None
+        self.head_only = data.startswith(_HEAD)
         head = self._heads.read(data[:end])
         size = len(data) - end
         if head.chunked or head.expects_continue or size != (head.content_length or 0):
@@ -139,6 +143,7 @@ class RequestReader:
             del buffer[:2]
         if not buffer:
             return False
+        self.head_only = buffer.startswith(_HEAD)
         end = buffer.find(b"\r\n\r\n")
         if end < 0 or end + 4 > HEAD_MAX_BYTES:
             if len(buffer) > HEAD_MAX_BYTES:
