@@ -78,7 +78,7 @@ TOP = Table("", (
         "what requests put into `model`; unique on a daemon", "the hub id, or the profile's name for a folder",
         flags={"vllm": "served_model_name"}),
     Key("engine", Text(choices=tuple(engine.value for engine in EngineName), convert=EngineName),
-        "`vllm`, `llamacpp`, `command` or `sim`: [engines.md](engines.md)"),
+        f"{', '.join(f'`{engine.value}`' for engine in EngineName)}: [engines.md](engines.md)"),
     Key("python", BesideProfile(), "interpreter of the environment that holds the engine", "through PATH"),
     Key("replicas", Integer(0, 1024, auto=True),
         'how many; `"auto"`: one for each GPU, or group of GPUs, that the profile may use', '`"auto"`'),

@@ -34,8 +34,9 @@ from gpuserved.api.wire import LOG_LINES_MAX, LOG_SOURCES_MAX, PAGE_LINES_MAX
 from gpuserved.control.logfeed import POLL_S, LogFeed, Sources
 from gpuserved.control.logpage import Cursor, page
 from gpuserved.control.logs import Paths, follow, last_lines
-from gpuserved.control.port import VERBS, FleetPort
+from gpuserved.control.port import FleetPort
 from gpuserved.control.routes import Limits, Route, Stream, body, flag, line_count, number
+from gpuserved.core.events import VERB_EVENTS, EventKind
 
 
 class Handlers:
@@ -72,7 +73,11 @@ class Handlers:
             Route("POST", "/shutdown", self._shutdown, change, changes=True, status=202),
             Route("POST", "/upgrade", self._upgrade, change, changes=True, status=202),
             Route("POST", "/routers/replace", self._replace_routers, change, changes=True),
-            *(Route("POST", f"/replicas/{verb}", self._act, change, changes=True) for verb in VERBS),
+            *(
+                Route("POST", f"/replicas/{verb.value}", self._act, change, changes=True)
+                for verb in EventKind
+                if verb in VERB_EVENTS
+            ),
         ]
 
     async def _version(self, request: web.Request) -> VersionView:

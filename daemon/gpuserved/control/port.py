@@ -93,7 +93,7 @@ class FleetPort(Protocol):
         """Place one profile on the given inventory, or on the host's, without changing anything."""
 
     async def act(self, verb: str, request: ReplicasRequest) -> ActionResult:
-        """One of `VERBS` on these replicas. Returns once each has accepted it, not once it is done.
+        """One of `core.events.VERB_EVENTS` on these replicas. Returns once each has accepted it, not once it is done.
 
         :raises NotFound: an unknown replica or profile; then none was touched.
         :raises Conflict: no replica's state knows the verb. Where some do, the others are named in `refused`.
@@ -138,6 +138,3 @@ class FleetPort(Protocol):
 
     def subscribe(self) -> AbstractContextManager[AsyncIterator[FleetEvent]]:
         """A new reader of events: a snapshot first, then deltas."""
-
-
-VERBS = ("start", "stop", "restart", "drain", "undrain")

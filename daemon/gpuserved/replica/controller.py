@@ -408,7 +408,7 @@ class ReplicaController:
         elif isinstance(effect, ev.Spawn):
             self._spawn(effect.generation)
         else:
-            await self._end(kill=isinstance(effect, ev.KillTree))
+            await self._end(effect)
 
     def _arm(self, timer: Timer, delay_s: float) -> None:
         self._disarm(timer)
@@ -425,10 +425,10 @@ class ReplicaController:
         for timer in tuple(self._timers):
             self._disarm(timer)
 
-    async def _end(self, *, kill: bool) -> None:
+    async def _end(self, how: ev.Terminate | ev.KillTree) -> None:
         reach("stop.decided")
         if self._process is not None:
-            await (self._process.kill() if kill else self._process.terminate())
+            await (self._process.kill() if isinstance(how, ev.KillTree) else self._process.terminate())
             reach("stop.signalled")
         elif self._starting is None:
             self.post(EventKind.EXITED, generation=self._r.generation)
