@@ -122,10 +122,7 @@ class Reconciler:
         )  # fmt: skip
         if request.dry_run:
             return result
-        generation = self._decide(plan, steps, settings)
-        reach("apply.assigned")
-        await self._save()
-        reach("apply.saved")
+        generation, _ = await self._carry_out(plan, steps, settings)
         return ApplyResult(generation=generation, changes=result.changes, warnings=result.warnings)
 
     async def _plan_apply(self, request: ApplyRequest, settings: Settings | None) -> _Plan:
@@ -163,12 +160,7 @@ class Reconciler:
         """
         plan = await self._planned(lambda: self._plan_scale(request), request.generation)
         steps = self._steps(plan, keep=False)
-        generation = self._decide(plan, steps)
-        reach("apply.assigned")
-        replicas = self._state.replicas
-        states = {c.replica: replicas[c.replica].r.state.value for c in steps.found if c.replica in replicas}
-        await self._save()
-        reach("apply.saved")
+        generation, states = await self._carry_out(plan, steps)
         return ActionResult(generation=generation, replicas=states)
 
     async def _plan_scale(self, request: ScaleRequest) -> _Plan:
@@ -188,6 +180,21 @@ class Reconciler:
         if not keep:
             found = [change for change in found if change.action != "keep"]
         return _Steps(found, self._rollouts.plan_for(plan.wanted, plan.arranged.assignments, before, found))
+
+    async def _carry_out(
+        self, plan: _Plan, steps: _Steps, settings: Settings | None = None
+    ) -> tuple[int, dict[str, str]]:
+        """Decide, and have it on disk.
+
+        :returns: the generation of the decision, and the state of each replica that it touches, once all had been told.
+        """
+        generation = self._decide(plan, steps, settings)
+        reach("apply.assigned")
+        replicas = self._state.replicas
+        states = {c.replica: replicas[c.replica].r.state.value for c in steps.found if c.replica in replicas}
+        await self._save()
+        reach("apply.saved")
+        return generation, states
 
     def _decide(self, plan: _Plan, steps: _Steps, settings: Settings | None = None) -> int:
         """Make it so, all of it or nothing: assignments first, then one event per replica; what rolling changes do comes last.
