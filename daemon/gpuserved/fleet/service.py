@@ -219,6 +219,7 @@ class Fleet:
         self._rollouts.wake()
         self._routes.publish(force=True)
         await self._saver.quietly()
+        reach("adopt.saved")
 
     def begin(self) -> None:
         """Look at GPUs and environments from now on."""
