@@ -82,8 +82,8 @@ def host(count: int, size: int = 80, *, linked: bool = True, first: int = 0) -> 
     indexes = range(first, first + count)
     return [
         Gpu(
-            n, f"GPU-{n}", NAMES[size], int(TOTALS_GIB[size] * GIB), 0,
-            tuple(m for m in indexes if m != n) if linked else (), numa_node=0,
+            n, f"GPU-{n}", NAMES[size], int(TOTALS_GIB[size] * GIB),
+            tuple(m for m in indexes if m != n) if linked else (), numa_node=0, memory_used_bytes=0,
         )
         for n in indexes
     ]  # fmt: skip

@@ -25,7 +25,7 @@ DATA: dict[str, Any] = json.loads((Path(__file__).parent / "measured_rows.json")
 ROWS: list[dict[str, Any]] = DATA["rows"]
 SOURCE = DATA["source"]
 CARD = Gpu(
-    0, "GPU-0", SOURCE["gpu"], SOURCE["memory_total_bytes"], 0, memory_reserved_bytes=SOURCE["memory_reserved_bytes"]
+    0, "GPU-0", SOURCE["gpu"], SOURCE["memory_total_bytes"], memory_used_bytes=0, memory_reserved_bytes=SOURCE["memory_reserved_bytes"]
 )  # fmt: skip
 each_row = pytest.mark.parametrize("row", ROWS, ids=[row["name"] for row in ROWS])
 

@@ -15,7 +15,8 @@ GIB = 1024**3
 
 def host(count: int, links: bool = False) -> list[Gpu]:
     return [
-        Gpu(n, f"GPU-{n}", "H100", 80 * GIB, 0, tuple(m for m in (n ^ 4,) if links)) for n in range(count)
+        Gpu(n, f"GPU-{n}", "H100", 80 * GIB, tuple(m for m in (n ^ 4,) if links), memory_used_bytes=0)
+        for n in range(count)
     ]
 
 

@@ -17,7 +17,7 @@ GIB = 1024**3
 
 
 def gpus(count: int) -> list[Gpu]:
-    return [Gpu(n, f"SIM-{n}", "Simulated GPU", 80 * GIB, 0) for n in range(count)]
+    return [Gpu(n, f"SIM-{n}", "Simulated GPU", 80 * GIB, memory_used_bytes=0) for n in range(count)]
 
 
 def wanted(replicas: int | None, size: int = 1, **more: object) -> dict[str, Wanted]:

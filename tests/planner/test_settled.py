@@ -10,7 +10,12 @@ from gpuserved.core.profile import Profile
 from gpuserved.planning.arrange import Arranged, Inputs, Solution, Wanted, arrange
 
 H100 = Gpu(
-    0, "GPU-0", "NVIDIA H100 80GB HBM3", 85_520_809_984, 503_316_480, memory_reserved_bytes=503_316_480
+    0,
+    "GPU-0",
+    "NVIDIA H100 80GB HBM3",
+    85_520_809_984,
+    memory_used_bytes=503_316_480,
+    memory_reserved_bytes=503_316_480,
 )
 LLAMA = configs.facts(configs.LLAMA_8B)
 

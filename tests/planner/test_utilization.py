@@ -33,7 +33,12 @@ from gpuserved.core.profile import EngineName, Profile
 
 GIB = configs.GIB
 H100 = Gpu(
-    0, "GPU-0", "NVIDIA H100 80GB HBM3", 85_520_809_984, 503_316_480, memory_reserved_bytes=503_316_480
+    0,
+    "GPU-0",
+    "NVIDIA H100 80GB HBM3",
+    85_520_809_984,
+    memory_used_bytes=503_316_480,
+    memory_reserved_bytes=503_316_480,
 )
 VISIBLE = 85_520_809_984 - 503_316_480
 LLAMA = configs.facts(configs.LLAMA_8B)
@@ -80,7 +85,14 @@ def test_the_share_that_vllm_finds_free() -> None:
 
 @given(used=st.integers(0, 85_520_809_984), size=st.integers(1, 8))
 def test_vllm_starts_with_it_and_hardly_with_more(used: int, size: int) -> None:
-    there = Gpu(0, "GPU-0", H100.name, H100.memory_total_bytes, used, memory_reserved_bytes=503_316_480)
+    there = Gpu(
+        0,
+        "GPU-0",
+        H100.name,
+        H100.memory_total_bytes,
+        memory_used_bytes=used,
+        memory_reserved_bytes=503_316_480,
+    )
     cap = utilization_cap(there, size)
     others = max(0, used - 503_316_480)
     assert cap == 0 or starts(cap, others, size)
@@ -214,7 +226,7 @@ def test_more_than_can_be_had_is_refused_before_a_gpu_is_touched(profile: Profil
 
 
 def test_a_card_that_cannot_give_as_much_is_left_to_others() -> None:
-    small = Gpu(1, "GPU-1", "NVIDIA L4", 24 * GIB, 0)
+    small = Gpu(1, "GPU-1", "NVIDIA L4", 24 * GIB, memory_used_bytes=0)
     profile = configs.profile(flags={"gpu_memory_utilization": 0.99}, replicas=None)
     answer = place(profile, [H100, small], facts=LLAMA)
     assert isinstance(answer, Placements)

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 
 from gpuserved.api.errors import Invalid
+from gpuserved.core.placement import GpuInfo
+from gpuserved.core.profile import EngineName, Profile
 from gpuserved.telemetry import attribution
 from gpuserved.telemetry.choose import choose
 from gpuserved.telemetry.file import FileProvider
-from gpuserved.telemetry.provider import LOST, Combined, GpuInfo, GpuProcess, GpuSample, NoneProvider
-from gpuserved.telemetry.sim import BASE_USED_BYTES, Claim, SimProvider
+from gpuserved.telemetry.provider import LOST, Combined, GpuProcess, GpuSample, NoneProvider
+from gpuserved.telemetry.sim import BASE_USED_BYTES, Claim, SimProvider, claims_of, simulated_by
 from gpuserved.telemetry.visible import limit
 
 GIB = 1024**3
@@ -81,8 +83,12 @@ def test_two_gpus_of_one_name_are_refused(tmp_path: Path) -> None:
         FileProvider(write(tmp_path / "i.json", gpu(0), gpu(0)))
 
 
+def simulated_gpus(count: int, memory_bytes: int) -> list[GpuInfo]:
+    return [GpuInfo(n, f"SIM-{n}", "Simulated GPU", memory_bytes) for n in range(count)]
+
+
 def test_simulated_gpus_show_what_is_claimed() -> None:
-    provider = SimProvider(2, 80 * GIB)
+    provider = SimProvider(simulated_gpus(2, 80 * GIB))
     assert [info.uuid for info in provider.inventory()] == ["SIM-0", "SIM-1"]
     assert provider.sample()[0].memory_used_bytes == BASE_USED_BYTES
     provider.claim([Claim("SIM-1", 10, GIB), Claim("SIM-1", 11, 2 * GIB)])
@@ -95,7 +101,9 @@ def test_simulated_gpus_show_what_is_claimed() -> None:
 
 
 def test_simulated_gpus_come_after_real_ones(tmp_path: Path) -> None:
-    both = Combined([FileProvider(write(tmp_path / "i.json", gpu(0), gpu(1))), SimProvider(2, GIB)])
+    both = Combined(
+        [FileProvider(write(tmp_path / "i.json", gpu(0), gpu(1))), SimProvider(simulated_gpus(2, GIB))]
+    )
     assert [(info.index, info.uuid) for info in both.inventory()] == [
         (0, "GPU-0"), (1, "GPU-1"), (2, "SIM-0"), (3, "SIM-1"),
     ]  # fmt: skip
@@ -164,3 +172,15 @@ def test_the_choice(tmp_path: Path) -> None:
     assert off.reason
     with pytest.raises(Invalid, match=r"nowhere\.json"):
         choose({}, "/nowhere.json")
+
+
+def test_profiles_of_the_look_alike_add_the_gpus_that_the_planner_places_on_and_claim_their_share() -> None:
+    flags: dict[str, Any] = {"gpus": 2, "gpu_memory_gib": 40, "gpu_memory_utilization": 0.5}
+    profile = Profile("p", "sim/tiny", "p", engine=EngineName.SIM, flags=flags)
+    provider = simulated_by([profile])
+    assert provider is not None
+    assert [(info.uuid, info.memory_total_bytes, info.nvlink) for info in provider.inventory()] == [
+        ("SIM-0", 40 * GIB, (1,)), ("SIM-1", 40 * GIB, (0,)),
+    ]  # fmt: skip
+    assert claims_of(profile, 7, ("SIM-1", "GPU-real")) == [Claim("SIM-1", 7, 20 * GIB)]
+    assert simulated_by([Profile("q", "a/b", "q")]) is None

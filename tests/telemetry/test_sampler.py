@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from gpuserved.telemetry.provider import GpuInfo, GpuSample
+from gpuserved.core.placement import GpuInfo
+from gpuserved.telemetry.provider import GpuSample
 from gpuserved.telemetry.sampler import Sampler
 
 

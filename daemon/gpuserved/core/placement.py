@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from gpuserved.core.planner.memory import Card
 from gpuserved.core.profile import Profile, RunsOn
@@ -24,24 +25,53 @@ class Foreign:
 
 
 @dataclass(frozen=True)
-class Gpu:
-    """One GPU of the inventory. Bytes; None where nobody knows."""
+class GpuInfo:
+    """What the inventory says of a GPU: it stays the same while the GPU is there. Bytes; None where nobody knows.
+
+    Its figures of one moment are `telemetry.provider.GpuSample`; the two together, as a client sees them, `api.types.GpuView`.
+    """
 
     index: int
+    """In PCI order, as CUDA_VISIBLE_DEVICES means it with CUDA_DEVICE_ORDER=PCI_BUS_ID."""
     uuid: str
     name: str
     memory_total_bytes: int | None = None
-    memory_used_bytes: int | None = None
-    """By others than our replicas."""
     nvlink: tuple[int, ...] = ()
     """Indexes of the GPUs it has a direct link to."""
     numa_node: int | None = None
+    compute_capability: str | None = None
+    memory_reserved_bytes: int | None = None
+    """Part of the total that the driver keeps from CUDA."""
+
+    @property
+    def simulated(self) -> bool:
+        """Only replicas of the look-alike engine are placed on it."""
+        return self.uuid.startswith(SIM_PREFIX)
+
+
+@dataclass(frozen=True)
+class Gpu(GpuInfo):
+    """A GPU as the planner weighs it: the inventory's fact, with what is in the way there."""
+
+    memory_used_bytes: int | None = None
+    """By others than our replicas."""
     foreign: tuple[Foreign, ...] = ()
     """Who the others are, as far as the driver tells."""
     blocked: str | None = None
     """Why nothing may be placed here: quarantined, lost."""
-    memory_reserved_bytes: int | None = None
-    """Part of the total that the driver keeps from CUDA."""
+
+    @classmethod
+    def of(
+        cls,
+        info: GpuInfo,
+        *,
+        memory_used_bytes: int | None = None,
+        foreign: tuple[Foreign, ...] = (),
+        blocked: str | None = None,
+    ) -> Gpu:
+        """The GPU of an inventory with what is in the way there."""
+        facts: dict[str, Any] = {each.name: getattr(info, each.name) for each in fields(GpuInfo)}
+        return cls(**facts, memory_used_bytes=memory_used_bytes, foreign=foreign, blocked=blocked)
 
 
 @dataclass(frozen=True)
@@ -135,18 +165,16 @@ def simulated(profile: Profile) -> list[Gpu]:
     ):
         return []
     total = int(gib * 1024**3)
-    return [Gpu(n, f"{SIM_PREFIX}{n}", "Simulated GPU", total, 0) for n in range(count)]
+    return [Gpu(n, f"{SIM_PREFIX}{n}", "Simulated GPU", total, memory_used_bytes=0) for n in range(count)]
 
 
 def with_simulated(inventory: Iterable[Gpu], profiles: Iterable[Profile]) -> list[Gpu]:
     """The inventory with the simulated GPUs of these profiles; their indexes follow those of the real ones."""
     found = list(inventory)
     known = {gpu.uuid for gpu in found}
-    first = max((gpu.index for gpu in found if not gpu.uuid.startswith(SIM_PREFIX)), default=-1) + 1
+    first = max((gpu.index for gpu in found if not gpu.simulated), default=-1) + 1
     for gpu in (gpu for profile in profiles for gpu in simulated(profile)):
         if gpu.uuid not in known:
             known.add(gpu.uuid)
-            found.append(
-                Gpu(first + gpu.index, gpu.uuid, gpu.name, gpu.memory_total_bytes, gpu.memory_used_bytes)
-            )
+            found.append(replace(gpu, index=first + gpu.index))
     return sorted(found, key=lambda gpu: gpu.index)

@@ -8,8 +8,8 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from gpuserved.api.types import GpuView
-from gpuserved.core.placement import SIM_DEFAULT_GIB, Gpu
-from gpuserved.core.profile import EngineName, Profile
+from gpuserved.core.placement import Gpu, GpuInfo
+from gpuserved.core.profile import Profile
 from gpuserved.fleet.state import FleetState
 from gpuserved.host import gpulock, procfs
 from gpuserved.host.gpulock import GpuLocks
@@ -17,16 +17,13 @@ from gpuserved.host.tasks import Tasks
 from gpuserved.planning.inventory import gpu_of
 from gpuserved.replica.controller import ReplicaController
 from gpuserved.telemetry.attribution import views
-from gpuserved.telemetry.provider import Combined, GpuInfo, GpuProvider, GpuSample
+from gpuserved.telemetry.provider import Combined, GpuProvider, GpuSample
 from gpuserved.telemetry.sampler import Sampler
-from gpuserved.telemetry.sim import Claim, SimProvider
+from gpuserved.telemetry.sim import Claim, SimProvider, claims_of, simulated_by
 
 log = logging.getLogger(__name__)
 
 SAMPLE_S = 1.0
-GIB = 1024**3
-SIM_UTILIZATION = 0.92
-"""vLLM's default share of a card."""
 
 
 class GpuInventory:
@@ -71,10 +68,7 @@ class GpuInventory:
 
     def simulate(self, profiles: list[Profile]) -> None:
         """Make the simulated GPUs those that these profiles ask for."""
-        asking = [p for p in profiles if p.engine is EngineName.SIM and isinstance(p.flags.get("gpus"), int)]
-        count = max((int(str(p.flags["gpus"])) for p in asking), default=0)
-        gib = max((float(str(p.flags.get("gpu_memory_gib", SIM_DEFAULT_GIB))) for p in asking), default=0.0)
-        self._sim = SimProvider(count, int(gib * GIB)) if count else None
+        self._sim = simulated_by(profiles)
 
     def begin(self, on_sample: Callable[[], None]) -> None:
         """Sample from now on."""
@@ -166,12 +160,7 @@ def _trees(replicas: Mapping[str, ReplicaController]) -> dict[str, set[int]]:
 def _claims(replicas: Mapping[str, ReplicaController]) -> list[Claim]:
     found: list[Claim] = []
     for controller in replicas.values():
-        profile, process = controller.assignment.profile, controller.process
-        if profile.engine is not EngineName.SIM or process is None or process.pid is None:
-            continue
-        share = float(str(profile.flags.get("gpu_memory_utilization", SIM_UTILIZATION)))
-        gib = float(str(profile.flags.get("gpu_memory_gib", SIM_DEFAULT_GIB)))
-        found += [
-            Claim(uuid, process.pid, int(gib * share * GIB)) for uuid in controller.assignment.gpu_uuids
-        ]
+        assignment, process = controller.assignment, controller.process
+        if process is not None and process.pid is not None:
+            found += claims_of(assignment.profile, process.pid, assignment.gpu_uuids)
     return found

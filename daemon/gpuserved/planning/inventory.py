@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from gpuserved.core.placement import Foreign, Gpu, Lease
+from gpuserved.core.placement import Foreign, Gpu, GpuInfo, Lease
 from gpuserved.host import procfs
 from gpuserved.host.gpulock import GpuLocks
 from gpuserved.telemetry.attribution import foreign_bytes
 from gpuserved.telemetry.attribution import owners as owners_of
-from gpuserved.telemetry.provider import OK, GpuInfo, GpuSample
+from gpuserved.telemetry.provider import OK, GpuSample
 
 
 def gpu_of(
@@ -31,18 +31,7 @@ def gpu_of(
             Foreign(each.pid, each.user, each.memory_bytes) for each in named if each.replica is None
         )
     lost = f"GPU is {sample.state}" if sample is not None and sample.state != OK else None
-    return Gpu(
-        info.index,
-        info.uuid,
-        info.name,
-        info.memory_total_bytes,
-        used,
-        info.nvlink,
-        info.numa_node,
-        foreign,
-        lost,
-        info.memory_reserved_bytes,
-    )
+    return Gpu.of(info, memory_used_bytes=used, foreign=foreign, blocked=lost)
 
 
 def leases_of_others(locks: GpuLocks | None, inventory: Sequence[Gpu]) -> list[Lease]:

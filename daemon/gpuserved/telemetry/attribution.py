@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 
 from gpuserved.api.types import GpuOwner, GpuView
-from gpuserved.telemetry.provider import GpuInfo, GpuSample
+from gpuserved.core.placement import GpuInfo
+from gpuserved.telemetry.provider import GpuSample
 
 Describe = Callable[[int], tuple[str | None, str | None]]
 """From a pid to its process's name and user."""

@@ -11,7 +11,8 @@ import msgspec
 
 from gpuserved.api.errors import Invalid
 from gpuserved.core.gpufault import Xid
-from gpuserved.telemetry.provider import OK, GpuInfo, GpuProcess, GpuSample
+from gpuserved.core.placement import GpuInfo
+from gpuserved.telemetry.provider import OK, GpuProcess, GpuSample
 
 
 class _Process(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gpuserved.core.placement import GpuInfo
 from gpuserved.host.nvml import GpuLost, Nvml, NvmlUnavailable
-from gpuserved.telemetry.provider import LOST, GpuInfo, GpuProcess, GpuSample
+from gpuserved.telemetry.provider import LOST, GpuProcess, GpuSample
 from gpuserved.telemetry.visible import limit
 
 MIG_INDEX_STEP = 100

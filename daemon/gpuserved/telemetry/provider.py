@@ -6,27 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from gpuserved.core.gpufault import Xid
+from gpuserved.core.placement import GpuInfo
 
 OK = "OK"
 LOST = "LOST"
-
-
-@dataclass(frozen=True)
-class GpuInfo:
-    """What does not change while a GPU is there."""
-
-    index: int
-    """In PCI order, as CUDA_VISIBLE_DEVICES means it with CUDA_DEVICE_ORDER=PCI_BUS_ID."""
-    uuid: str
-    name: str
-    memory_total_bytes: int | None = None
-    nvlink: tuple[int, ...] = ()
-    """Indexes of the GPUs that NVLink joins it to."""
-    numa_node: int | None = None
-    compute_capability: str | None = None
-    simulated: bool = False
-    memory_reserved_bytes: int | None = None
-    """Part of the total that the driver keeps from CUDA."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +22,7 @@ class GpuProcess:
 
 @dataclass(frozen=True)
 class GpuSample:
-    """One GPU's figures now."""
+    """One GPU's figures at one moment; what does not change is its `GpuInfo`."""
 
     index: int
     uuid: str

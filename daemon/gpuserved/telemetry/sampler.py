@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from gpuserved.telemetry.provider import GpuInfo, GpuProvider, GpuSample
+from gpuserved.core.placement import GpuInfo
+from gpuserved.telemetry.provider import GpuProvider, GpuSample
 
 DEADLINE_S = 2.0
 """NVML answers in milliseconds; past this a driver is stuck (nvidia-smi hangs the same way)."""

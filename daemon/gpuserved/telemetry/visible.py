@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpuserved.telemetry.provider import GpuInfo
+from gpuserved.core.placement import GpuInfo
 
 
 def limit(infos: list[GpuInfo], visible_devices: str | None) -> list[GpuInfo]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from gpuserved.core.placement import SIM_PREFIX, Gpu, Lease, NoFit
+from gpuserved.core.placement import Gpu, Lease, NoFit
 from gpuserved.core.planner.utilization import (
     ANYTHING,
     Runs,
@@ -35,9 +35,7 @@ def allowed(profile: Profile, inventory: Iterable[Gpu]) -> list[Gpu] | NoFit:
     """The GPUs this profile may use, by index; an empty list: it runs on the CPU."""
     planning = profile.engine.planning
     own = planning.runs_on is RunsOn.SIMULATED
-    there = sorted(
-        (g for g in inventory if g.uuid.startswith(SIM_PREFIX) == own), key=lambda gpu: (gpu.index, gpu.uuid)
-    )
+    there = sorted((g for g in inventory if g.simulated == own), key=lambda gpu: (gpu.index, gpu.uuid))
     if profile.gpus is None:
         return [] if planning.runs_on is RunsOn.NAMED else there
     by_name = {name: gpu for gpu in there for name in (str(gpu.index), gpu.uuid)}
