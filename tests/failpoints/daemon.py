@@ -13,7 +13,7 @@ from tests.e2e.box import until
 
 from gpuserved.host import procfs
 
-_HANDED_OVER = re.compile(rb"gpuserved\.app\.life: .* has taken over$", re.MULTILINE)
+_HANDED_OVER = re.compile(rb"gpuserved\.app\.daemon: .* has taken over$", re.MULTILINE)
 
 
 class Daemon:

@@ -32,13 +32,13 @@ sys.exit(main())
 
 STAMPS = {
     "app/daemon.py": 1,  # when an upgrade failed
-    "cli/moment.py": 1, "cli/upgrade.py": 1,  # what an operator means by "10m"; since when the daemon's word is about this command
+    "cli/events.py": 1, "cli/upgrade.py": 1,  # what an operator means by "10m"; since when the daemon's word is about this command
     "cli/act.py": 1, "cli/apply.py": 1, "cli/up.py": 1,  # since when events and rollouts are this command's own
     "cli/doctor/machine.py": 1,  # is about the clock
-    "cli/progress.py": 1, "cli/text.py": 1,  # ages on the screen
+    "cli/waiting.py": 1, "cli/status.py": 1,  # ages on the screen
     "control/logfeed.py": 2, "fleet/observers.py": 1, "planning/measured.py": 1, "fleet/quarantine.py": 1,
-    "fleet/rollout.py": 1, "router/builtin.py": 1, "router/exchange.py": 1, "shim/role.py": 2, "supervisor/crash.py": 1,
-    "supervisor/evidence.py": 1,
+    "fleet/rollout.py": 1, "router/builtin.py": 1, "router/exchange.py": 1, "shim/role.py": 2,
+    "replica/diagnostics.py": 2,
 }  # fmt: skip
 """Readings of the wall clock, by file: each is written down or shown, and decides nothing in a process that runs on."""
 WAITS = {"sleep", "call_later", "call_at", "wait_for", "wait", "timeout", "timeout_at", "settimeout", "join"}
