@@ -18,7 +18,7 @@ from tests.planner import configs
 
 from gpuserved.core.planner.model import ModelFacts, Unknown
 from gpuserved.planning import hub as hub_module
-from gpuserved.planning.hub import Hub, Wish
+from gpuserved.planning.hub import Fetch, Hub
 from gpuserved.planning.model_reader import ModelReader
 
 COMMIT = "a" * 40
@@ -30,8 +30,8 @@ SIZES = {
 }
 
 
-def wish(tmp_path: Path, python: str = sys.executable) -> Wish:
-    return Wish("org/tiny", None, tmp_path / "hub", python)
+def wanted(tmp_path: Path, python: str = sys.executable) -> Fetch:
+    return Fetch("org/tiny", None, tmp_path / "hub", python)
 
 
 def interpreter(tmp_path: Path, library: str | None) -> str:
@@ -56,14 +56,14 @@ def test_a_hub_that_does_not_answer_is_a_reason_and_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str | None, says: str
 ) -> None:
     monkeypatch.setattr(hub_module, "TIMEOUT_S", 1.0 if "sleep" in (library or "") else 30.0)
-    reason = Hub(tmp_path, {}).fetch(wish(tmp_path, interpreter(tmp_path, library)), None)
+    reason = Hub(tmp_path, {}).fetch(wanted(tmp_path, interpreter(tmp_path, library)), None)
     assert reason is not None
     assert says in reason
 
 
 def test_offline_nothing_is_tried(tmp_path: Path) -> None:
     assert (
-        Hub(tmp_path, {"HF_HUB_OFFLINE": "1"}).fetch(wish(tmp_path, "/no/python"), None)
+        Hub(tmp_path, {"HF_HUB_OFFLINE": "1"}).fetch(wanted(tmp_path, "/no/python"), None)
         == "HF_HUB_OFFLINE is set"
     )
 
@@ -75,7 +75,7 @@ def test_the_token_is_in_the_environment_alone(tmp_path: Path) -> None:
         f"print(json.dumps({{'commit': '{COMMIT}', 'sizes': {SIZES}}}))\nraise SystemExit\n"
     )
     hub = Hub(tmp_path, {})
-    assert hub.fetch(wish(tmp_path, interpreter(tmp_path, library)), "hf_secret") is None
+    assert hub.fetch(wanted(tmp_path, interpreter(tmp_path, library)), "hf_secret") is None
     files = hub.sizes("org/tiny", COMMIT)
     assert files is not None
     assert (files.total_bytes, files.source) == (8_500, "hub"), (

@@ -101,7 +101,7 @@ def _ref(repository: Path, name: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class Wish:
+class Fetch:
     """What is to be fetched."""
 
     model: str
@@ -118,24 +118,24 @@ class Hub:
         self._folder = cache_dir / "hub-sizes"
         self._environ = os.environ if environ is None else environ
 
-    def fetch(self, wish: Wish, token: str | None) -> str | None:
+    def fetch(self, wanted: Fetch, token: str | None) -> str | None:
         """Fetch the small files; None: they are there now, else why not."""
         if self._environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
             return "HF_HUB_OFFLINE is set"
-        log.info("fetching the configuration of %s from the hub", wish.model)
+        log.info("fetching the configuration of %s from the hub", wanted.model)
         try:
             done = subprocess.run(
-                [wish.python, "-c", _PROGRAM, wish.model, wish.revision or "", str(wish.hub_cache)],
+                [wanted.python, "-c", _PROGRAM, wanted.model, wanted.revision or "", str(wanted.hub_cache)],
                 capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S, check=False,
                 stdin=subprocess.DEVNULL, env=self._child_environment(token), cwd="/",
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             return f"the hub gave no answer within {TIMEOUT_S:.0f} s"
         except OSError as error:
-            return f"{wish.python}: {error.strerror}"
+            return f"{wanted.python}: {error.strerror}"
         if done.returncode != 0:
             return _last_line(done.stderr)
-        return self._keep(wish.model, done.stdout)
+        return self._keep(wanted.model, done.stdout)
 
     def _child_environment(self, token: str | None) -> dict[str, str]:
         env = {k: v for k, v in self._environ.items() if k.upper() in _PASSED or k.startswith(_PREFIXES)}

@@ -36,8 +36,8 @@ class ModelReader:
         where = self._find(profile)
         reason: str | None = None
         if where.folder is None and where.is_hub_id and self._hub is not None and python is not None:
-            wish = hub.Wish(profile.model, _text(profile, "revision"), where.cache, python)
-            reason = self._hub.fetch(wish, profile.env.get("HF_TOKEN", token))
+            wanted = hub.Fetch(profile.model, _text(profile, "revision"), where.cache, python)
+            reason = self._hub.fetch(wanted, profile.env.get("HF_TOKEN", token))
             where = self._find(profile) if reason is None else where
         if where.folder is None:
             return _missing(profile, where, reason)

@@ -93,7 +93,7 @@ def _sample(gpu: _Gpu) -> GpuSample:
 
 
 class FileProvider:
-    """See `GpuProvider`. The file is read again when it changes; a broken one leaves the last good figures, with a reason."""
+    """The file is read again when it changes; a broken one leaves the last good figures, with a reason."""
 
     name = "file"
 
@@ -107,12 +107,10 @@ class FileProvider:
         self._read()
 
     def inventory(self) -> list[GpuInfo]:
-        """See `GpuProvider.inventory`."""
         self._refresh()
         return list(self._infos)
 
     def sample(self) -> list[GpuSample]:
-        """See `GpuProvider.sample`."""
         self._refresh()
         return list(self._samples)
 

@@ -25,7 +25,7 @@ class _Device:
 
 
 class NvmlProvider:
-    """See `GpuProvider`. Devices are enumerated once; the handles of a lost GPU stay and answer LOST."""
+    """Devices are enumerated once; the handles of a lost GPU stay and answer LOST."""
 
     name = "nvml"
 
@@ -48,11 +48,9 @@ class NvmlProvider:
             self.reason = f"CUDA_VISIBLE_DEVICES={visible_devices} hides all {len(found)} GPUs"
 
     def inventory(self) -> list[GpuInfo]:
-        """See `GpuProvider.inventory`."""
         return [device.info for device in self._devices]
 
     def sample(self) -> list[GpuSample]:
-        """See `GpuProvider.sample`."""
         return [self._sample(device) for device in self._devices]
 
     def _sample(self, device: _Device) -> GpuSample:

@@ -95,7 +95,6 @@ class Combined:
         return next((each.reason for each in self._providers if each.reason), None)
 
     def inventory(self) -> list[GpuInfo]:
-        """See `GpuProvider.inventory`."""
         found: list[GpuInfo] = []
         for provider in self._providers:
             first = _next_index(found)
@@ -105,7 +104,7 @@ class Combined:
         return found
 
     def sample(self) -> list[GpuSample]:
-        """See `GpuProvider.sample`; matched to the inventory by UUID."""
+        """Matched to the inventory by UUID."""
         index_of = {info.uuid: info.index for info in self.inventory()}
         return [
             _with_index(sample, index_of.get(sample.uuid, sample.index))

@@ -45,11 +45,10 @@ class SimProvider:
         self._claims = by_gpu
 
     def inventory(self) -> list[GpuInfo]:
-        """See `GpuProvider.inventory`."""
         return list(self._infos)
 
     def sample(self) -> list[GpuSample]:
-        """See `GpuProvider.sample`. A simulated card has no sensors."""
+        """A simulated card has no sensors."""
         return [self._sample(info) for info in self._infos]
 
     def _sample(self, info: GpuInfo) -> GpuSample:
