@@ -52,6 +52,7 @@ class Report:
     def __init__(self, done: subprocess.CompletedProcess[str]) -> None:
         self.code = done.returncode
         self.text = done.stdout + done.stderr
+        assert done.stdout, done.stderr
         self.body = json.loads(done.stdout)
 
     def of(self, check: str) -> list[tuple[str, str, str | None]]:
