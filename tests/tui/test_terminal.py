@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
 import re
+import select
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -159,6 +165,38 @@ def test_other_terminals(attach: Attach, term: str, env: dict[str, str]) -> None
     terminal.shows("Keys", absent=True)
     terminal.press("q")
     restored(terminal)
+
+
+@pytest.mark.parametrize(
+    ("size", "term"), [((0, 0), "xterm-256color"), ((24, 80), "dumb")], ids=["0x0", "dumb"]
+)
+def test_a_terminal_whose_size_is_told_twice_takes_keys(
+    served: Box, size: tuple[int, int], term: str
+) -> None:
+    """Two libraries guess differently where a terminal says 0x0, or that it is dumb: the screen is laid out for one of them."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+    environment = served.env | {"TERM": term, "LANG": "C.UTF-8"}
+    program = subprocess.Popen(
+        [*TUI], env=environment, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    )
+    os.close(theirs)
+    shown = b""
+    try:
+        deadline = time.monotonic() + 60
+        while b"2/2" not in shown:
+            assert time.monotonic() < deadline, shown[-500:]
+            if select.select([ours], [], [], 1)[0]:
+                shown += os.read(ours, 65536)
+        os.write(ours, b"q")
+        with contextlib.suppress(OSError):  # the program has closed the other end
+            while select.select([ours], [], [], 60)[0] and os.read(ours, 65536):
+                continue
+        assert program.wait(60) == 0
+    finally:
+        program.kill()
+        program.wait()
+        os.close(ours)
 
 
 def test_without_a_terminal_on_stderr_it_says_so(served: Box, attach: Attach) -> None:

@@ -32,7 +32,7 @@ from gpuserve_tui.model.actions import ACTIONS, BY_ID, PANES, Situation, key_nam
 from gpuserve_tui.model.filters import Filter
 from gpuserve_tui.model.state import View, ViewState
 from gpuserve_tui.palette import FleetCommands, Offer
-from gpuserve_tui.screens.dialogs import Ask, Prompt, Reading
+from gpuserve_tui.screens.dialogs import Ask, OneSize, Prompt, Reading
 from gpuserve_tui.screens.events import EventsPane
 from gpuserve_tui.screens.gpus import GpusPane
 from gpuserve_tui.screens.logs import LogPane, LogsPane
@@ -131,6 +131,9 @@ class FleetApp(App[int]):
         self.set_reactive(App.theme, THEMES[self.settings.theme].name)
         self.stylesheet.set_variables(self.get_css_variables())
         self.set_keymap({name: ",".join(keys) for name, keys in self.settings.keys.items()})
+
+    def get_default_screen(self) -> Screen[Any]:
+        return OneSize(id="_default")
 
     def compose(self) -> ComposeResult:
         *above, below = self._lines.values()

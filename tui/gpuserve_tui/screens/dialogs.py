@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
-from textual.screen import ModalScreen
+from textual.events import Resize
+from textual.message import Message
+from textual.screen import ModalScreen, Screen
 from textual.widgets import Button, Input, Static
 
 from gpuserve_tui.cells import Cell, plain
@@ -22,7 +24,20 @@ DEAF_S = 0.25
 """A key that was on its way when the dialog opened must not answer it."""
 
 
-class Confirm(ModalScreen[str | None]):
+class OneSize(Screen[Any]):
+    """A screen that is laid out for the size that the app has now, and no other.
+
+    After a layout that changed its size, Textual's screen posts itself that size. Two different ones in its queue (a terminal that says
+    0x0, TERM=dumb, a second change while the first is laid out) would answer each other for ever, before any key.
+    """
+
+    def post_message(self, message: Message) -> bool:
+        if isinstance(message, Resize) and message.size != self.app.size:
+            return False
+        return super().post_message(message)
+
+
+class Confirm(OneSize, ModalScreen[str | None]):
     """A question. Answers `accept`, `drain`, or None."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -85,7 +100,7 @@ class Confirm(ModalScreen[str | None]):
         self.dismiss(answer or None)
 
 
-class Reading(ModalScreen[None]):
+class Reading(OneSize, ModalScreen[None]):
     """Lines to scroll through."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -134,7 +149,7 @@ class Reading(ModalScreen[None]):
         )
 
 
-class Ask(ModalScreen[str | None]):
+class Ask(OneSize, ModalScreen[str | None]):
     """One line to type; None: cancelled."""
 
     BINDINGS: ClassVar[list[BindingType]] = [("escape", "cancel", "Cancel")]
