@@ -13,7 +13,7 @@ A daemon, router or shim of 0.1.0 reads these of the new files before anybody ty
 | the daemon: `import gpuserved.engines.{vllm,llamacpp,command,sim_adapter}` at the first profile of that engine | refused in words: the \
 new adapter would stand on the old protocol; a crash of what runs imports nothing |
 | a router, a shim: imports of ours | none; everything is loaded at their start |
-| a command that runs on (`events -f`, `up`): `cli.progress`, `cli.rollout`, `host.logtail` ... | harmless: it alone fails, and is typed again |
+| a command that runs on (`events -f`, `up`): `cli.waiting`, `host.logtail` ... | harmless: it alone fails, and is typed again |
 """
 
 from __future__ import annotations
