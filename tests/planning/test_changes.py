@@ -3,41 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from typing import Any
 
 import pytest
+from tests.core.test_profile import RESTARTS
 
 from gpuserved.core.assignment import Assignment
-from gpuserved.core.profile import CommandSpec, EngineName, Profile, Takes
+from gpuserved.core.profile import Profile, Takes
 from gpuserved.planning.arrange import changes, difference
 
 OLD = Profile(name="llama", model="/models/llama", served_name="llama-8b")
-OTHER: dict[str, Any] = {
-    "model": "/models/other",
-    "served_name": "other",
-    "engine": EngineName.SIM,
-    "python": "/opt/vllm/bin/python",
-    "tensor_parallel_size": 2,
-    "max_model_len": 4096,
-    "data_parallel_size": 2,
-    "gpu_share": 0.5,
-    "gpus": ("0",),
-    "flags": {"dtype": "half"},
-    "env": {"A": "b"},
-    "command": CommandSpec(("server",)),
-}
 SHOWN = {"flags": "[vllm] dtype", "env": "[env]"}
 
 
 def test_every_field_says_what_its_change_takes() -> None:
     assert all(isinstance(each.metadata["takes"], Takes) for each in fields(Profile))
     of_process = {each.name for each in fields(Profile) if each.metadata["takes"] is Takes.PROCESS}
-    assert of_process == OTHER.keys(), "a new setting of the engine needs an example here"
+    assert of_process == RESTARTS.keys(), "a new setting of the engine needs an example here"
 
 
-@pytest.mark.parametrize("name", OTHER)
+@pytest.mark.parametrize("name", RESTARTS)
 def test_a_replaced_replica_says_which_setting_changed(name: str) -> None:
-    new = replace(OLD, **{name: OTHER[name]})
+    new = replace(OLD, **{name: RESTARTS[name]})
     [change] = changes({"llama-0": Assignment("llama-0", OLD)}, [Assignment("llama-0", new)])
     assert (change.action, change.why) == ("replace", f"changed: {SHOWN.get(name, name)}")
 
